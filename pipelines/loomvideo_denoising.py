@@ -1,0 +1,335 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Latents: encoding pixels, making noise, the guided denoising loop, and decoding."""
+
+import math
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils.torch_utils import randn_tensor
+
+
+OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+
+
+def guidance_coefficients(
+    guidance_scale: float, guidance_scale_visual: float, has_visual_input: bool
+) -> dict[str, float]:
+    """
+    What each branch's velocity is multiplied by; branches that do not count are left out (paper: cascaded guidance).
+
+    With visual input, `u + s_v (v - u) + s_t (c - v)` for the unconditional, visual and full branch; without,
+    `u + s_t (c - u)`.
+    """
+    if guidance_scale <= 1 and guidance_scale_visual <= 1:
+        return {"cond": 1.0}
+    if has_visual_input:
+        coefficients = {
+            "cond": guidance_scale,
+            "visual": guidance_scale_visual - guidance_scale,
+            "uncond": 1 - guidance_scale_visual,
+        }
+    else:
+        coefficients = {"cond": guidance_scale, "uncond": 1 - guidance_scale}
+    return {branch: coefficient for branch, coefficient in coefficients.items() if coefficient != 0}
+
+
+class LoomVideoDenoisingMixin:
+    """The steps of both pipelines that work on latents, and the properties that describe a running call."""
+
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds"]
+
+    @property
+    def size_step(self) -> int:
+        """What height and width must be multiples of: the VAE's compression times the transformer's patches, 32."""
+        transformer = getattr(self, "transformer", None)
+        return self.vae_scale_factor_spatial * (transformer.config.patch_size[1] if transformer is not None else 2)
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def guidance_scale_visual(self) -> float:
+        return self._guidance_scale_visual
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1 or self._guidance_scale_visual > 1
+
+    @property
+    def attention_kwargs(self) -> dict[str, Any] | None:
+        return self._attention_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> torch.Tensor | None:
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def check_common_inputs(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        height: int | None,
+        width: int | None,
+        num_frames: int | None,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_scale_visual: float,
+        num_videos_per_prompt: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        embeds: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]],
+        output_type: str,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> int:
+        """Checks what both pipelines take, and returns the number of prompts. `embeds` has embeds and mask by name."""
+        prompt_embeds = embeds["prompt_embeds"][0]
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("Pass either `prompt` or `prompt_embeds`, and not both.")
+        if negative_prompt is not None and embeds["negative_prompt_embeds"][0] is not None:
+            raise ValueError("Pass either `negative_prompt` or `negative_prompt_embeds`, and not both.")
+        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            words = value if isinstance(value, list) else [value]
+            if value is not None and not all(isinstance(word, str) for word in words):
+                raise TypeError(f"`{name}` must be a string or a list of strings, but is {value!r}.")
+        if prompt == []:
+            raise ValueError("`prompt` is an empty list: pass at least one prompt.")
+        batch_size = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
+        if isinstance(negative_prompt, list) and len(negative_prompt) != batch_size:
+            raise ValueError(
+                f"There are {len(negative_prompt)} negative prompts for {batch_size} prompts: pass as many."
+            )
+
+        for name, (tensor, mask) in embeds.items():
+            if tensor is None:
+                continue
+            if tensor.ndim != 4 or len(tensor) != batch_size:
+                raise ValueError(
+                    f"`{name}` must be [{batch_size}, layers, tokens, width], as `encode_prompt` returns it, but has "
+                    f"shape {tuple(tensor.shape)}."
+                )
+            if not tensor.isfinite().all():
+                raise ValueError(f"`{name}` holds NaN or infinite values: encode the prompt again.")
+            if mask is not None and mask.shape != (tensor.shape[0], tensor.shape[2]):
+                raise ValueError(
+                    f"`{name}_mask` must be [batch, tokens] of `{name}`, but has shape {tuple(mask.shape)}."
+                )
+
+        if (height is None) != (width is None):
+            raise ValueError("Pass both `height` and `width`, or neither.")
+        for name, size in (("height", height), ("width", width)):
+            if size is not None and (not isinstance(size, Integral) or size <= 0 or size % self.size_step != 0):
+                raise ValueError(f"`{name}` must be a positive multiple of {self.size_step}, but is {size}.")
+        step = self.vae_scale_factor_temporal
+        if num_frames is not None and (
+            not isinstance(num_frames, Integral) or num_frames < 1 or (num_frames - 1) % step != 0
+        ):
+            raise ValueError(
+                f"`num_frames` must be {step}k + 1 (1, {step + 1}, {2 * step + 1}, ...), but is {num_frames}."
+            )
+        for name, count in (
+            ("num_inference_steps", num_inference_steps),
+            ("num_videos_per_prompt", num_videos_per_prompt),
+        ):
+            if not isinstance(count, Integral) or count < 1:
+                raise ValueError(f"`{name}` must be a positive integer, but is {count}.")
+        for name, scale in (("guidance_scale", guidance_scale), ("guidance_scale_visual", guidance_scale_visual)):
+            if not math.isfinite(scale):
+                raise ValueError(f"`{name}` must be a finite number, but is {scale}.")
+        if isinstance(generator, list) and len(generator) != batch_size * num_videos_per_prompt:
+            raise ValueError(
+                f"There are {len(generator)} generators for {batch_size * num_videos_per_prompt} videos: pass one for "
+                "each, or one for all."
+            )
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, but is {output_type!r}.")
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` can hold {', '.join(self._callback_tensor_inputs)}, but holds "
+                f"{', '.join(unknown)}."
+            )
+        prediction_type = self.scheduler.config.get("prediction_type", "flow_prediction")
+        if prediction_type != "flow_prediction":
+            raise ValueError(
+                f"LoomVideo predicts flow velocities, but the scheduler's `prediction_type` is {prediction_type!r}: "
+                "use a flow-matching scheduler, or `prediction_type='flow_prediction'` with `use_flow_sigmas=True`."
+            )
+        return batch_size
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_frames: int,
+        height: int,
+        width: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Makes the initial noise, float32 `[B, C, T, h, w]`, or checks the noise that is given."""
+        shape = (
+            batch_size,
+            self.transformer.config.in_channels,
+            (num_frames - 1) // self.vae_scale_factor_temporal + 1,
+            height // self.vae_scale_factor_spatial,
+            width // self.vae_scale_factor_spatial,
+        )
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        if latents.shape != shape:
+            raise ValueError(f"`latents` must have shape {shape} for this call, but has {tuple(latents.shape)}.")
+        return latents.to(self._execution_device, torch.float32)
+
+    def encode_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encodes `[B, 3, F, H, W]` in [-1, 1] as the normalized mode of the posterior, float32 `[B, C, T, h, w]`."""
+        pixel_values = pixel_values.to(self._execution_device, self.vae.dtype)
+        latents = self.vae.encode(pixel_values).latent_dist.mode().float()
+        mean, std = self._latents_mean_and_std(latents.device)
+        return (latents - mean) / std
+
+    def prepare_clip_latents(self, clips: list[list[PIL.Image.Image]], num_videos_per_prompt: int) -> torch.Tensor:
+        """Encodes one clip for each prompt; what stands for several is encoded once."""
+        encoded = {}
+        keys = [tuple(map(id, clip)) for clip in clips]
+        for key, clip in zip(keys, clips):
+            if key not in encoded:
+                pixels = torch.from_numpy(np.stack(clip)).permute(3, 0, 1, 2)[None]
+                encoded[key] = self.encode_pixels(pixels.float() / 127.5 - 1)
+        return torch.cat([encoded[key] for key in keys]).repeat_interleave(num_videos_per_prompt, dim=0)
+
+    def prepare_reference_latents(
+        self, references: list[list[PIL.Image.Image]], num_videos_per_prompt: int
+    ) -> list[torch.Tensor]:
+        """Encodes the references of each prompt, as one `[B, C, 1, h, w]` for each place in the lists."""
+        return [
+            self.prepare_clip_latents([[image] for image in images], num_videos_per_prompt)
+            for images in zip(*references)
+        ]
+
+    def decode_latents(
+        self, latents: torch.Tensor, output_type: str
+    ) -> np.ndarray | torch.Tensor | list[list[PIL.Image.Image]]:
+        """Decodes normalized latents `[B, C, T, h, w]`, or returns them as they are for `output_type="latent"`."""
+        if output_type == "latent":
+            return latents
+        mean, std = self._latents_mean_and_std(latents.device)
+        video = self.vae.decode((latents * std + mean).to(self.vae.dtype), return_dict=False)[0]
+        return self.video_processor.postprocess_video(video, output_type=output_type)
+
+    def _latents_mean_and_std(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        statistics = (self.vae.config.latents_mean, self.vae.config.latents_std)
+        mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1, 1) for values in statistics)
+        return mean, std
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        num_inference_steps: int,
+        embeds: tuple[torch.Tensor | None, ...],
+        source_latents: torch.Tensor | None,
+        reference_latents: list[torch.Tensor],
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> torch.Tensor:
+        """
+        Runs the denoising loop from noise to clean latents.
+
+        `embeds` is what `encode_prompt` returns. The callback can change them, the latents, `pipe._guidance_scale` and
+        `pipe._guidance_scale_visual`.
+        """
+        dtype, num_layers = self.transformer.dtype, self.transformer.config.num_layers
+        names = ("prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds")
+        tensors = {name: None if e is None else e[:, -num_layers:].to(dtype) for name, e in zip(names, embeds[::2])}
+        masks = dict(zip(names, embeds[1::2]))
+        source_latents = None if source_latents is None else source_latents.to(dtype)
+        reference_latents = [reference.to(dtype) for reference in reference_latents]
+        # The name of each branch's hidden states, and whether it sees the source and the references.
+        branches = {
+            "cond": ("prompt_embeds", True),
+            "visual": ("visual_prompt_embeds", True),
+            "uncond": ("negative_prompt_embeds", False),
+        }
+        has_visual_input = source_latents is not None or bool(reference_latents)
+
+        self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
+        self.scheduler.set_begin_index(0)
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
+
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = t
+
+                latent_model_input = latents.to(dtype)
+                timestep = t.expand(latents.shape[0])
+                # Scale-and-Add: the source counts as much as there is noise. The published model takes the rounded
+                # timestep for that, and scales an empty source where there is none.
+                source_scale = timestep / self.scheduler.config.num_train_timesteps
+
+                velocity = 0
+                coefficients = guidance_coefficients(self.guidance_scale, self.guidance_scale_visual, has_visual_input)
+                for branch, coefficient in coefficients.items():
+                    name, sees_visual_input = branches[branch]
+                    if tensors[name] is None:
+                        raise ValueError(
+                            f"Guidance needs `{name}`, which were not encoded because guidance was off when the call "
+                            "began: begin with `guidance_scale` or `guidance_scale_visual` above 1."
+                        )
+                    with self.transformer.cache_context(branch):
+                        prediction = self.transformer(
+                            hidden_states=latent_model_input,
+                            timestep=timestep,
+                            encoder_hidden_states=tensors[name],
+                            encoder_attention_mask=masks[name],
+                            source_hidden_states=source_latents if sees_visual_input else None,
+                            source_scale=source_scale,
+                            reference_hidden_states=reference_latents if sees_visual_input else None,
+                            attention_kwargs=self.attention_kwargs,
+                            return_dict=False,
+                        )[0]
+                    velocity = velocity + coefficient * prediction.float()
+
+                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
+
+                if callback_on_step_end is not None:
+                    callback_kwargs = {}
+                    for name in callback_on_step_end_tensor_inputs:
+                        callback_kwargs[name] = latents if name == "latents" else tensors[name]
+                    callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
+                    latents = callback_outputs.pop("latents", latents)
+                    for name, tensor in tensors.items():
+                        tensors[name] = callback_outputs.pop(name, tensor)
+                        if tensor is not None and tensors[name].shape != tensor.shape:
+                            masks[name] = None
+
+                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
+                    progress_bar.update()
+
+        self._current_timestep = None
+        return latents

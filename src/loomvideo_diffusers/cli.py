@@ -1,0 +1,293 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The `loomvideo` command."""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+# torch, diffusers and transformers take seconds to import, so the functions that need them do it.
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+
+class Stopwatch:
+    """Remembers how long each stage of a command took."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    from .video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
+
+    num_frames = arguments.frames
+    if num_frames is None:
+        num_frames = 1 if arguments.output.suffix.lower() in IMAGE_SUFFIXES else 81
+    check_output_path(arguments.output, IMAGE_SUFFIXES if num_frames == 1 else VIDEO_SUFFIXES)
+    stopwatch = Stopwatch()
+    with stopwatch.stage("read"):
+        references = [read_image(path) for path in arguments.reference]
+    inputs = {"reference_images": references or None, "num_frames": num_frames}
+    frames = _run("LoomVideoPipeline", inputs, arguments, stopwatch)
+    _write(frames, arguments.output, stopwatch)
+
+
+def edit(arguments: argparse.Namespace) -> None:
+    from .video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image, read_video
+
+    is_image = arguments.input.suffix.lower() in IMAGE_SUFFIXES
+    check_output_path(arguments.output, IMAGE_SUFFIXES if is_image else VIDEO_SUFFIXES)
+    if arguments.contact_sheet is not None:
+        check_output_path(arguments.contact_sheet, IMAGE_SUFFIXES)
+    stopwatch = Stopwatch()
+    with stopwatch.stage("read"):
+        references = [read_image(path) for path in arguments.reference]
+        source = read_image(arguments.input) if is_image else read_video(arguments.input, show_progress=True)
+    inputs = {"image" if is_image else "video": source, "num_frames": arguments.frames}
+    frames = _run("LoomVideoEditPipeline", inputs | {"reference_images": references or None}, arguments, stopwatch)
+    _write(frames, arguments.output, stopwatch)
+    if arguments.contact_sheet is not None:
+        _write_contact_sheet([source] if is_image else source[: len(frames)], frames, arguments.contact_sheet)
+
+
+def _run(
+    pipeline_name: str, inputs: dict[str, Any], arguments: argparse.Namespace, stopwatch: Stopwatch
+) -> "np.ndarray":
+    """Loads a pipeline and runs it; returns the video, `[F, H, W, 3]` in [0, 1]."""
+    import torch
+
+    from . import pipelines
+
+    _silence_libraries()
+    device = arguments.device
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
+    with stopwatch.stage("load"):
+        pipe = getattr(pipelines, pipeline_name).from_pretrained(_check_model(arguments.model), dtype=dtype)
+        if arguments.cpu_offload:
+            pipe.enable_model_cpu_offload(device=device)
+        else:
+            pipe.to(device)
+
+    options = {
+        "prompt": arguments.prompt,
+        "negative_prompt": arguments.negative_prompt,
+        "height": arguments.height,
+        "width": arguments.width,
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance_scale,
+        "guidance_scale_visual": arguments.guidance_scale_visual,
+        "generator": None if arguments.seed is None else torch.Generator("cpu").manual_seed(arguments.seed),
+    }
+    options = {name: value for name, value in (inputs | options).items() if value is not None}
+    with (
+        stopwatch.stage("denoise"),
+        _progress_bar("Reading the prompt", pipe.text_encoder.language_model.layers),
+        _progress_bar("Encoding pixels", [pipe.vae.encoder]),
+    ):
+        latents = pipe(**options, output_type="latent").frames
+    with stopwatch.stage("decode"), _progress_bar("Decoding", [pipe.vae.decoder], latents.shape[2]), torch.no_grad():
+        return pipe.decode_latents(latents, "np")[0]
+
+
+def _silence_libraries() -> None:
+    import diffusers
+    import transformers
+
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+@contextmanager
+def _progress_bar(description: str, modules: Iterable["nn.Module"], total: int | None = None) -> Iterator[None]:
+    """Shows a bar that moves whenever one of the modules has run, from the first time on."""
+    from tqdm import tqdm
+
+    bars = []
+
+    def move(*_) -> None:
+        if not bars:
+            bars.append(tqdm(desc=description, total=total))
+        bars[0].update()
+
+    hooks = [module.register_forward_hook(move) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for bar in bars:
+            bar.close()
+
+
+def _check_model(model: str) -> str:
+    folder = Path(model)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise ValueError(f"{model} has no model_index.json: make a model folder with `loomvideo convert`.")
+    if not folder.exists() and (len(folder.parts) != 2 or folder.is_absolute()):
+        raise ValueError(f"{model} is neither a folder here nor the name of a repository (OWNER/NAME).")
+    return model
+
+
+def _write(frames: "np.ndarray", path: Path, stopwatch: Stopwatch) -> None:
+    """Writes the result and says what was written and how long each stage took."""
+    from .video import FRAMES_PER_SECOND, IMAGE_SUFFIXES, write_image, write_video
+
+    with stopwatch.stage("write"):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            write_image(path, frames[0])
+            length = "1 image"
+        else:
+            write_video(path, frames, show_progress=True)
+            length = f"{len(frames)} frames at {FRAMES_PER_SECOND} a second"
+    height, width = frames.shape[1:3]
+    print(f"Wrote {path}: {length}, {width} x {height} ({stopwatch}).")
+
+
+def _write_contact_sheet(source: Any, result: "np.ndarray", path: Path) -> None:
+    from .video import contact_sheet, write_image
+
+    write_image(path, contact_sheet([source, result]))
+    print(f"Wrote {path}: the source above the result.")
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from . import conversion
+
+    _silence_libraries()
+    stopwatch = Stopwatch()
+    with stopwatch.stage("convert"):
+        folder = conversion.convert(
+            arguments.loomvideo, arguments.mllm, arguments.wan, arguments.output, getattr(torch, arguments.dtype)
+        )
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"Wrote {folder}: {size / 1e6:,.1f} MB ({stopwatch}).")
+
+
+def info(arguments: argparse.Namespace) -> None:
+    import torch
+    from safetensors import safe_open
+
+    if arguments.model is None:
+        for package in ("loomvideo-diffusers", "diffusers", "transformers", "torch", "av"):
+            print(f"{package:20} {version(package)}")
+        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        print(f"{'device':20} {', '.join(devices) or ('mps' if torch.backends.mps.is_available() else 'cpu')}")
+        return
+
+    folder = Path(arguments.model)
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} has no model_index.json: make a model folder with `loomvideo convert`.")
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    for name, value in sorted(index.items()):
+        if name.startswith("_"):
+            continue
+        parameters, dtypes = 0, set()
+        for file in (folder / name).glob("*.safetensors"):
+            with safe_open(file, "pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118, it is not a dict
+                    parameters += math.prod(tensors.get_slice(key).get_shape())
+                    dtypes.add(tensors.get_slice(key).get_dtype())
+        weights = f"{parameters:14,} parameters, {' and '.join(sorted(dtypes))}" if parameters else ""
+        print(f"{name:14} {value[1]:28} {weights}".rstrip())
+
+
+def build_parser() -> argparse.ArgumentParser:
+    sampling = argparse.ArgumentParser(add_help=False)
+    option = sampling.add_argument
+    option(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="mp4 or gif; for an image png, jpg or webp"
+    )
+    option("--model", required=True, metavar="PATH|REPO", help="folder of a converted model, or a repository")
+    option("--reference", nargs="+", type=Path, default=[], metavar="IMAGE", help="called @Image 1, ... in the prompt")
+    option("--negative-prompt", metavar="TEXT", help="what to avoid (default: the published negative prompt)")
+    option("--frames", type=int, metavar="N", help="number of frames, 4k + 1")
+    option("--height", type=int, metavar="PIXELS", help="a multiple of 32")
+    option("--width", type=int, metavar="PIXELS", help="a multiple of 32")
+    option("--steps", type=int, metavar="N", help="denoising steps (default: 50)")
+    option(
+        "--guidance-scale", type=float, metavar="S", help="weight of the words (default: to generate 5, to edit 2.5)"
+    )
+    option("--guidance-scale-visual", type=float, metavar="S", help="weight of source and references (default: 1.5)")
+    option("--seed", type=int, metavar="N", help="makes the result repeatable")
+    option("--device", metavar="DEVICE", help="default: the first that is there of cuda, mps and cpu")
+    option("--dtype", choices=["bfloat16", "float16", "float32"], help="default: bfloat16; on cpu float32")
+    option("--cpu-offload", action="store_true", help="keep only the model that is running on the device")
+
+    parser = argparse.ArgumentParser(prog="loomvideo", description="Generate and edit video with LoomVideo.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    summary = "Generate a video or an image from text, and from reference images."
+    command = commands.add_parser("generate", help=summary, description=summary, parents=[sampling])
+    command.add_argument("prompt", help="what to show")
+    command.set_defaults(function=generate)
+
+    summary = "Edit a video or an image by instruction, and with reference images."
+    command = commands.add_parser("edit", help=summary, description=summary, parents=[sampling])
+    command.add_argument("input", type=Path, help="a video, or a png, jpg or webp")
+    command.add_argument("prompt", help="the instruction")
+    command.add_argument("--contact-sheet", type=Path, metavar="FILE", help="a picture of the source above the result")
+    command.set_defaults(function=edit)
+
+    summary = "Convert the published weights into a model folder for diffusers."
+    command = commands.add_parser("convert", help=summary, description=summary)
+    for name, help_text in (
+        ("loomvideo", "gen_model.pth, or where it lies (released: MSALab/LoomVideo)"),
+        ("mllm", "Qwen3-VL (released: Qwen/Qwen3-VL-8B-Instruct)"),
+        ("wan", "Wan2.2 in the format of diffusers (released: Wan-AI/Wan2.2-TI2V-5B-Diffusers)"),
+    ):
+        command.add_argument(f"--{name}", required=True, metavar="PATH|REPO", help=help_text)
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to make")
+    command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    command.set_defaults(function=convert)
+
+    summary = "Show what a model folder holds, or without one, the versions that are installed."
+    command = commands.add_parser("info", help=summary, description=summary)
+    command.add_argument("model", nargs="?", metavar="PATH", help="folder of a converted model")
+    command.set_defaults(function=info)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line. Returns 0, or 2 after one line on stderr if the input was wrong."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.function(arguments)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"loomvideo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

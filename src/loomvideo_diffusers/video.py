@@ -1,0 +1,255 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Files: reading footage at LoomVideo's 24 frames a second, and writing videos, images and contact sheets."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from tqdm import tqdm
+
+from .pipelines import loomvideo_frames
+
+
+FRAMES_PER_SECOND = 24
+MAX_FRAMES = 121
+
+VIDEO_SUFFIXES = (".mp4", ".gif")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+Frames = loomvideo_frames.Video
+
+
+def sample_positions(fps: float, target_fps: float = FRAMES_PER_SECOND, max_frames: int = MAX_FRAMES) -> Iterator[int]:
+    """Yields the frames that a clip of endless length and `fps` frames a second is sampled at (spec: frames)."""
+    end = int(fps * (max_frames - 1) / target_fps) + 1
+    position = 0.0
+    for _ in range(max_frames):
+        if round(position) >= end:
+            return
+        yield round(position)
+        position += fps / target_fps
+
+
+def sample_frame_indices(
+    num_frames: int, fps: float, target_fps: float = FRAMES_PER_SECOND, max_frames: int = MAX_FRAMES
+) -> list[int]:
+    """
+    Which frames of a clip LoomVideo works on (spec: frames).
+
+    Args:
+        num_frames: length of the clip, at least 1.
+        fps: frames a second of the clip.
+        target_fps: frames a second of the result.
+        max_frames: the result's greatest length, 4k + 1.
+
+    Returns:
+        4k + 1 indices into the clip; an index comes more than once where the clip is slower than the result.
+    """
+    indices = [index for index in sample_positions(fps, target_fps, max_frames) if index < num_frames]
+    return indices[: (len(indices) - 1) // 4 * 4 + 1]
+
+
+def read_video(path: str | os.PathLike, show_progress: bool = False) -> np.ndarray:
+    """
+    Reads the first 5 seconds of a video, or all of a shorter one, at 24 frames a second.
+
+    Rotation is applied; of a variable frame rate, each moment's nearest frame is taken; any pixel format will do.
+    Decoding stops after the last frame that is needed.
+
+    Args:
+        path: a file in any format that FFmpeg reads.
+        show_progress: whether to show a progress bar.
+
+    Returns:
+        `np.ndarray`: uint8 `[F, H, W, 3]`, F = 4k + 1 and at most 121.
+
+    Raises:
+        ValueError: if the file cannot be read, is truncated or has no frames.
+    """
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path} has no video: choose a video file.")
+            frames = list(tqdm(_read_frames(container), desc="Reading frames", disable=not show_progress))
+    except (av.error.FFmpegError, OSError) as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(f"{path} cannot be read as a video ({reason}): is it complete, and a video?") from error
+    if not frames:
+        raise ValueError(f"{path} has no frames: choose another video.")
+    return np.stack(frames[: (len(frames) - 1) // 4 * 4 + 1])
+
+
+def _read_frames(container: av.container.InputContainer) -> Iterator[np.ndarray]:
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    fps = float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
+    positions = sample_positions(fps)
+    position = next(positions)
+    start = previous = previous_time = pixels = None
+    count = 0
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise ValueError(f"{container.name} is truncated: choose a complete file.")
+        for frame in packet.decode():
+            time = frame.time if frame.time is not None else count / fps
+            start = time if start is None else start
+            time -= start
+            # A position is a time. With a constant rate the frame there is the one with that number.
+            while position is not None and position / fps < time:
+                is_previous = previous is not None and position / fps - previous_time <= time - position / fps
+                if not is_previous:
+                    break
+                pixels = _to_pixels(previous) if pixels is None else pixels
+                yield pixels
+                position = next(positions, None)
+            if position is None:
+                return
+            previous, previous_time, pixels = frame, time, None
+            count += 1
+    while position is not None and position < count:
+        pixels = _to_pixels(previous) if pixels is None else pixels
+        yield pixels
+        position = next(positions, None)
+
+
+def _to_pixels(frame: av.VideoFrame) -> np.ndarray:
+    # The angle is counterclockwise, as NumPy's turns are.
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+
+
+def read_image(path: str | os.PathLike) -> PIL.Image.Image:
+    """Reads an image file upright, as RGB. Raises ValueError if it cannot be read."""
+    try:
+        with PIL.Image.open(path) as image:
+            return PIL.ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: choose a complete image file.") from error
+
+
+def check_output_path(path: str | os.PathLike, suffixes: tuple[str, ...]) -> None:
+    """Raises ValueError if a file of one of these kinds could not be written there."""
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path} must end in {' or '.join(suffixes)}.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: choose the name of a file.")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{path} cannot be written, because {folder} is not a folder that can be written to.")
+
+
+def write_video(
+    path: str | os.PathLike, frames: Frames, fps: float = FRAMES_PER_SECOND, show_progress: bool = False
+) -> None:
+    """
+    Writes an H.264 mp4 or a gif. The file appears when all of it is written.
+
+    Args:
+        path: where to, ending in `.mp4` or `.gif`; the folder is made if needed.
+        frames: PIL images, or an array `[F, H, W, 3]` or `[F, 3, H, W]` of uint8 or of floats in [0, 1]. Height and
+            width are even for mp4.
+        fps: frames a second.
+        show_progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: if the frames or the ending are wrong, or the file cannot be written.
+    """
+    check_output_path(path, VIDEO_SUFFIXES)
+    images = loomvideo_frames.read_video(frames, "frames")
+    if Path(path).suffix.lower() == ".gif":
+        # Hundredths of a second are all that a gif counts in, and whole ones at that.
+        ends = [round(100 * index / fps) for index in range(len(images) + 1)]
+        durations = [10 * (end - begin) for begin, end in pairwise(ends)]
+        _write_whole(
+            path,
+            lambda file: images[0].save(
+                file, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
+            ),
+        )
+        return
+    width, height = images[0].size
+    if width % 2 or height % 2:
+        raise ValueError(f"An mp4 needs even sides, but the frames are {width} x {height}: crop them or write a gif.")
+    _write_whole(path, lambda file: _write_mp4(file, images, fps, show_progress))
+
+
+def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progress: bool) -> None:
+    with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "17"})
+        stream.width, stream.height = images[0].size
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        for image in tqdm(images, desc="Writing frames", disable=not show_progress):
+            frame = av.VideoFrame.from_image(image).reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def write_image(path: str | os.PathLike, image: loomvideo_frames.Image) -> None:
+    """Writes a png, jpg or webp. The file appears when all of it is written."""
+    check_output_path(path, IMAGE_SUFFIXES)
+    picture = loomvideo_frames.read_image(image, "image")
+    image_format = PIL.Image.registered_extensions()[Path(path).suffix.lower()]
+    _write_whole(path, lambda file: picture.save(file, format=image_format))
+
+
+def contact_sheet(rows: list[Frames], columns: int = 6, height: int = 128) -> PIL.Image.Image:
+    """
+    Shows videos below each other, each as a row of pictures spread over its length.
+
+    Args:
+        rows: videos, as for `write_video`.
+        columns: pictures in a row; fewer for a shorter video.
+        height: height of a row in pixels.
+    """
+    strips = []
+    for row in rows:
+        frames = loomvideo_frames.read_video(row, "frames")
+        chosen = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
+        width = round(frames[0].width * height / frames[0].height)
+        strips.append(np.hstack([frames[index].resize((width, height)) for index in chosen]))
+    sheet = PIL.Image.new("RGB", (max(strip.shape[1] for strip in strips), height * len(strips)), "white")
+    for index, strip in enumerate(strips):
+        sheet.paste(PIL.Image.fromarray(strip), (0, index * height))
+    return sheet
+
+
+def _write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
+    os.close(handle)
+    try:
+        write(unfinished)
+        os.chmod(unfinished, 0o644)
+        os.replace(unfinished, path)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
