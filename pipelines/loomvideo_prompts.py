@@ -179,8 +179,7 @@ class LoomVideoPromptMixin:
         ]
         hooks.append(layers[-1].register_forward_hook(lambda module, args, output: hidden_states.append(output)))
         try:
-            with torch.no_grad():
-                self.text_encoder(**model_inputs, use_cache=False)
+            self.text_encoder(**model_inputs, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -1,0 +1,110 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The miniature checkpoint, what the published implementation computed with it, and a converted copy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel
+from loomvideo_diffusers.conversion import convert
+from loomvideo_diffusers.video import sample_frame_indices
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+GOLDEN = FIXTURES / "golden"
+
+
+def load_case(name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a recorded case."""
+    with safe_open(GOLDEN / "cases" / f"{name}.safetensors", "pt") as file:
+        metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118, it is not a dict
+
+
+def case_names(prefix: str) -> list[str]:
+    return sorted(path.stem for path in (GOLDEN / "cases").glob(f"{prefix}_*.safetensors"))
+
+
+def references_of(case: dict[str, torch.Tensor], kind: str = "reference_latents") -> list[torch.Tensor]:
+    return [case[key] for key in sorted(case) if key.startswith(f"{kind}.")]
+
+
+def call_inputs(name: str) -> dict[str, Any]:
+    """The arguments of a pipeline call as recorded."""
+    case, metadata = load_case(name)
+    inputs = {key: metadata[key] for key in metadata if key != "source_fps"} | {"latents": case["noise"]}
+    if references := references_of(case, "reference_image"):
+        inputs["reference_images"] = [reference.numpy() for reference in references]
+    if "source_image" in case:
+        inputs["image"] = case["source_image"].numpy()
+    if "source_frames" in case:
+        frames = case["source_frames"].numpy()
+        inputs["video"] = frames[sample_frame_indices(len(frames), metadata["source_fps"])]
+    return inputs
+
+
+def transformer_inputs(name: str, num_layers: int = 4) -> dict[str, Any]:
+    """The arguments of a transformer call as recorded."""
+    case, _ = load_case(name)
+    return {
+        "hidden_states": case["hidden_states"],
+        "timestep": case["timestep"],
+        "encoder_hidden_states": case["mllm_hidden_states"].transpose(0, 1)[:, -num_layers:],
+        "source_hidden_states": case["source_latents"],
+        "source_scale": case["source_scale"],
+        "reference_hidden_states": references_of(case),
+    }
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """The miniature checkpoint, converted. Not to be changed."""
+    return convert(
+        GOLDEN / "LoomVideo",
+        GOLDEN / "Qwen3-VL",
+        GOLDEN / "Wan2.2-TI2V",
+        tmp_path_factory.mktemp("converted") / "model",
+        torch.float32,
+    )
+
+
+@pytest.fixture
+def transformer(model_folder) -> LoomVideoTransformer3DModel:
+    return LoomVideoTransformer3DModel.from_pretrained(model_folder, subfolder="transformer")
+
+
+@pytest.fixture
+def pipe(model_folder) -> LoomVideoPipeline:
+    pipe = LoomVideoPipeline.from_pretrained(model_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def edit(model_folder) -> LoomVideoEditPipeline:
+    pipe = LoomVideoEditPipeline.from_pretrained(model_folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def clip() -> np.ndarray:
+    """A clip of 9 frames in which every pixel and frame differs."""
+    return np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
