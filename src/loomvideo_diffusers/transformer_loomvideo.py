@@ -26,7 +26,7 @@ from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.loaders.single_file_utils import load_single_file_checkpoint
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -38,6 +38,11 @@ from diffusers.utils.torch_utils import maybe_adjust_dtype_for_device
 
 # Reference image k (k = 1, 2, ...) sits at time -10k (paper: negative temporal RoPE).
 REFERENCE_TIME_STEP = 10
+
+# Torch's own attention kernels broadcast masks of four dimensions; the others take [B, L].
+BROADCAST_MASK_BACKENDS = [
+    backend for backend in AttentionBackendName if "native" in backend.value or backend is AttentionBackendName.FLEX
+]
 
 
 def apply_rotary_emb(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -77,6 +82,11 @@ class LoomVideoAttnProcessor:
         if rotary_emb is not None:
             query = apply_rotary_emb(query, *rotary_emb)
             key = apply_rotary_emb(key, *rotary_emb)
+
+        if attention_mask is not None:
+            backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+            if backend in BROADCAST_MASK_BACKENDS:
+                attention_mask = attention_mask[:, None, None]
 
         hidden_states = dispatch_attention_fn(
             query,
