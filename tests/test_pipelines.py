@@ -13,6 +13,7 @@
 # limitations under the License.
 """The pipelines as users of diffusers know pipelines. What they compute is tested in test_golden.py."""
 
+import accelerate
 import numpy as np
 import PIL.Image
 import pytest
@@ -26,6 +27,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import PipelineCallback
+from diffusers.hooks import apply_group_offloading
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline
 from loomvideo_diffusers.pipelines.loomvideo_denoising import guidance_coefficients
@@ -504,16 +506,50 @@ def test_components_made_by_hand(pipe, clip):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
-def test_cpu_offload(offload, edit, clip, references):
-    inputs = SMALL | {"prompt": "make it blue", "video": clip, "reference_images": references}
-    expected = edit.to("cuda")(**inputs, generator=generator()).frames.cpu()
+def test_offload_from_cuda(offload, edit):
+    inputs = call_inputs("pipeline_ref_edit")
+    expected = edit.to("cuda")(**inputs).frames
     edit.to("cpu")
     getattr(edit, offload)()
-    assert_close(edit(**inputs, generator=generator()).frames.cpu(), expected)
+    assert_close(edit(**inputs).frames, expected)
+    assert_close(edit(**inputs).frames, expected)
+
+
+def offload_models(pipe):
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def offload_layers(pipe):
+    """What sequential offload does, to the CPU: weights are on no device but while their layer runs."""
+    for model in (pipe.text_encoder, pipe.transformer, pipe.vae):
+        accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=True)
+        assert model.device.type == "meta"
+
+
+def offload_blocks(pipe):
+    options = {"onload_device": torch.device("cpu"), "offload_type": "block_level", "num_blocks_per_group": 1}
+    pipe.transformer.enable_group_offload(**options)
+    apply_group_offloading(pipe.text_encoder, **options)
+
+
+def offload_leaves(pipe):
+    for model in (pipe.text_encoder, pipe.transformer, pipe.vae):
+        apply_group_offloading(model, onload_device=torch.device("cpu"), offload_type="leaf_level")
+
+
+@pytest.mark.parametrize("offload", [offload_models, offload_layers, offload_blocks, offload_leaves])
+@pytest.mark.parametrize("name", ["pipeline_ref_edit", "pipeline_mi2v", "pipeline_t2v"])
+def test_offload(offload, name, pipe, edit):
+    pipe = edit if "edit" in name else pipe
+    inputs = call_inputs(name)
+    expected = pipe(**inputs).frames
+    offload(pipe)
+    assert_close(pipe(**inputs).frames, expected, atol=1e-5)
+    assert_close(pipe(**inputs).frames, expected, atol=1e-5)
 
 
 def test_offload_order(edit, clip):
-    """Offloading to the one device there is: each model is called for, in the order that the sequence says."""
+    """The models come into use in the order of the offload sequence."""
     order = []
     for name in ("text_encoder", "transformer", "vae"):
         part = {

@@ -40,7 +40,8 @@ def run(transformer, **inputs) -> torch.Tensor:
 
 
 def sizes(transformer) -> dict:
-    return {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    config = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    return config | {"patch_size": list(config["patch_size"])}
 
 
 def in_half_precision(value, name=None):

@@ -131,21 +131,25 @@ class LoomVideoAttention(nn.Module, AttentionModuleMixin):
         return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
 
 
+class FP32RMSNorm(nn.RMSNorm):
+    """In float32, because a few channels of an MLLM's hidden states are thousands of times larger than the rest."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        normed = F.rms_norm(hidden_states.float(), self.normalized_shape, self.weight.float(), self.eps)
+        return normed.type_as(hidden_states)
+
+
 class LoomVideoMLLMEmbedder(nn.Module):
     """Maps one MLLM layer's hidden states, `[B, L, mllm_dim]`, to the transformer's width. One serves all blocks."""
 
     def __init__(self, mllm_dim: int, dim: int, eps: float):
         super().__init__()
-        self.norm = nn.RMSNorm(mllm_dim, eps=eps)
+        self.norm = FP32RMSNorm(mllm_dim, eps=eps)
         self.linear_1 = nn.Linear(mllm_dim, 4 * dim)
         self.linear_2 = nn.Linear(4 * dim, dim)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # A few channels of an MLLM's residual stream are thousands of times larger than the rest.
-        normed = F.rms_norm(
-            hidden_states.float(), self.norm.normalized_shape, self.norm.weight.float(), self.norm.eps
-        ).type_as(hidden_states)
-        return self.linear_2(F.gelu(self.linear_1(normed), approximate="tanh"))
+        return self.linear_2(F.gelu(self.linear_1(self.norm(hidden_states)), approximate="tanh"))
 
 
 class LoomVideoTimeEmbedding(nn.Module):
@@ -514,10 +518,9 @@ class LoomVideoTransformer3DModel(
         # 1. Tokens: the noised video with its source added, then the references
         tokens = self.patch_embedding(hidden_states)
         if source_scale is not None:
-            if source_hidden_states is not None:
-                source_tokens = self.source_patch_embedding(source_hidden_states)
-            else:
-                source_tokens = self.source_patch_embedding.bias.view(1, -1, 1, 1, 1)
+            if source_hidden_states is None:
+                source_hidden_states = torch.zeros_like(hidden_states)
+            source_tokens = self.source_patch_embedding(source_hidden_states)
             tokens = (tokens + source_scale.view(-1, 1, 1, 1, 1) * source_tokens).type_as(tokens)
         tokens = tokens.flatten(2)
         if references:
