@@ -83,7 +83,7 @@ def _array_to_images(array: np.ndarray | torch.Tensor, name: str) -> list[PIL.Im
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()
     if 0 in array.shape:
-        raise ValueError(f"`{name}` is empty: its shape is {array.shape}.")
+        raise ValueError(f"`{name}` has the shape {array.shape}: pass at least one frame that has pixels.")
     channel_axis = next((axis for axis in channel_axes if array.shape[axis] == 3), None)
     if channel_axis is None:
         raise ValueError(f"`{name}` must have 3 color channels, last or before the rows, but has shape {array.shape}.")
@@ -198,6 +198,8 @@ def cut_frames(clips: list[list[PIL.Image.Image]], num_frames: int | None, step:
         if max(lengths) > num_frames:
             logger.warning(f"Using the first {num_frames} of {max(lengths)} frames.")
     elif num_frames > min(lengths):
-        raise ValueError(f"`num_frames` is {num_frames}, but a video has {min(lengths)} frames.")
+        raise ValueError(
+            f"`num_frames` is {num_frames}, but a video has {min(lengths)} frames: pass no more than that."
+        )
     cut = {id(clip): clip[:num_frames] for clip in clips}
     return [cut[id(clip)] for clip in clips]

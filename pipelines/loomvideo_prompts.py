@@ -102,6 +102,15 @@ class LoomVideoPromptMixin:
         references: list[list[PIL.Image.Image]],
         sources: list[PIL.Image.Image | np.ndarray | None],
     ) -> dict[str, torch.Tensor]:
+        markers = (
+            self.processor.vision_start_token,
+            self.processor.vision_end_token,
+            self.processor.image_token,
+            self.processor.video_token,
+        )
+        if any(marker in text for marker in markers for text in texts):
+            raise ValueError("A prompt must not hold the MLLM's markers of vision: call references `@Image 1`, ...")
+
         conversations, images, videos = [], [], []
         for text, sample_references, source in zip(texts, references, sources):
             content = [{"type": "image"}] * len(sample_references)

@@ -72,7 +72,9 @@ class LoomVideoEditPipeline(LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDe
         if (video is None) == (image is None):
             raise ValueError("Pass either `video` or `image`, and not both.")
         if image is not None and common_inputs["num_frames"] not in (None, 1):
-            raise ValueError(f"`num_frames` is {common_inputs['num_frames']}, but an image has one frame.")
+            raise ValueError(
+                f"`num_frames` is {common_inputs['num_frames']}, but an image has one frame: pass a `video`."
+            )
         return self.check_common_inputs(**common_inputs)
 
     def prepare_sources(
