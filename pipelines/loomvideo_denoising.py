@@ -129,8 +129,8 @@ class LoomVideoDenoisingMixin:
             num_layers, width = self.transformer.config.num_layers, self.transformer.config.mllm_dim
             if tensor.ndim != 4 or tensor.shape[1] < num_layers or tensor.shape[::3] != (batch_size, width):
                 raise ValueError(
-                    f"`{name}` must be [{batch_size}, {num_layers} or more layers, tokens, {width}], as `encode_prompt` "
-                    f"returns it, but has shape {tuple(tensor.shape)}."
+                    f"`{name}` must be [{batch_size}, {num_layers} or more layers, tokens, {width}], as returned by "
+                    f"`encode_prompt`, but has shape {tuple(tensor.shape)}."
                 )
             if not tensor.isfinite().all():
                 raise ValueError(f"`{name}` holds NaN or infinite values: encode the prompt again.")
@@ -170,8 +170,8 @@ class LoomVideoDenoisingMixin:
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must hold some of {', '.join(self._callback_tensor_inputs)}, but "
-                f"holds {', '.join(unknown)}."
+                f"`callback_on_step_end_tensor_inputs` must hold some of {', '.join(self._callback_tensor_inputs)}, "
+                f"but holds {', '.join(unknown)}."
             )
         prediction_type = self.scheduler.config.get("prediction_type", "flow_prediction")
         if prediction_type != "flow_prediction":

@@ -100,36 +100,39 @@ def read_video(path: str | os.PathLike, show_progress: bool = False) -> np.ndarr
 
 
 def _read_frames(container: av.container.InputContainer) -> Iterator[np.ndarray]:
+    """Yields the frames that are nearest in time to the sampled positions."""
     stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
     fps = float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
     positions = sample_positions(fps)
     position = next(positions)
-    start = previous = previous_time = pixels = None
-    count = 0
+    previous, previous_time = None, 0.0
+    for frame, time in _decode(container, fps):
+        pixels = None
+        # With a constant rate, the frame that is nearest to a position is the one with its number.
+        while previous is not None and position / fps <= (previous_time + time) / 2:
+            pixels = _to_pixels(previous) if pixels is None else pixels
+            yield pixels
+            position = next(positions, None)
+            if position is None:
+                return
+        previous, previous_time = frame, time
+
+
+def _decode(container: av.container.InputContainer, fps: float) -> Iterator[tuple[av.VideoFrame | None, float]]:
+    """Yields frames with their seconds from the first, and in the end None with the time when the last is over."""
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    start, time = None, 0.0
     for packet in container.demux(stream):
         if packet.is_corrupt:
             raise ValueError(f"{container.name} is truncated: choose a complete file.")
         for frame in packet.decode():
-            time = frame.time if frame.time is not None else count / fps
-            start = time if start is None else start
-            time -= start
-            # A position is a time. With a constant rate the frame there is the one with that number.
-            while position is not None and position / fps < time:
-                is_previous = previous is not None and position / fps - previous_time <= time - position / fps
-                if not is_previous:
-                    break
-                pixels = _to_pixels(previous) if pixels is None else pixels
-                yield pixels
-                position = next(positions, None)
-            if position is None:
-                return
-            previous, previous_time, pixels = frame, time, None
-            count += 1
-    while position is not None and position < count:
-        pixels = _to_pixels(previous) if pixels is None else pixels
-        yield pixels
-        position = next(positions, None)
+            # Some formats have no times.
+            frame_time = frame.time if frame.time is not None else 0.0 if start is None else start + time + 1 / fps
+            start = frame_time if start is None else start
+            time = frame_time - start
+            yield frame, time
+    yield None, time + 1 / fps
 
 
 def _to_pixels(frame: av.VideoFrame) -> np.ndarray:

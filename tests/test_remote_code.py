@@ -1,0 +1,122 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""A folder's own code: with nothing but diffusers, transformers and torch, and saved and loaded in every way."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import call_inputs
+from diffusers import DiffusionPipeline
+
+from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel
+
+
+ROOT = Path(__file__).parent.parent
+
+# Runs where the package cannot be imported.
+WITHOUT_PACKAGE = """
+import sys
+sys.modules["loomvideo_diffusers"] = None
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+folder, inputs, output, saved = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+edit = DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline_loomvideo_edit", trust_remote_code=True)
+inputs = np.load(inputs)
+latents = torch.from_numpy(inputs["latents"])
+frames = edit("make it blue", video=inputs["video"], latents=latents, num_inference_steps=3).frames
+np.save(output, frames)
+assert type(edit).from_pipe(pipe).transformer is pipe.transformer
+print(type(pipe).__name__, type(edit).__name__)
+pipe.save_pretrained(saved)
+"""
+
+
+def run_without_package(folder: Path, inputs: dict[str, np.ndarray], tmp_path: Path) -> tuple[np.ndarray, str, Path]:
+    """Edits a clip by the folder's own code; returns the frames, the names of the pipelines, and where it is saved."""
+    output, saved = tmp_path / "output.npy", tmp_path / f"{folder.name}-saved"
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PACKAGE, folder, tmp_path / "inputs.npz", output, saved],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HOME": str(tmp_path / "cache")},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return np.load(output), result.stdout.strip(), saved
+
+
+def test_with_and_without_the_package(edit, model_folder, clip, tmp_path):
+    inputs = {"video": clip, "latents": np.random.default_rng(0).standard_normal((1, 8, 3, 4, 4), dtype=np.float32)}
+    call = {"prompt": "make it blue", "video": clip, "num_inference_steps": 3}
+    call["latents"] = torch.from_numpy(inputs["latents"])
+    expected = edit(**call).frames
+
+    # As converted; saved by the folder's code; loaded by the package and saved again; and by the folder's code again
+    frames, names, saved = run_without_package(model_folder, inputs, tmp_path)
+    assert names == "LoomVideoPipeline LoomVideoEditPipeline"
+    assert np.array_equal(frames, expected)
+    loaded = LoomVideoEditPipeline.from_pretrained(saved)
+    assert np.array_equal(loaded(**call).frames, expected)
+    assert type(loaded.transformer) is LoomVideoTransformer3DModel
+    loaded.save_pretrained(tmp_path / "by-package")
+    frames, names, _ = run_without_package(tmp_path / "by-package", inputs, tmp_path)
+    assert names == "LoomVideoEditPipeline LoomVideoEditPipeline"
+    assert np.array_equal(frames, expected)
+
+
+def test_no_code_runs_that_is_not_allowed(model_folder, tmp_path):
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(model_folder)
+
+    # The package takes its own code, whatever the folder's is.
+    folder = tmp_path / "model"
+    LoomVideoPipeline.from_pretrained(model_folder).save_pretrained(folder)
+    for file in [*folder.glob("*.py"), folder / "transformer" / "transformer_loomvideo.py"]:
+        file.write_text("raise SystemExit('code of the folder ran')")
+    pipe = LoomVideoPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    inputs = call_inputs("pipeline_t2i")
+    assert pipe(**inputs).frames.shape == (1, 1, 64, 64, 3)
+
+
+def imports(file: Path):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], 0) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0], node.level
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "pipelines").glob("*loomvideo*.py")), ids=lambda file: file.name)
+def test_what_goes_to_the_hub_stands_alone(file):
+    allowed = set(sys.stdlib_module_names) | {"diffusers", "transformers", "torch", "numpy", "PIL"}
+    for module, level in imports(file):
+        assert level < 2
+        # The Hub's loader copies what the entry file imports, and not what that imports.
+        assert module in allowed if level == 0 else file.name.startswith("pipeline_")
+
+
+def test_the_transformer_stands_alone():
+    file = ROOT / "src" / "loomvideo_diffusers" / "transformer_loomvideo.py"
+    assert {module for module, level in imports(file)} <= {"diffusers", "torch", "math", "os", "typing"}
