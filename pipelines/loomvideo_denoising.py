@@ -126,11 +126,11 @@ class LoomVideoDenoisingMixin:
         for name, (tensor, mask) in embeds.items():
             if tensor is None:
                 continue
-            num_layers, width = self.transformer.config.num_layers, self.transformer.config.mllm_dim
-            if tensor.ndim != 4 or tensor.shape[1] < num_layers or tensor.shape[::3] != (batch_size, width):
+            num_layers, mllm_dim = self.transformer.config.num_layers, self.transformer.config.mllm_dim
+            if tensor.ndim != 4 or tensor.shape[1] < num_layers or tensor.shape[::3] != (batch_size, mllm_dim):
                 raise ValueError(
-                    f"`{name}` must be [{batch_size}, {num_layers} or more layers, tokens, {width}], as returned by "
-                    f"`encode_prompt`, but has shape {tuple(tensor.shape)}."
+                    f"`{name}` must be [{batch_size}, {num_layers} or more layers, tokens, {mllm_dim}], as "
+                    f"`encode_prompt` returns it, but has shape {tuple(tensor.shape)}."
                 )
             if not tensor.isfinite().all():
                 raise ValueError(f"`{name}` holds NaN or infinite values: encode the prompt again.")

@@ -92,6 +92,10 @@ def _run(
     device = arguments.device
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"{device} is no device of this machine: choose cpu, or leave --device out.") from error
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
     with stopwatch.stage("load"):
         pipe = getattr(pipelines, pipeline_name).from_pretrained(_check_model(arguments.model), dtype=dtype)
@@ -283,11 +287,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line. Returns 0, or 2 after one line on stderr if the input was wrong."""
+    """Runs the command line. Returns 0, or after one line on stderr 2 if the input was wrong, 130 if interrupted."""
     arguments = build_parser().parse_args(argv)
     try:
         arguments.function(arguments)
     except (ValueError, TypeError, OSError) as error:
         print(f"loomvideo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("loomvideo: interrupted", file=sys.stderr)
+        return 130
     return 0

@@ -1,0 +1,231 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The `loomvideo` command, as a shell runs it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import FIXTURES, GOLDEN, load_case
+
+from loomvideo_diffusers import cli
+from loomvideo_diffusers.video import read_image, read_video, sample_frame_indices
+
+
+COMMAND = Path(sys.executable).parent / "loomvideo"
+CLIP, REFERENCE = str(FIXTURES / "cat.mp4"), str(FIXTURES / "coffee.jpg")
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, **options)
+
+
+def test_convert_and_edit(tmp_path):
+    """Published weights and a real clip come in, a playable video of the same size and length comes out."""
+    result = run(
+        "convert",
+        "--loomvideo", GOLDEN / "LoomVideo",
+        "--mllm", GOLDEN / "Qwen3-VL",
+        "--wan", GOLDEN / "Wan2.2-TI2V",
+        "-o", tmp_path / "model",
+        "--dtype", "float32",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"Wrote {tmp_path / 'model'}: ")
+    assert "Converting" in result.stderr
+    assert "UNEXPECTED" not in result.stderr
+
+    output, sheet = tmp_path / "new" / "out.mp4", tmp_path / "sheet.png"
+    options = ["--model", tmp_path / "model", "--steps", 2, "--seed", 0]
+    result = run("edit", CLIP, "make it night", "-o", output, "--contact-sheet", sheet, *options)
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert first.startswith(f"Wrote {output}: 33 frames at 24 a second, 256 x 160 (read ")
+    for stage in ("read", "load", "denoise", "decode", "write"):
+        assert f"{stage} " in first
+    assert second == f"Wrote {sheet}: the source above the result."
+    for bar in ("Reading frames", "Loading", "Reading the prompt", "Encoding pixels", "2/2", "Decoding", "Writing"):
+        assert bar in result.stderr
+    assert read_video(output).shape == read_video(CLIP).shape == (33, 160, 256, 3)
+    assert read_image(sheet).size == (6 * 205, 256)
+
+    again = tmp_path / "again.mp4"
+    assert run("edit", CLIP, "make it night", "-o", again, *options).returncode == 0
+    assert again.read_bytes() == output.read_bytes()
+
+
+def test_all_tasks(model_folder, tmp_path, capsys):
+    size = ["--height", "64", "--width", "96"]
+    for name, arguments, shape in (
+        ("t2v.mp4", ["generate", "a red square", "--frames", "9", *size], (9, 64, 96, 3)),
+        ("t2v.gif", ["generate", "a red square", "--frames", "5", *size], (5, 64, 96, 3)),
+        ("t2i.png", ["generate", "a red square", *size], (64, 96, 3)),
+        (
+            "r2v.mp4",
+            ["generate", "@Image 1 on @Image 2", "--frames", "5", *size, "--reference", REFERENCE, REFERENCE],
+            (5, 64, 96, 3),
+        ),
+        ("r2i.jpg", ["generate", "@Image 1", *size, "--reference", REFERENCE], (64, 96, 3)),
+        ("v2v.mp4", ["edit", CLIP, "make it blue", "--frames", "5", *size], (5, 64, 96, 3)),
+        (
+            "rv2v.mp4",
+            ["edit", CLIP, "use the image", "--frames", "5", *size, "--reference", REFERENCE],
+            (5, 64, 96, 3),
+        ),
+        ("i2i.png", ["edit", REFERENCE, "make it blue"], (192, 288, 3)),
+    ):
+        output = tmp_path / name
+        options = ["-o", str(output), "--model", str(model_folder), "--steps", "1"]
+        assert cli.main([*arguments, *options]) == 0, capsys.readouterr().err
+        read = read_video if output.suffix in (".mp4", ".gif") else read_image
+        assert np.shape(read(output)) == shape
+        assert capsys.readouterr().out.startswith(f"Wrote {output}: ")
+
+
+def test_options_reach_the_model(model_folder, tmp_path):
+    def generate(name, *options):
+        output = tmp_path / f"{name}.png"
+        arguments = ["generate", "a cat", "-o", output, "--model", model_folder, "--height", 64, "--width", 64]
+        assert cli.main([str(argument) for argument in [*arguments, "--steps", 2, "--seed", 3, *options]]) == 0
+        return np.asarray(read_image(output)).astype(int)
+
+    expected = generate("plain")
+    assert np.array_equal(generate("same"), expected)
+    assert np.array_equal(generate("offload", "--cpu-offload", "--device", "cpu"), expected)
+    for index, options in enumerate(
+        (
+            ["--seed", 4],
+            ["--steps", 3],
+            ["--guidance-scale", 9],
+            ["--negative-prompt", "a dog"],
+            ["--dtype", "bfloat16"],
+        )
+    ):
+        assert not np.array_equal(generate(index, *options), expected)
+
+
+def test_recorded_clip(model_folder, tmp_path):
+    """A lossless file with the recorded frames, at 30 frames a second, gives the recorded pixels to the model."""
+    import av
+
+    case, metadata = load_case("pipeline_edit_video")
+    frames = case["source_frames"].numpy()
+    with av.open(str(tmp_path / "source.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=30)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "bgr0"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    read = read_video(tmp_path / "source.mkv")
+    assert np.array_equal(read, frames[sample_frame_indices(len(frames), metadata["source_fps"])])
+
+
+def test_info(model_folder):
+    result = run("info", model_folder)
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert len(lines) == 5
+    assert "LoomVideoTransformer3DModel         150,400 parameters, F32" in lines[3]
+    result = run("info")
+    assert result.returncode == 0
+    assert "diffusers" in result.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["edit"], ["convert"], ["info"]])
+def test_help_is_quick(command):
+    start = time.perf_counter()
+    result = run(*command, "--help")
+    assert result.returncode == 0
+    assert "usage: loomvideo" in result.stdout
+    assert time.perf_counter() - start < 2  # importing torch alone takes longer
+
+
+def test_bad_input(model_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "cut.mp4").write_bytes(Path(CLIP).read_bytes()[:20000])
+    output, model = tmp_path / "out.mp4", ["--model", model_folder]
+    edit, generate = ["edit", CLIP, "make it blue", "-o"], ["generate", "a cat", "-o"]
+    for arguments, message in (
+        ([*edit, output], "required: --model"),
+        (["edit", CLIP, "-o", output, *model], "required: prompt"),
+        (["edit", tmp_path / "none.mp4", "blue", "-o", output, *model], "none.mp4 cannot be read as a video"),
+        (["edit", tmp_path / "cut.mp4", "blue", "-o", output, *model], "truncated"),
+        (["edit", tmp_path / "file", "blue", "-o", output, *model], "cannot be read as a video"),
+        (["edit", tmp_path / "none.png", "blue", "-o", tmp_path / "out.png", *model], "cannot be read as an image"),
+        ([*edit, tmp_path / "out.png", *model], "must end in .mp4 or .gif"),
+        (["edit", REFERENCE, "blue", "-o", output, *model], "must end in .png or"),
+        ([*edit, tmp_path / "file" / "out.mp4", *model], "is not a folder that can be written to"),
+        ([*edit, output, "--contact-sheet", tmp_path / "sheet.mp4", *model], "must end in .png"),
+        ([*edit, output, *model, "--reference", tmp_path / "file"], "cannot be read as an image"),
+        ([*edit, output, *model, "--frames", "8"], "`num_frames` must be 4k + 1"),
+        ([*edit, output, *model, "--frames", "37"], "a video has 33 frames"),
+        ([*edit, output, *model, "--height", "100", "--width", "96"], "multiple of 32, but is 100"),
+        ([*edit, output, "--model", tmp_path], "has no model_index.json"),
+        ([*edit, output, "--model", "no/such/model"], "neither a folder here nor the name of a repository"),
+        ([*generate, output, *model, "--steps", "0"], "`num_inference_steps` must be a positive integer"),
+        ([*generate, output, *model, "--frames", "1"], "must end in .png"),
+        ([*generate, output, *model, "--reference"], "expected at least one argument"),
+        ([*generate, output, *model, "--device", "gpu"], "gpu is no device of this machine"),
+        (
+            ["convert", "--loomvideo", tmp_path, "--mllm", tmp_path, "--wan", tmp_path, "-o", tmp_path / "m"],
+            "gen_model",
+        ),
+        (["info", tmp_path], "has no model_index.json"),
+    ):
+        before = sorted(os.listdir(tmp_path))
+        error = run_in_process(arguments)
+        assert message in error, arguments
+        assert error.strip().splitlines()[-1].startswith("loomvideo")
+        assert sorted(os.listdir(tmp_path)) == before
+
+
+def run_in_process(arguments) -> str:
+    """Runs a command that must fail, without starting a new Python, and returns the last line of stderr."""
+    import contextlib
+    import io
+
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            status = exit_.code
+    assert status == 2
+    return stderr.getvalue().strip().splitlines()[-1]
+
+
+def test_exit_code(tmp_path):
+    result = run("edit", tmp_path / "none.mp4", "blue", "-o", tmp_path / "out.mp4", "--model", tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(f"loomvideo: error: {tmp_path / 'none.mp4'} cannot be read as a video")
+
+
+def test_image_with_alpha(model_folder, tmp_path):
+    PIL.Image.new("RGBA", (64, 64), (1, 2, 3, 4)).save(tmp_path / "in.png")
+    arguments = [
+        "edit",
+        str(tmp_path / "in.png"),
+        "blue",
+        "-o",
+        str(tmp_path / "out.png"),
+        "--model",
+        str(model_folder),
+    ]
+    assert cli.main([*arguments, "--steps", "1"]) == 0
