@@ -102,6 +102,11 @@ class LoomVideoPromptMixin:
         references: list[list[PIL.Image.Image]],
         sources: list[PIL.Image.Image | np.ndarray | None],
     ) -> dict[str, torch.Tensor]:
+        if self.processor is None or self.text_encoder is None:
+            raise ValueError(
+                "This pipeline has no MLLM: pass `prompt_embeds`, and for guidance `negative_prompt_embeds`, and with a "
+                "source or references `visual_prompt_embeds`."
+            )
         markers = (
             self.processor.vision_start_token,
             self.processor.vision_end_token,

@@ -290,6 +290,8 @@ def test_prompt_embeds(edit, pipe, clip, references):
     rest.set_progress_bar_config(disable=True)
     given = {name: tensor for name, tensor in zip(names, embeds) if tensor is not None}
     assert_close(rest(**given, generator=generator(), **inputs).frames, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="This pipeline has no MLLM: pass `prompt_embeds`"):
+        rest(prompt_embeds=given["prompt_embeds"], **inputs)
 
 
 def test_default_negative_prompt(pipe):

@@ -24,7 +24,7 @@ import av
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import Colorspace
 from tqdm import tqdm
 
 from .pipelines import loomvideo_frames
@@ -204,8 +204,8 @@ def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progre
         stream.width, stream.height = images[0].size
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
-        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        # BT.709, and luma from 16 to 235, in the numbers of H.273: players guess what is not written down.
+        context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1
         for image in tqdm(images, desc="Writing frames", disable=not show_progress):
             frame = av.VideoFrame.from_image(image).reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
             container.mux(stream.encode(frame))
