@@ -104,8 +104,8 @@ class LoomVideoPromptMixin:
     ) -> dict[str, torch.Tensor]:
         if self.processor is None or self.text_encoder is None:
             raise ValueError(
-                "This pipeline has no MLLM: pass `prompt_embeds`, for guidance `negative_prompt_embeds` too, and with a "
-                "source or references `visual_prompt_embeds` as well."
+                "This pipeline has no MLLM: pass `prompt_embeds`, for guidance `negative_prompt_embeds` too, and with "
+                "a source or references `visual_prompt_embeds` as well."
             )
         markers = (
             self.processor.vision_start_token,
