@@ -261,10 +261,13 @@ class LoomVideoDenoisingMixin:
         `embeds` is what `encode_prompt` returns. The callback can change them, the latents, `pipe._guidance_scale` and
         `pipe._guidance_scale_visual`.
         """
-        dtype, num_layers = self.transformer.dtype, self.transformer.config.num_layers
-        names = ("prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds")
-        tensors = {name: None if e is None else e[:, -num_layers:].to(dtype) for name, e in zip(names, embeds[::2])}
-        masks = dict(zip(names, embeds[1::2]))
+        device, dtype = latents.device, self.transformer.dtype
+        tensors, masks = {}, {}
+        for index, name in enumerate(("prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds")):
+            tensor, mask = embeds[2 * index], embeds[2 * index + 1]
+            if tensor is not None:
+                tensor = tensor[:, -self.transformer.config.num_layers :].to(device, dtype)
+            tensors[name], masks[name] = tensor, None if mask is None or mask.all() else mask.to(device, torch.bool)
         source_latents = None if source_latents is None else source_latents.to(dtype)
         reference_latents = [reference.to(dtype) for reference in reference_latents]
         # The name of each branch's hidden states, and whether it sees the source and the references.
@@ -275,7 +278,7 @@ class LoomVideoDenoisingMixin:
         }
         has_visual_input = source_latents is not None or bool(reference_latents)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
         self.scheduler.set_begin_index(0)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
 
 
 class LoomVideoHubMixin:
@@ -44,6 +45,18 @@ class LoomVideoHubMixin:
             config["_class_name"] = cls.__name__
             config["transformer"] = list(cls._installed_transformer)
         return loaded
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs) -> str:
+        """Downloads a repository for `from_pretrained`; with the installed package, all of it but its code."""
+        if cls._installed_transformer is None:
+            return super().download(pretrained_model_name, **kwargs)
+        hub_options = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+        return snapshot_download(
+            pretrained_model_name,
+            allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"],
+            **{name: kwargs[name] for name in hub_options if kwargs.get(name) is not None},
+        )
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:

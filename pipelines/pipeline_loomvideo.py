@@ -127,16 +127,16 @@ class LoomVideoPipeline(LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDenois
         batch_size = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
         references, _, _ = self.prepare_references(reference_images, batch_size, height, width)
         return self.encode_branches(
-            "generate image" if num_frames == 1 else "generate video",
-            prompt,
-            negative_prompt,
-            references,
-            [None] * batch_size,
-            do_classifier_free_guidance,
-            num_videos_per_prompt,
-            (prompt_embeds, prompt_embeds_mask),
-            (visual_prompt_embeds, visual_prompt_embeds_mask),
-            (negative_prompt_embeds, negative_prompt_embeds_mask),
+            task="generate image" if num_frames == 1 else "generate video",
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            references=references,
+            sources=[None] * batch_size,
+            do_classifier_free_guidance=do_classifier_free_guidance,
+            num_videos_per_prompt=num_videos_per_prompt,
+            prompt_embeds=(prompt_embeds, prompt_embeds_mask),
+            visual_prompt_embeds=(visual_prompt_embeds, visual_prompt_embeds_mask),
+            negative_prompt_embeds=(negative_prompt_embeds, negative_prompt_embeds_mask),
         )
 
     @torch.no_grad()
@@ -253,32 +253,32 @@ class LoomVideoPipeline(LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDenois
 
         # 2. Encode the prompts
         embeds = self.encode_prompt(
-            prompt,
-            negative_prompt,
-            references if references[0] else None,
-            height,
-            width,
-            num_frames,
-            self.do_classifier_free_guidance,
-            num_videos_per_prompt,
-            prompt_embeds,
-            prompt_embeds_mask,
-            visual_prompt_embeds,
-            visual_prompt_embeds_mask,
-            negative_prompt_embeds,
-            negative_prompt_embeds_mask,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            reference_images=references if references[0] else None,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            do_classifier_free_guidance=self.do_classifier_free_guidance,
+            num_videos_per_prompt=num_videos_per_prompt,
+            prompt_embeds=prompt_embeds,
+            prompt_embeds_mask=prompt_embeds_mask,
+            visual_prompt_embeds=visual_prompt_embeds,
+            visual_prompt_embeds_mask=visual_prompt_embeds_mask,
+            negative_prompt_embeds=negative_prompt_embeds,
+            negative_prompt_embeds_mask=negative_prompt_embeds_mask,
         )
 
         # 3. Encode the references and denoise
         reference_latents = self.prepare_reference_latents(references, num_videos_per_prompt)
         latents = self.denoise(
-            latents,
-            num_inference_steps,
-            embeds,
-            None,
-            reference_latents,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            latents=latents,
+            num_inference_steps=num_inference_steps,
+            embeds=embeds,
+            source_latents=None,
+            reference_latents=reference_latents,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
 
         # 4. Decode

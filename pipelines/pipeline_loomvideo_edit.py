@@ -147,16 +147,16 @@ class LoomVideoEditPipeline(LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDe
             video, image, reference_images, batch_size, height, width, num_frames
         )
         return self.encode_branches(
-            "edit image" if video is None else "edit video",
-            prompt,
-            negative_prompt,
-            references,
-            [clip[0] if video is None else mllm_frames(clip) for clip in clips],
-            do_classifier_free_guidance,
-            num_videos_per_prompt,
-            (prompt_embeds, prompt_embeds_mask),
-            (visual_prompt_embeds, visual_prompt_embeds_mask),
-            (negative_prompt_embeds, negative_prompt_embeds_mask),
+            task="edit image" if video is None else "edit video",
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            references=references,
+            sources=[clip[0] if video is None else mllm_frames(clip) for clip in clips],
+            do_classifier_free_guidance=do_classifier_free_guidance,
+            num_videos_per_prompt=num_videos_per_prompt,
+            prompt_embeds=(prompt_embeds, prompt_embeds_mask),
+            visual_prompt_embeds=(visual_prompt_embeds, visual_prompt_embeds_mask),
+            negative_prompt_embeds=(negative_prompt_embeds, negative_prompt_embeds_mask),
         )
 
     @torch.no_grad()
@@ -286,35 +286,35 @@ class LoomVideoEditPipeline(LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDe
 
         # 2. Encode the prompts
         embeds = self.encode_prompt(
-            prompt,
-            negative_prompt,
-            None if video is None else clips,
-            None if image is None else [clip[0] for clip in clips],
-            references if references[0] else None,
-            height,
-            width,
-            num_frames,
-            self.do_classifier_free_guidance,
-            num_videos_per_prompt,
-            prompt_embeds,
-            prompt_embeds_mask,
-            visual_prompt_embeds,
-            visual_prompt_embeds_mask,
-            negative_prompt_embeds,
-            negative_prompt_embeds_mask,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            video=clips if image is None else None,
+            image=[clip[0] for clip in clips] if video is None else None,
+            reference_images=references if references[0] else None,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            do_classifier_free_guidance=self.do_classifier_free_guidance,
+            num_videos_per_prompt=num_videos_per_prompt,
+            prompt_embeds=prompt_embeds,
+            prompt_embeds_mask=prompt_embeds_mask,
+            visual_prompt_embeds=visual_prompt_embeds,
+            visual_prompt_embeds_mask=visual_prompt_embeds_mask,
+            negative_prompt_embeds=negative_prompt_embeds,
+            negative_prompt_embeds_mask=negative_prompt_embeds_mask,
         )
 
         # 3. Encode the sources and the references, and denoise
         source_latents = self.prepare_clip_latents(clips, num_videos_per_prompt)
         reference_latents = self.prepare_reference_latents(references, num_videos_per_prompt)
         latents = self.denoise(
-            latents,
-            num_inference_steps,
-            embeds,
-            source_latents,
-            reference_latents,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            latents=latents,
+            num_inference_steps=num_inference_steps,
+            embeds=embeds,
+            source_latents=source_latents,
+            reference_latents=reference_latents,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
 
         # 4. Decode

@@ -15,6 +15,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_no_code_runs_that_is_not_allowed(model_folder, tmp_path):
     assert pipe(**inputs).frames.shape == (1, 1, 64, 64, 3)
 
 
+def test_repository(model_folder, tmp_path):
+    """A repository, as the Hub's cache keeps it: the package loads it without its code, others by its code."""
+    snapshot = tmp_path / "models--owner--model" / "snapshots" / ("0" * 40)
+    shutil.copytree(model_folder, snapshot)
+    (tmp_path / "models--owner--model" / "refs").mkdir()
+    (tmp_path / "models--owner--model" / "refs" / "main").write_text("0" * 40)
+    options = {"cache_dir": tmp_path, "local_files_only": True}
+    for file in snapshot.rglob("*.py"):
+        file.write_text("raise SystemExit('code of the repository ran')")
+    pipe = LoomVideoEditPipeline.from_pretrained("owner/model", **options)
+    assert type(pipe.transformer) is LoomVideoTransformer3DModel
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained("owner/model", **options)
+
+
 def imports(file: Path):
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -110,7 +126,7 @@ def imports(file: Path):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "pipelines").glob("*loomvideo*.py")), ids=lambda file: file.name)
 def test_what_goes_to_the_hub_stands_alone(file):
-    allowed = set(sys.stdlib_module_names) | {"diffusers", "transformers", "torch", "numpy", "PIL"}
+    allowed = set(sys.stdlib_module_names) | {"diffusers", "transformers", "huggingface_hub", "torch", "numpy", "PIL"}
     for module, level in imports(file):
         assert level < 2
         # The Hub's loader copies what the entry file imports, and not what that imports.
