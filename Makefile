@@ -13,12 +13,12 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-$(MODEL): $(VENV)/installed
+$(MODEL): | $(VENV)/installed
 	$(BIN)/loomvideo convert --loomvideo $(GOLDEN)/LoomVideo --mllm $(GOLDEN)/Qwen3-VL --wan $(GOLDEN)/Wan2.2-TI2V \
 		--output $@ --dtype float32
 
 # Edits a real clip with converted weights, in miniature and untrained: the result is noise
-demo: $(MODEL)
+demo: $(VENV)/installed $(MODEL)
 	$(BIN)/loomvideo edit tests/fixtures/cat.mp4 "put the cup in the image beside the cat" \
 		--reference tests/fixtures/coffee.jpg --model $(MODEL) --steps 10 --seed 0 \
 		--output outputs/edit.mp4 --contact-sheet outputs/edit.png

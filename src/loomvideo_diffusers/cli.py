@@ -131,7 +131,6 @@ def _silence_libraries() -> None:
 
     diffusers.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 @contextmanager
