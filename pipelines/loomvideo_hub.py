@@ -40,10 +40,11 @@ class LoomVideoHubMixin:
     def load_config(cls, *args, **kwargs) -> dict[str, Any] | tuple:
         loaded = super().load_config(*args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
-        if cls._installed_transformer is not None and config.get("transformer", [None])[0] is not None:
+        if cls._installed_transformer is not None:
             import_module(cls._installed_transformer[0])
             config["_class_name"] = cls.__name__
-            config["transformer"] = list(cls._installed_transformer)
+            if config.get("transformer", [None])[0] is not None:
+                config["transformer"] = list(cls._installed_transformer)
         return loaded
 
     @classmethod
@@ -73,7 +74,9 @@ class LoomVideoHubMixin:
 
     def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-        write_remote_code(save_directory, type(self), type(self.transformer) if self.transformer is not None else None)
+        # `torch.compile` wraps a module in a class of its own.
+        transformer = getattr(self.transformer, "_orig_mod", self.transformer)
+        write_remote_code(save_directory, type(self), None if transformer is None else type(transformer))
 
 
 def write_remote_code(folder: str, pipeline_class: type, transformer_class: type | None) -> None:

@@ -164,6 +164,7 @@ def test_bad_input(model_folder, tmp_path):
     for arguments, message in (
         ([*edit, output], "required: --model"),
         (["edit", CLIP, "-o", output, *model], "required: prompt"),
+        (["generate", " ", "-o", output, *model], "the prompt is empty"),
         (["edit", tmp_path / "none.mp4", "blue", "-o", output, *model], "none.mp4 cannot be read as a video"),
         (["edit", tmp_path / "cut.mp4", "blue", "-o", output, *model], "truncated"),
         (["edit", tmp_path / "file", "blue", "-o", output, *model], "cannot be read as a video"),

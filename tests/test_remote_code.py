@@ -86,6 +86,16 @@ def test_with_and_without_the_package(edit, model_folder, clip, tmp_path):
     assert np.array_equal(frames, expected)
 
 
+def test_saving_compiled_and_missing_transformers(pipe, tmp_path):
+    pipe.transformer = torch.compile(pipe.transformer)
+    pipe.save_pretrained(tmp_path / "compiled")
+    assert LoomVideoPipeline.from_pretrained(tmp_path / "compiled").transformer.config.num_layers == 4
+    pipe.transformer = None
+    pipe.save_pretrained(tmp_path / "without")
+    loaded = LoomVideoPipeline.from_pretrained(tmp_path / "without", transformer=None)
+    assert loaded.transformer is None
+
+
 def test_no_code_runs_that_is_not_allowed(model_folder, tmp_path):
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         DiffusionPipeline.from_pretrained(model_folder)

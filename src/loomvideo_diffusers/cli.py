@@ -80,6 +80,12 @@ def edit(arguments: argparse.Namespace) -> None:
         _write_contact_sheet([source] if is_image else source[: len(frames)], frames, arguments.contact_sheet)
 
 
+def _prompt(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the prompt is empty: say what to show or to change")
+    return text
+
+
 def _run(
     pipeline_name: str, inputs: dict[str, Any], arguments: argparse.Namespace, stopwatch: Stopwatch
 ) -> "np.ndarray":
@@ -256,13 +262,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     summary = "Generate a video or an image from text, and from reference images."
     command = commands.add_parser("generate", help=summary, description=summary, parents=[sampling])
-    command.add_argument("prompt", help="what to show")
+    command.add_argument("prompt", type=_prompt, help="what to show")
     command.set_defaults(function=generate)
 
     summary = "Edit a video or an image by instruction, and with reference images."
     command = commands.add_parser("edit", help=summary, description=summary, parents=[sampling])
     command.add_argument("input", type=Path, help="a video, or a png, jpg or webp")
-    command.add_argument("prompt", help="the instruction")
+    command.add_argument("prompt", type=_prompt, help="the instruction")
     command.add_argument("--contact-sheet", type=Path, metavar="FILE", help="a picture of the source above the result")
     command.set_defaults(function=edit)
 
