@@ -1,0 +1,127 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Every snippet of the README and the model cards, run on the miniature checkpoint, with sizes to match."""
+
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FIXTURES, GOLDEN
+from diffusers import DiffusionPipeline
+
+from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, cli
+from loomvideo_diffusers.video import read_video, write_video
+
+
+ROOT = Path(__file__).parent.parent
+README, CARD = ROOT / "README.md", ROOT / "model_cards" / "base.md"
+
+# What the released model and a GPU are for the reader is the miniature checkpoint and the CPU here.
+SUBSTITUTES = {
+    "MSALab/LoomVideo": str(GOLDEN / "LoomVideo"),
+    "Qwen/Qwen3-VL-8B-Instruct": str(GOLDEN / "Qwen3-VL"),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": str(GOLDEN / "Wan2.2-TI2V"),
+    '"cuda"': '"cpu"',
+    "enable_model_cpu_offload()": 'enable_model_cpu_offload(device="cpu")',
+}
+
+
+def snippets(document: Path, language: str) -> list[str]:
+    text = document.read_text(encoding="utf-8")
+    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert found
+    for old, new in SUBSTITUTES.items():
+        found = [snippet.replace(old, new) for snippet in found]
+    return found
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, model_folder):
+    """A folder with the files that the snippets name, in which calls without sizes are small."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(FIXTURES / "cat.mp4", "street.mp4")
+    write_video("street.gif", read_video("street.mp4"))
+    for name in ("street.jpg", "shirt.jpg", "man.jpg", "lawn.jpg"):
+        shutil.copy(FIXTURES / "coffee.jpg", name)
+
+    def make_small(pipeline_class):
+        call = pipeline_class.__call__
+
+        def small_call(self, *arguments, **options):
+            frames = {} if options.get("num_frames") == 1 or "image" in options else {"num_frames": 5}
+            return call(self, *arguments, **({"height": 64, "width": 64, "num_inference_steps": 1} | frames | options))
+
+        monkeypatch.setattr(pipeline_class, "__call__", small_call)
+
+    for pipeline_class in (LoomVideoPipeline, LoomVideoEditPipeline):
+        make_small(pipeline_class)
+    from_pretrained = DiffusionPipeline.from_pretrained.__func__
+
+    def small_from_pretrained(cls, *arguments, **options):
+        pipe = from_pretrained(cls, *arguments, **options)
+        if cls is DiffusionPipeline:
+            make_small(type(pipe))
+        return pipe
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", classmethod(small_from_pretrained))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("document", "count"), [(README, 7), (CARD, 2)], ids=lambda value: getattr(value, "name", ""))
+def test_shell(document, count, workplace, model_folder):
+    commands = [line for snippet in snippets(document, "sh") for line in snippet.splitlines()]
+    assert sum(command.startswith("loomvideo") for command in commands) == count
+    # The order of the card is that of its readers, for whom the folder is there.
+    for command in sorted(commands, key=lambda command: "convert" not in command):
+        program, *arguments = shlex.split(command)
+        if program == "loomvideo":
+            if arguments[0] != "convert":
+                arguments += ["--height", "64", "--width", "64", "--steps", "1"]
+                arguments += ["--frames", "5"] if arguments[arguments.index("-o") + 1].endswith("mp4") else []
+            assert cli.main(arguments) == 0, command
+            assert Path(arguments[arguments.index("-o") + 1]).exists()
+        elif program == "make":
+            subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+        else:
+            assert command == "pip install ."
+
+
+@pytest.mark.parametrize(
+    ("document", "results"),
+    [
+        (README, ["fox.mp4", "lighthouse.png", "street-at-night.mp4", "street-at-night.png", "shirt.mp4", "lawn.mp4"]),
+        (CARD, ["fox.gif"]),
+    ],
+    ids=["README.md", "base.md"],
+)
+def test_python(document, results, workplace, model_folder):
+    shutil.copytree(model_folder, "loomvideo-5b")
+    namespace = {}
+    for snippet in snippets(document, "python"):
+        # The README's remote pipelines must not replace those of the package, which its later snippets use.
+        exec(snippet, {} if "trust_remote_code" in snippet else namespace)
+    torch._dynamo.reset()
+    assert set(results) <= {path.name for path in workplace.iterdir()}
+
+
+def test_extras():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    (named,) = re.findall(r'pip install "\.\[([\w,]+)\]"', README.read_text(encoding="utf-8"))
+    assert set(named.split(",")) <= set(setup["options.extras_require"])
