@@ -177,6 +177,11 @@ class LoomVideoPromptMixin:
         first = 0
         if getattr(self, "transformer", None) is not None:
             first = len(layers) - self.transformer.config.num_layers
+            if first < 0:
+                raise ValueError(
+                    f"The transformer reads {self.transformer.config.num_layers} layers of the MLLM, but this one has "
+                    f"{len(layers)}: use the MLLM that belongs to the transformer."
+                )
         accepted = inspect.signature(self.text_encoder.forward).parameters
         model_inputs = {
             name: value.to(self._execution_device)

@@ -506,6 +506,13 @@ def test_components_made_by_hand(pipe, clip):
     )
 
 
+def test_mllm_with_too_few_layers(pipe):
+    config = dict(pipe.transformer.config) | {"num_layers": 8}
+    pipe.transformer = type(pipe.transformer).from_config(config)
+    with pytest.raises(ValueError, match="reads 8 layers of the MLLM, but this one has 7: use the MLLM"):
+        pipe("a cat", **SMALL)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
 def test_offload_from_cuda(offload, edit):

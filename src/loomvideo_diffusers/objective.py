@@ -27,11 +27,6 @@ def dynamic_shift(num_tokens: int) -> float:
     return min(max(1 + 0.5 * math.log2(num_tokens / 64), 1.0), 8.0)
 
 
-def shift_timesteps(timesteps: torch.Tensor, shift: torch.Tensor | float) -> torch.Tensor:
-    """Shifts timesteps in [0, 1] towards noise."""
-    return shift * timesteps / (1 + (shift - 1) * timesteps)
-
-
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """Noises clean latents `[B, C, T, H, W]` at timesteps `[B]` in [0, 1]; the model is told `1000 * timesteps`."""
     timesteps = timesteps.view(-1, 1, 1, 1, 1)

@@ -31,7 +31,7 @@ from .pipelines import loomvideo_frames
 
 
 FRAMES_PER_SECOND = 24
-MAX_FRAMES = 121
+MAX_FRAMES = loomvideo_frames.MAX_SOURCE_FRAMES
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
