@@ -47,7 +47,7 @@ def test_transformer(name, transformer):
 
 @pytest.mark.parametrize("name", case_names("pipeline"))
 def test_pipeline(name, pipe):
-    case, _metadata = load_case(name)
+    case, _ = load_case(name)
     inputs = call_inputs(name)
     if "image" in inputs or "video" in inputs:
         pipe = LoomVideoEditPipeline.from_pipe(pipe)
