@@ -64,13 +64,21 @@ def test_constant_frame_rates(fps, tmp_path):
     assert np.abs(frames[:, 24, 32, 0].astype(int) - expected).max() <= 2
 
 
-def test_only_the_beginning_of_a_long_video_is_read(tmp_path):
+def test_only_the_beginning_of_a_long_video_is_read(tmp_path, caplog):
     values = [index % 256 for index in range(400)]
     write_video(tmp_path / "clip.mp4", gray_frames(values), fps=30)
     frames = read_video(tmp_path / "clip.mp4")
     assert len(frames) == 121
     expected = [values[index] for index in sample_frame_indices(400, 30)]
     assert np.abs(frames[:, 24, 32, 0].astype(int) - expected).max() <= 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'clip.mp4'} is longer than 5.0 seconds: using only its beginning."
+    ]
+
+    caplog.clear()
+    write_video(tmp_path / "clip.mp4", gray_frames(values[:121]), fps=24)
+    assert len(read_video(tmp_path / "clip.mp4")) == 121
+    assert not caplog.records
 
 
 def test_variable_frame_rate(tmp_path):

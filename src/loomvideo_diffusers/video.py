@@ -25,10 +25,13 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 from av.video.reformatter import Colorspace
+from diffusers.utils import logging
 from tqdm import tqdm
 
 from .pipelines import loomvideo_frames
 
+
+logger = logging.get_logger(__name__)
 
 FRAMES_PER_SECOND = 24
 MAX_FRAMES = loomvideo_frames.MAX_SOURCE_FRAMES
@@ -114,6 +117,8 @@ def _read_frames(container: av.container.InputContainer) -> Iterator[np.ndarray]
             yield pixels
             position = next(positions, None)
             if position is None:
+                if frame is not None:
+                    logger.warning(f"{container.name} is longer than {time:.1f} seconds: using only its beginning.")
                 return
         previous, previous_time = frame, time
 
