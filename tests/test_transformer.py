@@ -106,9 +106,13 @@ def test_errors(transformer, inputs):
         run(transformer, **(inputs | {"encoder_hidden_states": inputs["encoder_hidden_states"][:, 1:]}))
     with pytest.raises(ValueError, match="needs a `source_scale`"):
         run(transformer, **(inputs | {"source_scale": None}))
-    references = inputs["reference_hidden_states"] * 7
-    with pytest.raises(ValueError, match="71 rotary positions, but the model has 64"):
-        run(transformer, **(inputs | {"reference_hidden_states": references}))
+    assert (
+        run(transformer, **(inputs | {"reference_hidden_states": inputs["reference_hidden_states"] * 7}))
+        .isfinite()
+        .all()
+    )
+    with pytest.raises(ValueError, match="A grid of 2 x 66 patches has more rotary positions"):
+        run(transformer, **(inputs | {"reference_hidden_states": [torch.zeros(1, 8, 1, 4, 132)]}))
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])

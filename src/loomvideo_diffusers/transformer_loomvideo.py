@@ -188,14 +188,12 @@ class LoomVideoRotaryPosEmbed(nn.Module):
         self, video_grid: tuple[int, int, int], reference_grids: list[tuple[int, int]], device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns cosines and sines, `[1, S, 1, head_dim / 2]`, and which tokens are references, bool `[1, S, 1]`."""
-        largest = max([*video_grid, REFERENCE_TIME_STEP * len(reference_grids) + 1])
-        largest = max([largest, *(max(grid) for grid in reference_grids)])
-        if largest > self.max_seq_len:
-            raise ValueError(
-                f"A grid of {video_grid} patches (frames, rows, columns) with {len(reference_grids)} references needs "
-                f"{largest} rotary positions, but the model has {self.max_seq_len}: use a smaller or shorter video "
-                "or fewer references."
-            )
+        for grid in [video_grid, *reference_grids]:
+            if max(grid) > self.max_seq_len:
+                raise ValueError(
+                    f"A grid of {' x '.join(map(str, grid))} patches has more rotary positions on a side than the "
+                    f"{self.max_seq_len} of the model: use a smaller or shorter video, or a smaller reference."
+                )
 
         num_frames, height, width = video_grid
         grids = [(torch.arange(num_frames, device=device), height, width)]
@@ -306,7 +304,7 @@ class LoomVideoTransformer3DModel(
         eps (`float`, defaults to `1e-6`):
             Epsilon of all norms.
         rope_max_seq_len (`int`, defaults to `1024`):
-            The largest number of rotary positions on an axis.
+            The largest number of latent frames, or of rows or columns of patches.
     """
 
     _supports_gradient_checkpointing = True
