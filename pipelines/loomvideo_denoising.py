@@ -198,6 +198,13 @@ class LoomVideoDenoisingMixin:
             height // self.vae_scale_factor_spatial,
             width // self.vae_scale_factor_spatial,
         )
+        most = self.transformer.config.rope_max_seq_len
+        if max(shape[2], height // self.size_step, width // self.size_step) > most:
+            most_frames, most_pixels = self.vae_scale_factor_temporal * (most - 1) + 1, most * self.size_step
+            raise ValueError(
+                f"{num_frames} frames of {height} x {width} are more than the model has positions for: use no more "
+                f"than {most_frames} frames, and {most_pixels} pixels on a side."
+            )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if latents.shape != shape:
