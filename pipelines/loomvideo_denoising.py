@@ -13,9 +13,10 @@
 # limitations under the License.
 """Latents: encoding pixels, making noise, the guided denoising loop, and decoding."""
 
+import inspect
 import math
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,15 @@ def guidance_coefficients(
 class LoomVideoDenoisingMixin:
     """The steps of both pipelines that work on latents, and the properties that describe a running call."""
 
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds"]
+    _callback_tensor_inputs = [
+        "latents",
+        "prompt_embeds",
+        "prompt_embeds_mask",
+        "visual_prompt_embeds",
+        "visual_prompt_embeds_mask",
+        "negative_prompt_embeds",
+        "negative_prompt_embeds_mask",
+    ]
 
     @property
     def size_step(self) -> int:
@@ -117,6 +126,8 @@ class LoomVideoDenoisingMixin:
                 raise TypeError(f"`{name}` must be a string or a list of strings, but is {value!r}.")
         if prompt == []:
             raise ValueError("`prompt` is an empty list: pass at least one prompt.")
+        if prompt is None and not isinstance(prompt_embeds, torch.Tensor):
+            raise TypeError(f"`prompt_embeds` must be a torch tensor, but is a {type(prompt_embeds)}.")
         batch_size = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
         if isinstance(negative_prompt, list) and len(negative_prompt) != batch_size:
             raise ValueError(
@@ -126,6 +137,8 @@ class LoomVideoDenoisingMixin:
         for name, (tensor, mask) in embeds.items():
             if tensor is None:
                 continue
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(f"`{name}` must be a torch tensor, but is a {type(tensor)}.")
             num_layers, mllm_dim = self.transformer.config.num_layers, self.transformer.config.mllm_dim
             if tensor.ndim != 4 or tensor.shape[1] < num_layers or tensor.shape[::3] != (batch_size, mllm_dim):
                 raise ValueError(
@@ -158,13 +171,16 @@ class LoomVideoDenoisingMixin:
             if not isinstance(count, Integral) or count < 1:
                 raise ValueError(f"`{name}` must be a positive integer, but is {count}.")
         for name, scale in (("guidance_scale", guidance_scale), ("guidance_scale_visual", guidance_scale_visual)):
-            if not math.isfinite(scale):
+            if not isinstance(scale, Real) or not math.isfinite(scale):
                 raise ValueError(f"`{name}` must be a finite number, but is {scale}.")
         if isinstance(generator, list) and len(generator) != batch_size * num_videos_per_prompt:
             raise ValueError(
                 f"There are {len(generator)} generators for {batch_size * num_videos_per_prompt} videos: pass one for "
                 "each, or one for all."
             )
+        for single in generator if isinstance(generator, list) else [generator]:
+            if single is not None and not isinstance(single, torch.Generator):
+                raise TypeError(f"`generator` must be a torch.Generator or a list of them, but holds {single!r}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, but is {output_type!r}.")
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
@@ -207,8 +223,12 @@ class LoomVideoDenoisingMixin:
             )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        if not isinstance(latents, torch.Tensor):
+            raise TypeError(f"`latents` must be a torch tensor, but is a {type(latents)}.")
         if latents.shape != shape:
             raise ValueError(f"`latents` must have shape {shape} for this call, but has {tuple(latents.shape)}.")
+        if not latents.isfinite().all():
+            raise ValueError("`latents` holds NaN or infinite values: pass noise, or leave it out.")
         return latents.to(self._execution_device, torch.float32)
 
     def encode_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -252,6 +272,20 @@ class LoomVideoDenoisingMixin:
         mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1, 1) for values in statistics)
         return mean, std
 
+    def _place_embeds(
+        self, embeds: torch.Tensor | None, mask: torch.Tensor | None, device: torch.device
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Takes the layers that the transformer reads, in its precision; a mask that masks nothing is dropped."""
+        if embeds is None:
+            return None, None
+        if mask is not None and mask.shape != embeds.shape[::2]:
+            raise ValueError(
+                f"Embeds of {embeds.shape[2]} tokens do not go with a mask of {mask.shape[1]}: a callback that "
+                "replaces embeds of a padded batch must return their mask too."
+            )
+        embeds = embeds[:, -self.transformer.config.num_layers :].to(device, self.transformer.dtype)
+        return embeds, None if mask is None or mask.all() else mask.to(device, torch.bool)
+
     def denoise(
         self,
         latents: torch.Tensor,
@@ -259,6 +293,7 @@ class LoomVideoDenoisingMixin:
         embeds: tuple[torch.Tensor | None, ...],
         source_latents: torch.Tensor | None,
         reference_latents: list[torch.Tensor],
+        generator: torch.Generator | list[torch.Generator] | None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
         callback_on_step_end_tensor_inputs: list[str],
     ) -> torch.Tensor:
@@ -269,12 +304,11 @@ class LoomVideoDenoisingMixin:
         `pipe._guidance_scale_visual`.
         """
         device, dtype = latents.device, self.transformer.dtype
-        tensors, masks = {}, {}
-        for index, name in enumerate(("prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds")):
-            tensor, mask = embeds[2 * index], embeds[2 * index + 1]
-            if tensor is not None:
-                tensor = tensor[:, -self.transformer.config.num_layers :].to(device, dtype)
-            tensors[name], masks[name] = tensor, None if mask is None or mask.all() else mask.to(device, torch.bool)
+        names = ("prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds")
+        conditions = {
+            name: self._place_embeds(tensor, mask, device)
+            for name, tensor, mask in zip(names, embeds[::2], embeds[1::2])
+        }
         source_latents = None if source_latents is None else source_latents.to(dtype)
         reference_latents = [reference.to(dtype) for reference in reference_latents]
         # The name of each branch's hidden states, and whether it sees the source and the references.
@@ -289,6 +323,8 @@ class LoomVideoDenoisingMixin:
         self.scheduler.set_begin_index(0)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        step_options = {"generator": generator} if takes_generator else {}
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
 
         with self.progress_bar(total=num_inference_steps) as progress_bar:
@@ -307,7 +343,8 @@ class LoomVideoDenoisingMixin:
                 coefficients = guidance_coefficients(self.guidance_scale, self.guidance_scale_visual, has_visual_input)
                 for branch, coefficient in coefficients.items():
                     name, sees_visual_input = branches[branch]
-                    if tensors[name] is None:
+                    encoder_hidden_states, encoder_attention_mask = conditions[name]
+                    if encoder_hidden_states is None:
                         raise ValueError(
                             f"Guidance needs `{name}`, which were not encoded because guidance was off when the call "
                             "began: begin with `guidance_scale` or `guidance_scale_visual` above 1."
@@ -316,8 +353,8 @@ class LoomVideoDenoisingMixin:
                         prediction = self.transformer(
                             hidden_states=latent_model_input,
                             timestep=timestep,
-                            encoder_hidden_states=tensors[name],
-                            encoder_attention_mask=masks[name],
+                            encoder_hidden_states=encoder_hidden_states,
+                            encoder_attention_mask=encoder_attention_mask,
                             source_hidden_states=source_latents if sees_visual_input else None,
                             source_scale=source_scale,
                             reference_hidden_states=reference_latents if sees_visual_input else None,
@@ -326,18 +363,20 @@ class LoomVideoDenoisingMixin:
                         )[0]
                     velocity = velocity + coefficient * prediction.float()
 
-                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0]
+                latents = self.scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
 
                 if callback_on_step_end is not None:
-                    callback_kwargs = {}
-                    for name in callback_on_step_end_tensor_inputs:
-                        callback_kwargs[name] = latents if name == "latents" else tensors[name]
+                    tensors = {"latents": latents}
+                    for name, (tensor, mask) in conditions.items():
+                        tensors |= {name: tensor, f"{name}_mask": mask}
+                    callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
                     latents = callback_outputs.pop("latents", latents)
-                    for name, tensor in tensors.items():
-                        tensors[name] = callback_outputs.pop(name, tensor)
-                        if tensor is not None and tensors[name].shape != tensor.shape:
-                            masks[name] = None
+                    for name, (tensor, mask) in conditions.items():
+                        new_tensor = callback_outputs.pop(name, tensor)
+                        new_mask = callback_outputs.pop(f"{name}_mask", mask)
+                        if new_tensor is not tensor or new_mask is not mask:
+                            conditions[name] = self._place_embeds(new_tensor, new_mask, device)
 
                 if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
                     progress_bar.update()

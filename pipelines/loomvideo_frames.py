@@ -39,6 +39,13 @@ Video = list[Image] | np.ndarray | torch.Tensor
 def read_image(image: Image, name: str) -> PIL.Image.Image:
     """Reads a PIL image, or an array `[H, W, 3]` or `[3, H, W]` of uint8 or of floats in [0, 1], as an RGB image."""
     if isinstance(image, PIL.Image.Image):
+        if image.mode in ("I", "F") or 0 in image.size:
+            raise ValueError(
+                f"`{name}` holds an image of mode {image.mode} and size {image.size}: pass one that has "
+                "pixels of 8 or 16 bits."
+            )
+        if image.mode.startswith("I;16"):
+            image = PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
         return image.convert("RGB")
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise TypeError(f"`{name}` must hold PIL images, NumPy arrays or torch tensors, but holds a {type(image)}.")
@@ -127,7 +134,7 @@ def read_references(
     if reference_images is None:
         return [[]] * batch_size
     name = "reference_images"
-    if not isinstance(reference_images, (list, tuple)) and getattr(reference_images, "ndim", 3) == 3:
+    if not isinstance(reference_images, (list, tuple)) and getattr(reference_images, "ndim", 3) != 4:
         reference_images = [reference_images]
     if len(reference_images) == 0:
         raise ValueError("`reference_images` is an empty list: pass at least one image, or None.")

@@ -182,7 +182,9 @@ class LoomVideoPromptMixin:
                     f"The transformer reads {self.transformer.config.num_layers} layers of the MLLM, but this one has "
                     f"{len(layers)}: use the MLLM that belongs to the transformer."
                 )
-        accepted = inspect.signature(self.text_encoder.forward).parameters
+        # `torch.compile` wraps a module in one whose `forward` takes anything.
+        text_encoder = getattr(self.text_encoder, "_orig_mod", self.text_encoder)
+        accepted = inspect.signature(text_encoder.forward).parameters
         model_inputs = {
             name: value.to(self._execution_device)
             for name, value in inputs.items()

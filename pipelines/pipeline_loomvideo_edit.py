@@ -142,6 +142,10 @@ class LoomVideoEditPipeline(LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDe
             `negative_prompt_embeds` and `negative_prompt_embeds_mask`; None where guidance needs no such branch. Of a
             pipeline without a transformer, the embeds hold all layers of the MLLM; a call takes the ones it needs.
         """
+        if (video is None) == (image is None):
+            raise ValueError("Pass either `video` or `image`, and not both.")
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("Pass either `prompt` or `prompt_embeds`, and not both.")
         batch_size = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
         clips, references, _, _ = self.prepare_sources(
             video, image, reference_images, batch_size, height, width, num_frames
@@ -238,7 +242,8 @@ class LoomVideoEditPipeline(LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDe
                 which it can replace tensors it was given, can change `pipe._guidance_scale` and
                 `pipe._guidance_scale_visual`, and end the loop by `pipe._interrupt = True`.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`):
-                Which of `latents`, `prompt_embeds`, `visual_prompt_embeds` and `negative_prompt_embeds` it gets.
+                Which of `latents`, `prompt_embeds`, `visual_prompt_embeds`, `negative_prompt_embeds` and their masks
+                (`prompt_embeds_mask`, ...) it gets.
 
         Returns:
             [`LoomVideoPipelineOutput`], or a tuple with the frames.
@@ -313,6 +318,7 @@ class LoomVideoEditPipeline(LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDe
             embeds=embeds,
             source_latents=source_latents,
             reference_latents=reference_latents,
+            generator=generator,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )

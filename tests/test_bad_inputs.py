@@ -81,6 +81,14 @@ COMMON = [
     ({"output_type": "mp4"}, "`output_type` must be one of np, pt, pil, latent"),
     ({"callback_on_step_end_tensor_inputs": ["noise"]}, "but holds noise"),
     ({"latents": torch.zeros(1, 8, 9, 4, 4)}, r"`latents` must have shape \(1, 8, 2, 4, 4\)"),
+    ({"latents": torch.full((1, 8, 2, 4, 4), torch.nan)}, "`latents` holds NaN"),
+    ({"latents": np.zeros((1, 8, 2, 4, 4))}, "`latents` must be a torch tensor"),
+    ({"prompt": None, "prompt_embeds": [1]}, "`prompt_embeds` must be a torch tensor"),
+    ({"generator": 3}, "`generator` must be a torch.Generator"),
+    ({"guidance_scale": None}, "`guidance_scale` must be a finite number"),
+    ({"reference_images": PIL.Image.new("RGB", (0, 5))}, "has pixels of 8 or 16 bits"),
+    ({"reference_images": PIL.Image.new("F", (5, 5))}, "has pixels of 8 or 16 bits"),
+    ({"reference_images": IMAGE[..., 0]}, "must hold images of 3 dimensions"),
     ({"reference_images": []}, "`reference_images` is an empty list"),
     ({"reference_images": [[]]}, "same number of references"),
     ({"reference_images": [[IMAGE], [IMAGE]]}, "2 lists of references for 1 prompts"),
@@ -99,6 +107,13 @@ def test_both_pipelines(inputs, message, pipe, edit):
     size = {} if "height" in inputs else {"height": 64, "width": 64}
     check(pipe, message, **({"prompt": "a cat", "num_frames": 5} | size | inputs))
     check(edit, message, **({"prompt": "make it blue", "video": VIDEO} | size | inputs))
+
+
+def test_encode_prompt(pipe, edit):
+    with pytest.raises(ValueError, match="Pass either `prompt` or `prompt_embeds`"):
+        pipe.encode_prompt()
+    with pytest.raises(ValueError, match="Pass either `video` or `image`"):
+        edit.encode_prompt("make it blue")
 
 
 def test_generate(pipe):

@@ -318,7 +318,10 @@ def test_callback_sees_and_changes_tensors(edit, clip):
         callback_on_step_end_tensor_inputs=edit._callback_tensor_inputs,
         **inputs,
     ).frames
-    names = ["latents", "negative_prompt_embeds", "prompt_embeds", "visual_prompt_embeds"]
+    names = [
+        f"{name}_embeds{mask}" for name in ("negative_prompt", "prompt", "visual_prompt") for mask in ("", "_mask")
+    ]
+    names = ["latents", *names]
     assert seen == [(0, 999, names, 3, 999), (1, 909, names, 3, 909), (2, 714, names, 3, 714)]
 
     def zero(pipe, step, timestep, tensors):
@@ -342,6 +345,46 @@ def test_callback_sees_and_changes_tensors(edit, clip):
         **inputs,
     ).frames
     assert torch.equal(late, expected)
+
+
+def test_callback_replaces_embeds_of_a_padded_batch(pipe):
+    short, long, longer = (
+        "a cat",
+        "a cat that sits on a red carpet",
+        "a dog that sits on a very long yellow sofa at night",
+    )
+    inputs = SMALL | {"num_frames": 5, "output_type": "latent"}
+    generators = [generator(0), generator(1)]
+    latents = torch.cat([torch.randn(1, 8, 2, 4, 4, generator=generator) for generator in generators])
+    with torch.no_grad():
+        embeds, mask = pipe.encode_prompt([long, longer])[:2]
+        bare = [pipe.encode_prompt(prompt)[0] for prompt in (long, longer)]
+
+    def replace(new):
+        return lambda pipe, step, timestep, tensors: dict(new)
+
+    with_mask = {"prompt_embeds": embeds.double(), "prompt_embeds_mask": mask}
+    batch = pipe([short, long], latents=latents, callback_on_step_end=replace(with_mask), **inputs).frames
+    for index, prompt in enumerate((short, long)):
+        single = {"prompt_embeds": bare[index]}
+        expected = pipe(prompt, latents=latents[index : index + 1], callback_on_step_end=replace(single), **inputs)
+        assert_close(batch[index : index + 1], expected.frames, atol=1e-4)
+    with pytest.raises(ValueError, match="must return their mask too"):
+        pipe([short, long], callback_on_step_end=replace({"prompt_embeds": embeds}), **inputs)
+
+
+def test_seed_of_a_stochastic_scheduler(pipe):
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)
+    inputs = SMALL | {"num_frames": 1, "output_type": "latent"}
+    first, second = (pipe("a cat", generator=generator(), **inputs).frames for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_compiled_text_encoder(pipe):
+    inputs = SMALL | {"num_frames": 1}
+    expected = pipe("a cat", generator=generator(), **inputs).frames
+    pipe.text_encoder = torch.compile(pipe.text_encoder, backend="eager")
+    assert_close(pipe("a cat", generator=generator(), **inputs).frames, expected)
 
 
 def test_callback_changes_guidance(edit, clip, record_branches):

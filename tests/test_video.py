@@ -188,6 +188,8 @@ def test_images(tmp_path):
     exif[0x0112] = 6  # the camera was turned
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").size == (200, 300)
+    PIL.Image.fromarray(np.full((5, 5), 30000, np.uint16)).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png").getpixel((0, 0)) == (117, 117, 117)
     PIL.Image.new("RGBA", (5, 5), (10, 20, 30, 0)).save(tmp_path / "alpha.png")
     assert read_image(tmp_path / "alpha.png").getpixel((0, 0)) == (10, 20, 30)
 

@@ -403,6 +403,10 @@ class LoomVideoTransformer3DModel(
             checkpoint = pretrained_model_link_or_path_or_dict
         else:
             checkpoint = load_single_file_checkpoint(str(pretrained_model_link_or_path_or_dict), **kwargs)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(
+                f"This is not a LoomVideo checkpoint: it holds a {type(checkpoint).__name__}, not tensors."
+            )
         unused = tuple(cls._keys_to_ignore_on_load_unexpected)
         checkpoint = {name: tensor for name, tensor in checkpoint.items() if not name.startswith(unused)}
 

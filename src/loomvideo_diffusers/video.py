@@ -149,7 +149,8 @@ def read_image(path: str | os.PathLike) -> PIL.Image.Image:
     """Reads an image file upright, as RGB. Raises ValueError if it cannot be read."""
     try:
         with PIL.Image.open(path) as image:
-            return PIL.ImageOps.exif_transpose(image).convert("RGB")
+            image = PIL.ImageOps.exif_transpose(image)
+            return loomvideo_frames.read_image(image, str(path))
     except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: choose a complete image file.") from error
 
