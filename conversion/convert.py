@@ -28,6 +28,7 @@ from transformers import Qwen3VLModel, Qwen3VLProcessor
 from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_hub import write_remote_code
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
+from ..video import check_writable
 
 
 CHECKPOINT_NAME = "gen_model.pth"
@@ -62,6 +63,7 @@ def convert(
     output_dir = Path(output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"{output_dir} is there already: choose another folder, or remove it first.")
+    check_writable(output_dir)
     loomvideo = _find(loomvideo, CHECKPOINT_NAME, [CHECKPOINT_NAME])
     checkpoint = loomvideo if loomvideo.is_file() else loomvideo / CHECKPOINT_NAME
     mllm = _find(mllm, "config.json", ["*.json", "*.jinja", "*.txt", "*.safetensors"])
@@ -91,8 +93,9 @@ def convert(
         "scheduler": ["diffusers", UniPCMultistepScheduler.__name__],
     }
 
+    made = [parent for parent in output_dir.absolute().parents if not parent.exists()]
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=output_dir.parent))
     try:
         for name, convert_component in (progress := tqdm(components.items(), unit="component")):
             progress.set_description(f"Converting the {name.replace('_', ' ')}")
@@ -103,6 +106,8 @@ def convert(
         unfinished.replace(output_dir)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        for parent in made:
+            parent.rmdir()
         raise
     return output_dir
 

@@ -82,6 +82,8 @@ class LoomVideoHubMixin:
 def write_remote_code(folder: str, pipeline_class: type, transformer_class: type | None) -> None:
     """Copies the code of the pipelines and of the transformer into a pipeline's folder and names it in the index."""
     folder = Path(folder)
+    # A user's subclass stays at home: its base is what others can load.
+    pipeline_class = next(base for base in pipeline_class.__mro__ if "pipeline_loomvideo" in base.__module__)
     source = Path(inspect.getfile(pipeline_class))
     for file in [*source.parent.glob("pipeline_loomvideo*.py"), *source.parent.glob("loomvideo_*.py")]:
         shutil.copyfile(file, folder / file.name)

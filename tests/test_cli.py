@@ -14,6 +14,7 @@
 """The `loomvideo` command, as a shell runs it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -159,6 +160,9 @@ def test_help_is_quick(command):
 def test_bad_input(model_folder, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "cut.mp4").write_bytes(Path(CLIP).read_bytes()[:20000])
+    damaged = tmp_path / "damaged"
+    shutil.copytree(model_folder, damaged)
+    (damaged / "text_encoder" / "model.safetensors").write_bytes(b"cut off")
     output, model = tmp_path / "out.mp4", ["--model", model_folder]
     edit, generate = ["edit", CLIP, "make it blue", "-o"], ["generate", "a cat", "-o"]
     for arguments, message in (
@@ -183,6 +187,10 @@ def test_bad_input(model_folder, tmp_path):
         ([*generate, output, *model, "--frames", "1"], "must end in .png"),
         ([*generate, output, *model, "--reference"], "expected at least one argument"),
         ([*generate, output, *model, "--device", "gpu"], "gpu is no device of this machine"),
+        ([*generate, output, *model, "--device", "meta"], "meta is no device of this machine"),
+        ([*generate, output, *model, "--seed", "99999999999999999999999"], "the seed must be from 0"),
+        ([*generate, output, "--model", damaged], "Error while deserializing"),
+        (["info", damaged], "Error while deserializing"),
         (
             ["convert", "--loomvideo", tmp_path, "--mllm", tmp_path, "--wan", tmp_path, "-o", tmp_path / "m"],
             "gen_model",

@@ -81,6 +81,10 @@ def test_errors_leave_nothing_behind(tmp_path):
     torch.save({"patch_embedding.weight": torch.zeros(48, 8, 1, 2, 2)}, broken / "gen_model.pth")
     # The transformer comes last: everything before it is written, and must go
     check("not a LoomVideo checkpoint", loomvideo=broken)
+    check("not a LoomVideo checkpoint", loomvideo=broken, output_dir=tmp_path / "new" / "folder" / "model")
+    torch.save([torch.zeros(1)], broken / "gen_model.pth")
+    check("holds a list, not tensors", loomvideo=broken)
+    check("cannot be written", output_dir=broken / "gen_model.pth" / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 

@@ -14,6 +14,7 @@
 """A folder's own code: with nothing but diffusers, transformers and torch, and saved and loaded in every way."""
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -90,6 +91,11 @@ def test_saving_compiled_and_missing_transformers(pipe, tmp_path):
     pipe.transformer = torch.compile(pipe.transformer)
     pipe.save_pretrained(tmp_path / "compiled")
     assert LoomVideoPipeline.from_pretrained(tmp_path / "compiled").transformer.config.num_layers == 4
+    subclass = type("Mine", (LoomVideoPipeline,), {"__module__": "__main__"})
+    subclass(**pipe.components).save_pretrained(tmp_path / "subclass")
+    index = json.loads((tmp_path / "subclass" / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline_loomvideo", "LoomVideoPipeline"]
+    assert (tmp_path / "subclass" / "pipeline_loomvideo_edit.py").is_file()
     pipe.transformer = None
     pipe.save_pretrained(tmp_path / "without")
     loaded = LoomVideoPipeline.from_pretrained(tmp_path / "without", transformer=None)

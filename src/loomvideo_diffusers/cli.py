@@ -86,6 +86,13 @@ def _prompt(text: str) -> str:
     return text
 
 
+def _seed(text: str) -> int:
+    seed = int(text)
+    if not 0 <= seed < 2**63:
+        raise argparse.ArgumentTypeError("the seed must be from 0 to 2^63 - 1")
+    return seed
+
+
 def _run(
     pipeline_name: str, inputs: dict[str, Any], arguments: argparse.Namespace, stopwatch: Stopwatch
 ) -> "np.ndarray":
@@ -99,7 +106,7 @@ def _run(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"{device} is no device of this machine: choose cpu, or leave --device out.") from error
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
@@ -232,7 +239,7 @@ def info(arguments: argparse.Namespace) -> None:
                     parameters += math.prod(tensors.get_slice(key).get_shape())
                     dtypes.add(tensors.get_slice(key).get_dtype())
         weights = f"{parameters:14,} parameters, {' and '.join(sorted(dtypes))}" if parameters else ""
-        print(f"{name:14} {value[1]:28} {weights}".rstrip())
+        print(f"{name:14} {value[1] or 'none':28} {weights}".rstrip())
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -252,7 +259,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--guidance-scale", type=float, metavar="S", help="weight of the words (default: to generate 5, to edit 2.5)"
     )
     option("--guidance-scale-visual", type=float, metavar="S", help="weight of source and references (default: 1.5)")
-    option("--seed", type=int, metavar="N", help="makes the result repeatable")
+    option("--seed", type=_seed, metavar="N", help="makes the result repeatable")
     option("--device", metavar="DEVICE", help="default: the first that is there of cuda, mps and cpu")
     option("--dtype", choices=["bfloat16", "float16", "float32"], help="default: bfloat16; on cpu float32")
     option("--cpu-offload", action="store_true", help="keep only the model that is running on the device")
@@ -294,9 +301,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line. Returns 0, or after one line on stderr 2 if the input was wrong, 130 if interrupted."""
     arguments = build_parser().parse_args(argv)
+    from safetensors import SafetensorError
+
     try:
         arguments.function(arguments)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, SafetensorError) as error:
         print(f"loomvideo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

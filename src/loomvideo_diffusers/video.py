@@ -103,20 +103,23 @@ def read_video(path: str | os.PathLike, show_progress: bool = False) -> np.ndarr
 
 
 def _read_frames(container: av.container.InputContainer) -> Iterator[np.ndarray]:
-    """Yields the frames that are nearest in time to the sampled positions."""
+    """Yields the frames that are nearest to the moments of the result."""
     stream = container.streams.video[0]
     fps = float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
-    positions = sample_positions(fps)
-    position = next(positions)
+    if stream.base_rate is None or stream.base_rate == stream.average_rate:
+        # With a constant rate, the frame that is nearest to a position is the one with its number.
+        moments = (position / fps for position in sample_positions(fps))
+    else:
+        moments = (index / FRAMES_PER_SECOND for index in range(MAX_FRAMES))
+    moment = next(moments)
     previous, previous_time = None, 0.0
     for frame, time in _decode(container, fps):
         pixels = None
-        # With a constant rate, the frame that is nearest to a position is the one with its number.
-        while previous is not None and position / fps <= (previous_time + time) / 2:
+        while previous is not None and moment <= (previous_time + time) / 2:
             pixels = _to_pixels(previous) if pixels is None else pixels
             yield pixels
-            position = next(positions, None)
-            if position is None:
+            moment = next(moments, None)
+            if moment is None:
                 if frame is not None:
                     logger.warning(f"{container.name} is longer than {time:.1f} seconds: using only its beginning.")
                 return
@@ -137,6 +140,10 @@ def _decode(container: av.container.InputContainer, fps: float) -> Iterator[tupl
             start = frame_time if start is None else start
             time = frame_time - start
             yield frame, time
+    # These formats say how long they are, and can end anywhere. Sound may last longer than the picture.
+    declares_length = "matroska" in container.format.name and not container.streams.audio and container.duration
+    if declares_length and time + 3 / fps < container.duration / av.time_base:
+        raise ValueError(f"{container.name} is truncated: choose a complete file.")
     yield None, time + 1 / fps
 
 
@@ -162,11 +169,19 @@ def check_output_path(path: str | os.PathLike, suffixes: tuple[str, ...]) -> Non
         raise ValueError(f"{path} must end in {' or '.join(suffixes)}.")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: choose the name of a file.")
-    folder = path.absolute().parent
-    while not folder.exists():
+    check_writable(path)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises ValueError if a file or folder could not be made there, in folders that may have to be made first."""
+    folder = Path(path).absolute().parent
+    while not folder.exists() and not folder.is_symlink():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{path} cannot be written, because {folder} is not a folder that can be written to.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {folder} is not a folder that can be written to.") from error
 
 
 def write_video(
@@ -251,7 +266,7 @@ def _write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        handle, unfinished = tempfile.mkstemp(prefix=".unfinished-", dir=path.parent)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
     os.close(handle)
