@@ -137,6 +137,16 @@ def test_rotation(matrix, turns, tmp_path):
     assert np.abs(frames.astype(int) - expected).mean() < 3
 
 
+def test_a_last_frame_that_lasts(tmp_path):
+    """The declared length of this file is far behind its last frame, and yet nothing is missing."""
+    times = [0, 40, 80, 500, 540, 3000]
+    write_with_times(tmp_path / "clip.mkv", gray_frames([10, 20, 30, 40, 50, 60]), times, codec="ffv1")
+    frames = read_video(tmp_path / "clip.mkv")[:, 24, 32, 0].tolist()
+    moments = [1000 * index / 24 for index in range(len(frames))]
+    expected = [10 * (1 + int(np.abs(np.array(times) - moment).argmin())) for moment in moments]
+    assert np.abs(np.array(frames) - expected).max() <= 2
+
+
 def test_written_colors_are_read_back(tmp_path):
     for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40)):
         write_video(tmp_path / "clip.mp4", np.broadcast_to(np.uint8(color), (5, 32, 32, 3)))
@@ -209,7 +219,9 @@ def test_unreadable_files(tmp_path):
     whole = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "no-index.mp4").write_bytes(whole[: whole.index(b"moov")])
     (tmp_path / "cut.mp4").write_bytes(video[: len(video) // 2])
-    write_with_times(tmp_path / "long.mkv", gray_frames(range(50)), [40 * index for index in range(50)], codec="ffv1")
+    times = [round(1000 * index / 30) for index in range(50)]
+    write_with_times(tmp_path / "long.mkv", gray_frames(range(50)), times, codec="ffv1")
+    assert len(read_video(tmp_path / "long.mkv")) == 37
     long = (tmp_path / "long.mkv").read_bytes()
     (tmp_path / "cut.mkv").write_bytes(long[: len(long) // 2])
     with av.open(str(tmp_path / "sound.wav"), "w") as container:

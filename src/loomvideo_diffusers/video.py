@@ -106,7 +106,7 @@ def _read_frames(container: av.container.InputContainer) -> Iterator[np.ndarray]
     """Yields the frames that are nearest to the moments of the result."""
     stream = container.streams.video[0]
     fps = float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
-    if stream.base_rate is None or stream.base_rate == stream.average_rate:
+    if _has_constant_rate(stream):
         # With a constant rate, the frame that is nearest to a position is the one with its number.
         moments = (position / fps for position in sample_positions(fps))
     else:
@@ -140,11 +140,16 @@ def _decode(container: av.container.InputContainer, fps: float) -> Iterator[tupl
             start = frame_time if start is None else start
             time = frame_time - start
             yield frame, time
-    # These formats say how long they are, and can end anywhere. Sound may last longer than the picture.
-    declares_length = "matroska" in container.format.name and not container.streams.audio and container.duration
-    if declares_length and time + 3 / fps < container.duration / av.time_base:
+    # Matroska and WebM say how long they are, and can end anywhere. Sound or subtitles may outlast the picture, and so
+    # may a last frame where the rate varies.
+    declares_length = "matroska" in container.format.name and len(container.streams) == 1 and container.duration
+    if declares_length and _has_constant_rate(stream) and time + 3 / fps < container.duration / av.time_base:
         raise ValueError(f"{container.name} is truncated: choose a complete file.")
     yield None, time + 1 / fps
+
+
+def _has_constant_rate(stream: av.VideoStream) -> bool:
+    return stream.base_rate is None or stream.base_rate == stream.average_rate
 
 
 def _to_pixels(frame: av.VideoFrame) -> np.ndarray:
