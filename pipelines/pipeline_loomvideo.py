@@ -26,6 +26,7 @@ from transformers import Qwen3VLModel, Qwen3VLProcessor
 from .loomvideo_denoising import LoomVideoDenoisingMixin
 from .loomvideo_frames import Image, fit_all, nearest_trained_size, read_references
 from .loomvideo_hub import LoomVideoHubMixin
+from .loomvideo_lora import LoomVideoLoraLoaderMixin
 from .loomvideo_output import LoomVideoPipelineOutput
 from .loomvideo_prompts import LoomVideoPromptMixin
 
@@ -34,7 +35,9 @@ from .loomvideo_prompts import LoomVideoPromptMixin
 DEFAULT_SIZE = (480, 832)
 
 
-class LoomVideoPipeline(LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDenoisingMixin, DiffusionPipeline):
+class LoomVideoPipeline(
+    LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDenoisingMixin, LoomVideoLoraLoaderMixin, DiffusionPipeline
+):
     r"""
     Generates videos and images with LoomVideo (arXiv 2606.06042) from text, or from text and reference images.
 

@@ -26,11 +26,14 @@ from transformers import Qwen3VLModel, Qwen3VLProcessor
 from .loomvideo_denoising import LoomVideoDenoisingMixin
 from .loomvideo_frames import Image, Video, cut_frames, fit_all, mllm_frames, read_images, read_references, read_videos
 from .loomvideo_hub import LoomVideoHubMixin
+from .loomvideo_lora import LoomVideoLoraLoaderMixin
 from .loomvideo_output import LoomVideoPipelineOutput
 from .loomvideo_prompts import LoomVideoPromptMixin
 
 
-class LoomVideoEditPipeline(LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDenoisingMixin, DiffusionPipeline):
+class LoomVideoEditPipeline(
+    LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDenoisingMixin, LoomVideoLoraLoaderMixin, DiffusionPipeline
+):
     r"""
     Edits videos and images with LoomVideo (arXiv 2606.06042) by instruction, with or without reference images.
 

@@ -40,11 +40,13 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-folder, inputs, output, saved = sys.argv[1:]
+folder, inputs, output, saved, lora = sys.argv[1:]
 pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 edit = DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline_loomvideo_edit", trust_remote_code=True)
 inputs = np.load(inputs)
 latents = torch.from_numpy(inputs["latents"])
+if lora:
+    edit.load_lora_weights(lora)
 frames = edit("make it blue", video=inputs["video"], latents=latents, num_inference_steps=3).frames
 np.save(output, frames)
 assert type(edit).from_pipe(pipe).transformer is pipe.transformer
@@ -53,12 +55,14 @@ pipe.save_pretrained(saved)
 """
 
 
-def run_without_package(folder: Path, inputs: dict[str, np.ndarray], tmp_path: Path) -> tuple[np.ndarray, str, Path]:
+def run_without_package(
+    folder: Path, inputs: dict[str, np.ndarray], tmp_path: Path, lora: Path | str = ""
+) -> tuple[np.ndarray, str, Path]:
     """Edits a clip by the folder's own code; returns the frames, the names of the pipelines, and where it is saved."""
     output, saved = tmp_path / "output.npy", tmp_path / f"{folder.name}-saved"
     np.savez(tmp_path / "inputs.npz", **inputs)
     result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_PACKAGE, folder, tmp_path / "inputs.npz", output, saved],
+        [sys.executable, "-c", WITHOUT_PACKAGE, folder, tmp_path / "inputs.npz", output, saved, lora],
         capture_output=True,
         text=True,
         env=os.environ | {"HF_HOME": str(tmp_path / "cache")},
