@@ -23,8 +23,9 @@ from diffusers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# The sizes (width, height) of 480p that LoomVideo was trained on; their transposes were trained on too.
+# The sizes (width, height) that LoomVideo was trained on; their transposes were trained on too.
 TRAINED_SIZES_480P = [(640, 640), (704, 544), (768, 512), (832, 480), (960, 416)]
+TRAINED_SIZES_720P = [(960, 960), (1088, 864), (1152, 800), (1280, 704), (960, 704), (1472, 608)]
 
 # A video longer than this goes to the MLLM as one frame in this many.
 MLLM_FRAME_STRIDE = 15
@@ -172,8 +173,13 @@ def fit_all(clips: list[list[PIL.Image.Image]], height: int, width: int) -> list
 def nearest_trained_size(image: PIL.Image.Image) -> tuple[int, int]:
     """The trained 480p size, as (height, width), whose proportions are nearest to the image's."""
     sizes = TRAINED_SIZES_480P + [(height, width) for width, height in TRAINED_SIZES_480P]
-    width, height = min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * image.height / image.width)))
+    width, height = nearest_size(image.width, image.height, sizes)
     return height, width
+
+
+def nearest_size(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """Of sizes (width, height), the one whose proportions are nearest to the given ones."""
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * height / width)))
 
 
 def mllm_frame_indices(num_frames: int) -> list[int]:

@@ -78,25 +78,25 @@ class LoomVideoPromptMixin:
             prefix = PROMPT_PREFIXES[task, bool(references[0])]
             # The vision is the same whatever the words, so given embeds need none for the visual branch.
             prompts = prompt if isinstance(prompt, list) else [prompt or ""] * batch_size
-            inputs = self._tokenize([prefix + words for words in prompts], references, sources)
+            inputs = self.tokenize([prefix + words for words in prompts], references, sources)
             if prompt_embeds[0] is None:
-                prompt_embeds = self._get_mllm_hidden_states(inputs)
+                prompt_embeds = self.get_mllm_hidden_states(inputs)
             if needs_visual:
-                visual_prompt_embeds = self._get_mllm_hidden_states(self._keep_vision_only(inputs))
+                visual_prompt_embeds = self.get_mllm_hidden_states(self._keep_vision_only(inputs))
         if do_classifier_free_guidance and negative_prompt_embeds[0] is None:
             if negative_prompt is None:
                 negative_prompt = DEFAULT_NEGATIVE_PROMPT
             prompts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt] * batch_size
-            inputs = self._tokenize(
+            inputs = self.tokenize(
                 [NEGATIVE_PROMPT_PREFIX + words for words in prompts], [[]] * batch_size, [None] * batch_size
             )
-            negative_prompt_embeds = self._get_mllm_hidden_states(inputs)
+            negative_prompt_embeds = self.get_mllm_hidden_states(inputs)
         return tuple(
             None if tensor is None else tensor.repeat_interleave(num_videos_per_prompt, dim=0)
             for tensor in (*prompt_embeds, *visual_prompt_embeds, *negative_prompt_embeds)
         )
 
-    def _tokenize(
+    def tokenize(
         self,
         texts: list[str],
         references: list[list[PIL.Image.Image]],
@@ -171,7 +171,7 @@ class LoomVideoPromptMixin:
             "mm_token_type_ids": is_image.int() + 2 * is_video.int(),
         }
 
-    def _get_mllm_hidden_states(self, inputs: dict[str, torch.Tensor]) -> PromptEmbeds:
+    def get_mllm_hidden_states(self, inputs: dict[str, torch.Tensor]) -> PromptEmbeds:
         """Runs the MLLM and returns what its last `num_layers` decoder layers put out, before the final norm."""
         layers = self.text_encoder.language_model.layers
         first = 0

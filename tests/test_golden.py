@@ -14,6 +14,7 @@
 """The numbers: everything that the published implementation recorded, computed by this one."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,13 +22,8 @@ import torch
 from conftest import GOLDEN, call_inputs, case_names, load_case, references_of, transformer_inputs
 
 from loomvideo_diffusers import LoomVideoEditPipeline
-from loomvideo_diffusers.objective import (
-    add_noise,
-    dynamic_shift,
-    flow_matching_loss,
-    velocity_target,
-)
 from loomvideo_diffusers.pipelines.loomvideo_frames import fit, mllm_frame_indices, read_image, read_video
+from loomvideo_diffusers.training.objective import TrainingSample, dynamic_shift, group_by_shape, squared_error
 from loomvideo_diffusers.video import sample_frame_indices
 
 
@@ -55,9 +51,9 @@ def test_pipeline(name, pipe):
 
     # What the processor makes of the prompt and the MLLM of that, as they enter and leave
     tokenized, hidden_states = [], []
-    tokenize = type(pipe)._tokenize
+    tokenize = type(pipe).tokenize
     keep_vision_only = type(pipe)._keep_vision_only
-    pipe._tokenize = lambda *arguments: tokenized.append(tokenize(pipe, *arguments)) or tokenized[-1]
+    pipe.tokenize = lambda *arguments: tokenized.append(tokenize(pipe, *arguments)) or tokenized[-1]
     pipe._keep_vision_only = lambda inputs: tokenized.append(keep_vision_only(pipe, inputs)) or tokenized[-1]
 
     latents, predictions = [], []
@@ -149,39 +145,47 @@ def test_sigmas(num_steps, pipe):
     assert max_difference(pipe.scheduler.sigmas, TABLES["sigmas"][num_steps]["sigmas"]) < 1e-6
 
 
+def training_samples(pipe) -> list[TrainingSample]:
+    """The two samples of the recorded loss: an edit of a video, and an image from a reference."""
+    case, _ = load_case("training_loss")
+
+    @torch.no_grad()
+    def encode(pixels):
+        return pipe.encode_pixels(pixels[None] if pixels.ndim == 4 else pixels[None, :, None])[0]
+
+    samples = []
+    for index in range(2):
+        input_ids = case[f"input_ids.{index}"]
+        with torch.no_grad():
+            embeds, _ = pipe.get_mllm_hidden_states(
+                {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+            )
+        source = case.get(f"source_pixel_values.{index}")
+        samples.append(
+            TrainingSample(
+                latents=encode(case[f"target_pixel_values.{index}"]),
+                prompt_embeds=embeds[0],
+                noise=case[f"noise.{index}"][0],
+                timestep=case["t_step"][index].item(),
+                source_latents=None if source is None else encode(source),
+                reference_latents=[encode(image) for image in references_of(case, f"reference_pixel_values.{index}")],
+            )
+        )
+    return samples
+
+
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_training_loss(gradient_checkpointing, pipe):
+@pytest.mark.parametrize("division", ["packed", "single"])
+def test_training_loss(gradient_checkpointing, division, pipe):
     case, metadata = load_case("training_loss")
     if gradient_checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
     pipe.transformer.train()
-
-    @torch.no_grad()
-    def encode(pixels):
-        return pipe.encode_pixels(pixels[None] if pixels.ndim == 4 else pixels[None, :, None])
-
-    predictions, targets = [], []
-    for index in range(2):
-        input_ids = case[f"input_ids.{index}"]
-        with torch.no_grad():
-            embeds, _ = pipe._get_mllm_hidden_states(
-                {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-            )
-        latents, noise = encode(case[f"target_pixel_values.{index}"]), case[f"noise.{index}"]
-        timestep = case["t_step"][index : index + 1]
-        source = case.get(f"source_pixel_values.{index}")
-        references = references_of(case, f"reference_pixel_values.{index}")
-        prediction = pipe.transformer(
-            add_noise(latents, noise, timestep),
-            1000 * timestep,
-            embeds,
-            source_hidden_states=None if source is None else encode(source),
-            source_scale=timestep,
-            reference_hidden_states=[encode(reference) for reference in references],
-        ).sample
-        predictions.append(prediction)
-        targets.append(velocity_target(latents, noise))
-    loss = flow_matching_loss(predictions, targets)
+    samples = training_samples(pipe)
+    groups = group_by_shape(samples) if division == "packed" else [[sample] for sample in samples]
+    assert len(groups) == 2
+    loss = sum(squared_error(pipe.transformer, group) for group in groups)
+    loss = loss / sum(sample.latents.numel() for sample in samples)
     loss.backward()
 
     assert loss.item() == pytest.approx(case["loss"].item(), rel=1e-4)
@@ -190,3 +194,22 @@ def test_training_loss(gradient_checkpointing, pipe):
     assert set(norms) == set(parameters)
     for name, norm in norms.items():
         assert parameters[name].grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-7), name
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_padded_batches(gradient_checkpointing, pipe):
+    """Samples of one shape with prompts of several lengths, with and without a source, train as they do alone."""
+    if gradient_checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
+    edited, _ = training_samples(pipe)
+    shorter = replace(edited, prompt_embeds=edited.prompt_embeds[:, :11], timestep=0.7, source_latents=None)
+    samples = [edited, shorter, replace(edited, prompt_embeds=edited.prompt_embeds[:, 3:])]
+    losses, gradients = [], []
+    for groups in (group_by_shape(samples), [[sample] for sample in samples]):
+        losses.append(sum(squared_error(pipe.transformer, group) for group in groups))
+        gradients.append(torch.autograd.grad(losses[-1], list(pipe.transformer.parameters())))
+    assert len(group_by_shape(samples)) == 1
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    for padded, single in zip(*gradients):
+        assert padded.norm().item() == pytest.approx(single.norm().item(), rel=1e-4, abs=1e-4)
+        assert max_difference(padded, single) < 1e-4 * max(single.abs().max().item(), 1)

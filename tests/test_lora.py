@@ -257,7 +257,8 @@ TEXT_LAYER = "condition_embedder.text_embedder.linear_1"
 ORIGINAL_NAMES = {
     "attn1": "self_attn", "attn2": "cross_attn", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o",
     "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2", "condition_embedder.time_proj": "time_projection.1",
-    "condition_embedder.time_embedder.linear_2": "time_embedding.2", TEXT_LAYER: "text_embedding.0", "transformer.": "",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2", TEXT_LAYER: "text_embedding.0",
+    "transformer.": "",
 }  # fmt: skip
 
 

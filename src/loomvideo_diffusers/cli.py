@@ -16,6 +16,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -214,6 +215,28 @@ def convert(arguments: argparse.Namespace) -> None:
     print(f"Wrote {folder}: {size / 1e6:,.1f} MB ({stopwatch}).")
 
 
+def train(arguments: argparse.Namespace) -> None:
+    try:
+        from . import training
+    except ImportError as error:
+        raise ValueError(
+            f"Training needs {error.name}: install it with `pip install loomvideo-diffusers[train]`."
+        ) from error
+
+    config = training.load_config(arguments.config)
+    _check_model(config.model)
+    _silence_libraries()
+    result = training.train(
+        config,
+        resume=arguments.resume,
+        strict=arguments.strict,
+        push=arguments.push_to_hub,
+        precompute_only=arguments.precompute_only,
+    )
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"Wrote {result}." if result else f"The features are in {config.data.features}.")
+
+
 def info(arguments: argparse.Namespace) -> None:
     import torch
     from safetensors import safe_open
@@ -290,6 +313,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to make")
     command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     command.set_defaults(function=convert)
+
+    summary = "Train a LoRA, or the whole transformer, on clips of your own."
+    command = commands.add_parser("train", help=summary, description=summary)
+    command.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file of settings")
+    command.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    command.add_argument("--strict", action="store_true", help="stop at a corrupt clip instead of skipping it")
+    command.add_argument("--precompute-only", action="store_true", help="compute the features, and do not train")
+    command.add_argument("--push-to-hub", action="store_true", help="upload the result to the `hub_model_id`")
+    command.set_defaults(function=train)
 
     summary = "Show what a model folder holds, or without one, the versions that are installed."
     command = commands.add_parser("info", help=summary, description=summary)

@@ -16,12 +16,14 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 from av.video.reformatter import Colorspace
@@ -72,9 +74,9 @@ def sample_frame_indices(
     return indices[: (len(indices) - 1) // 4 * 4 + 1]
 
 
-def read_video(path: str | os.PathLike, show_progress: bool = False) -> np.ndarray:
+def read_video(path: str | os.PathLike, show_progress: bool = False, max_frames: int = MAX_FRAMES) -> np.ndarray:
     """
-    Reads the first 5 seconds of a video, or all of a shorter one, at 24 frames a second.
+    Reads the beginning of a video, by default the first 5 seconds, or all of a shorter one, at 24 frames a second.
 
     Rotation is applied; of a variable frame rate, each moment's nearest frame is taken; any pixel format will do.
     Decoding stops after the last frame that is needed.
@@ -82,35 +84,65 @@ def read_video(path: str | os.PathLike, show_progress: bool = False) -> np.ndarr
     Args:
         path: a file in any format that FFmpeg reads.
         show_progress: whether to show a progress bar.
+        max_frames: the result's greatest length, 4k + 1.
 
     Returns:
-        `np.ndarray`: uint8 `[F, H, W, 3]`, F = 4k + 1 and at most 121.
+        `np.ndarray`: uint8 `[F, H, W, 3]`, F = 4k + 1 and at most `max_frames`.
 
     Raises:
         ValueError: if the file cannot be read, is truncated or has no frames.
     """
-    try:
-        with av.open(os.fspath(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} has no video: choose a video file.")
-            frames = list(tqdm(_read_frames(container), desc="Reading frames", disable=not show_progress))
-    except (av.error.FFmpegError, OSError) as error:
-        reason = error.strerror or type(error).__name__
-        raise ValueError(f"{path} cannot be read as a video ({reason}): is it complete, and a video?") from error
+    with _open(path) as container:
+        frames = list(tqdm(_read_frames(container, max_frames), desc="Reading frames", disable=not show_progress))
     if not frames:
         raise ValueError(f"{path} has no frames: choose another video.")
     return np.stack(frames[: (len(frames) - 1) // 4 * 4 + 1])
 
 
-def _read_frames(container: av.container.InputContainer) -> Iterator[np.ndarray]:
+def probe_video(path: str | os.PathLike, max_frames: int = MAX_FRAMES) -> tuple[int, int, int]:
+    """
+    Returns the width, the height and the number of frames that `read_video` is expected to give, of which only the
+    first is decoded. Where a file does not say how long it is, the number is `max_frames`.
+
+    Raises:
+        ValueError: if the file cannot be read or has no frames.
+    """
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        frame = next((frame for frame, _ in _decode(container, FRAMES_PER_SECOND) if frame is not None), None)
+        if frame is None:
+            raise ValueError(f"{path} has no frames: choose another video.")
+        height, width = (frame.width, frame.height) if round(frame.rotation / 90) % 2 else (frame.height, frame.width)
+        fps = float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
+        seconds = stream.frames / fps if stream.frames else (container.duration or 0) / av.time_base
+    if not seconds:
+        return width, height, max_frames
+    num_frames = len(sample_frame_indices(max(round(seconds * fps), 1), fps, max_frames=max_frames))
+    return width, height, num_frames
+
+
+@contextmanager
+def _open(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
+    """Opens a video to read it, and says in one line what is wrong with it if something is."""
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path} has no video: choose a video file.")
+            yield container
+    except (av.error.FFmpegError, OSError) as error:
+        reason = error.strerror or type(error).__name__
+        raise ValueError(f"{path} cannot be read as a video ({reason}): is it complete, and a video?") from error
+
+
+def _read_frames(container: av.container.InputContainer, max_frames: int) -> Iterator[np.ndarray]:
     """Yields the frames that are nearest to the moments of the result."""
     stream = container.streams.video[0]
     fps = float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
     if _has_constant_rate(stream):
         # With a constant rate, the frame that is nearest to a position is the one with its number.
-        moments = (position / fps for position in sample_positions(fps))
+        moments = (position / fps for position in sample_positions(fps, max_frames=max_frames))
     else:
-        moments = (index / FRAMES_PER_SECOND for index in range(MAX_FRAMES))
+        moments = (index / FRAMES_PER_SECOND for index in range(max_frames))
     moment = next(moments)
     previous, previous_time = None, 0.0
     for frame, time in _decode(container, fps):
@@ -159,10 +191,22 @@ def _to_pixels(frame: av.VideoFrame) -> np.ndarray:
 
 def read_image(path: str | os.PathLike) -> PIL.Image.Image:
     """Reads an image file upright, as RGB. Raises ValueError if it cannot be read."""
+    with _open_image(path) as image:
+        return loomvideo_frames.read_image(PIL.ImageOps.exif_transpose(image), str(path))
+
+
+def probe_image(path: str | os.PathLike) -> tuple[int, int]:
+    """Returns the width and the height of an upright image, reading none of its pixels, or raises ValueError."""
+    with _open_image(path) as image:
+        is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
+        return image.size[::-1] if is_turned else image.size
+
+
+@contextmanager
+def _open_image(path: str | os.PathLike) -> Iterator[PIL.Image.Image]:
     try:
         with PIL.Image.open(path) as image:
-            image = PIL.ImageOps.exif_transpose(image)
-            return loomvideo_frames.read_image(image, str(path))
+            yield image
     except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: choose a complete image file.") from error
 
@@ -211,7 +255,7 @@ def write_video(
         # Hundredths of a second are all that a gif counts in, and whole ones at that.
         ends = [round(100 * index / fps) for index in range(len(images) + 1)]
         durations = [10 * (end - begin) for begin, end in pairwise(ends)]
-        _write_whole(
+        write_whole(
             path,
             lambda file: images[0].save(
                 file, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
@@ -221,7 +265,7 @@ def write_video(
     width, height = images[0].size
     if width % 2 or height % 2:
         raise ValueError(f"An mp4 needs even sides, but the frames are {width} x {height}: crop them or write a gif.")
-    _write_whole(path, lambda file: _write_mp4(file, images, fps, show_progress))
+    write_whole(path, lambda file: _write_mp4(file, images, fps, show_progress))
 
 
 def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progress: bool) -> None:
@@ -243,7 +287,7 @@ def write_image(path: str | os.PathLike, image: loomvideo_frames.Image) -> None:
     check_output_path(path, IMAGE_SUFFIXES)
     picture = loomvideo_frames.read_image(image, "image")
     image_format = PIL.Image.registered_extensions()[Path(path).suffix.lower()]
-    _write_whole(path, lambda file: picture.save(file, format=image_format))
+    write_whole(path, lambda file: picture.save(file, format=image_format))
 
 
 def contact_sheet(rows: list[Frames], columns: int = 6, height: int = 128) -> PIL.Image.Image:
@@ -267,7 +311,8 @@ def contact_sheet(rows: list[Frames], columns: int = 6, height: int = 128) -> PI
     return sheet
 
 
-def _write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+    """Has `write` write a file under a temporary name beside `path`, where it appears when all of it is written."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,25 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Fine-tuning: `loomvideo train CONFIG.yaml`, or `accelerate launch -m loomvideo_diffusers.training CONFIG.yaml`.
+
+`config` is what a run is told, `data` and `features` what it reads, `objective` what it minimizes, `trainer` the run
+itself, with `checkpoints` and `validation` on the way and `publishing` at the end.
+"""
+
+from .config import TrainingConfig, load_config
+from .trainer import train
+
+
+__all__ = ["TrainingConfig", "load_config", "train"]

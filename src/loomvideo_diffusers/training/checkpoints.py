@@ -1,0 +1,156 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Checkpoints that are whole or not there, from which a run goes on exactly."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from diffusers.training_utils import EMAModel
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..pipelines import LoomVideoPipeline
+
+
+STATE_FILE = "trainer_state.json"
+EMA_FILE = "ema.safetensors"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def save_only_lora(accelerator: Accelerator) -> None:
+    """Has checkpoints hold the adapter, as a file that pipelines load, and not the frozen weights."""
+
+    def save(models: list[torch.nn.Module], weights: list[dict], output_dir: str) -> None:
+        weights.clear()
+        save_lora(accelerator.unwrap_model(models[0]), output_dir, accelerator.is_main_process)
+
+    def load(models: list[torch.nn.Module], input_dir: str) -> None:
+        tensors = load_file(Path(input_dir) / LORA_FILE)
+        tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        set_peft_model_state_dict(accelerator.unwrap_model(models.pop()), tensors)
+
+    if accelerator.distributed_type != DistributedType.FSDP:
+        accelerator.register_save_state_pre_hook(save)
+        accelerator.register_load_state_pre_hook(load)
+
+
+def save_lora(
+    transformer: torch.nn.Module,
+    folder: str | os.PathLike,
+    is_main_process: bool = True,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Writes a transformer's adapter, or that in a gathered state dict, with its configuration as metadata."""
+    LoomVideoPipeline.save_lora_weights(
+        folder,
+        get_peft_model_state_dict(transformer, state_dict),
+        is_main_process=is_main_process,
+        transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+    )
+
+
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, step: int, state: dict[str, Any], ema: EMAModel | None, keep: int
+) -> None:
+    """
+    Writes a checkpoint under a temporary name, gives it its own when all of it is on disk, and then removes old ones.
+
+    Raises:
+        OSError: if it cannot be written; what was there before stays.
+    """
+    unfinished = folder / f".unfinished-{step:06d}"
+    try:
+        accelerator.save_state(str(unfinished))
+        if accelerator.is_main_process:
+            if ema is not None:
+                save_file(
+                    {str(index): tensor for index, tensor in enumerate(ema.shadow_params)}, unfinished / EMA_FILE
+                )
+                state = state | {"ema_optimization_step": ema.optimization_step}
+            (unfinished / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            for path in [*unfinished.rglob("*"), unfinished]:
+                _sync(path)
+            os.replace(unfinished, folder / f"step-{step:06d}")
+            _sync(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch reports a full disk as a RuntimeError.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(
+            f"The checkpoint of step {step} could not be written ({error}): make room in {folder}, and go on from the "
+            "previous one with --resume."
+        ) from error
+    if accelerator.is_main_process:
+        for old in find_checkpoints(folder)[:-keep]:
+            # Removing takes time, and a half-removed checkpoint must not look like one.
+            removed = old.with_name(f".removed-{old.name}")
+            os.replace(old, removed)
+            shutil.rmtree(removed)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel | None) -> dict[str, Any]:
+    """Puts everything back as it was when a checkpoint was written, and returns its `state`."""
+    accelerator.load_state(str(path))
+    state = read_state(path)
+    if ema is not None:
+        tensors = load_file(path / EMA_FILE)
+        for index, shadow in enumerate(ema.shadow_params):
+            shadow.copy_(tensors[str(index)])
+        ema.optimization_step = state["ema_optimization_step"]
+    return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, by step."""
+    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed runs left behind."""
+    for path in folder.glob(".*-*"):
+        shutil.rmtree(path)
+
+
+def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Has `write` fill a folder under a temporary name, which then takes the place of `path`."""
+    unfinished, removed = path.with_name(f".unfinished-{path.name}"), path.with_name(f".removed-{path.name}")
+    for leftover in (unfinished, removed):
+        shutil.rmtree(leftover, ignore_errors=True)
+    write(unfinished)
+    if path.exists():
+        os.replace(path, removed)
+    os.replace(unfinished, path)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

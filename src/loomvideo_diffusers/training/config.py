@@ -1,0 +1,261 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a training run is told: the settings of a YAML file, checked before anything is loaded."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..pipelines.loomvideo_frames import MAX_SOURCE_FRAMES, TRAINED_SIZES_480P, TRAINED_SIZES_720P
+
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(gt=0, multiple_of=32)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class LoraSettings(Settings):
+    """
+    Attributes:
+        rank: inner width of the adapter.
+        alpha: the adapter's weight is `alpha / rank`; by default `rank`.
+        dropout: probability of dropping an input of the adapter.
+        target_modules: the layers to adapt, by the ends of their names. Attention alone by default; `ffn.net.0.proj`,
+            `ffn.net.2`, `mllm_embedder.linear_1`, `mllm_embedder.linear_2`, `patch_embedding` and
+            `source_patch_embedding` are there too.
+    """
+
+    rank: int = Field(32, gt=0)
+    alpha: float | None = Field(None, gt=0)
+    dropout: Probability = 0.0
+    target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
+
+
+class DatasetSettings(Settings):
+    """
+    Attributes:
+        records: a JSON or JSONL file, or a folder of them.
+        root: the folder that the paths in the records begin at; by default that of the records.
+        weight: how often samples come from this dataset, relative to the weights of the others; by default all
+            records come equally often.
+    """
+
+    records: str
+    root: str | None = None
+    weight: float | None = Field(None, gt=0)
+
+
+class DataSettings(Settings):
+    """
+    Attributes:
+        datasets: where the samples come from.
+        sizes: `480p` or `720p`, the sizes that LoomVideo was trained on, or a list of `[width, height]`. A clip is
+            scaled and cropped to the one whose proportions are nearest.
+        max_frames: the greatest length, 4k + 1; of longer clips the beginning is used, at 24 frames a second.
+        tokens_per_batch: samples of one shape go into a batch until it has so many tokens; a larger one goes alone.
+        drop_all: probability of training a sample without any condition, which guidance needs.
+        drop_text: probability of training a sample without its text.
+        features: a folder in which latents and MLLM features are kept, so that neither the VAE nor the MLLM is in
+            memory while training. Without it they are computed as needed.
+        num_workers: processes that read clips or features ahead.
+    """
+
+    datasets: list[DatasetSettings] = Field(min_length=1)
+    sizes: Literal["480p", "720p"] | Annotated[list[tuple[Side, Side]], Field(min_length=1)] = "480p"
+    max_frames: int = Field(MAX_SOURCE_FRAMES, ge=1, le=MAX_SOURCE_FRAMES)
+    tokens_per_batch: int = Field(16384, gt=0)
+    drop_all: Probability = 0.1
+    drop_text: Probability = 0.1
+    features: str | None = None
+    num_workers: int = Field(2, ge=0)
+
+    @field_validator("max_frames")
+    @classmethod
+    def _fits_the_latents(cls, max_frames: int) -> int:
+        if max_frames % 4 != 1:
+            raise ValueError("must be 4k + 1")
+        return max_frames
+
+    @model_validator(mode="after")
+    def _weighs_all_or_none(self) -> "DataSettings":
+        if len({dataset.weight is None for dataset in self.datasets}) > 1:
+            raise ValueError("give all datasets a `weight`, or none")
+        return self
+
+    def size_list(self) -> list[tuple[int, int]]:
+        """The sizes as (width, height); of the trained ones also their transposes."""
+        if not isinstance(self.sizes, str):
+            return self.sizes
+        sizes = TRAINED_SIZES_480P if self.sizes == "480p" else TRAINED_SIZES_720P
+        return sizes + [(height, width) for width, height in sizes]
+
+
+class OptimizerSettings(Settings):
+    """
+    Attributes:
+        name: `adamw`, or `adamw8bit` of bitsandbytes.
+        learning_rate, betas, weight_decay, eps: as of `torch.optim.AdamW`.
+        max_grad_norm: what the norm of all gradients together is clipped to.
+        lr_scheduler: a schedule of diffusers.
+        lr_warmup_steps: steps in which the learning rate grows from 0.
+    """
+
+    name: Literal["adamw", "adamw8bit"] = "adamw"
+    learning_rate: float = Field(2e-5, gt=0)
+    betas: tuple[Probability, Probability] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0)
+    eps: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = "constant_with_warmup"
+    lr_warmup_steps: int = Field(100, ge=0)
+
+
+class ValidationSample(Settings):
+    """One call of a pipeline: `video` or `image` is a file to edit; without either, `prompt` is generated."""
+
+    prompt: str = Field(min_length=1)
+    video: str | None = None
+    image: str | None = None
+    reference_images: list[str] = []
+    height: Side | None = None
+    width: Side | None = None
+    num_frames: int | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "ValidationSample":
+        if self.video is not None and self.image is not None:
+            raise ValueError("there must not be both `video` and `image`")
+        if (self.height is None) != (self.width is None):
+            raise ValueError("there must be both `height` and `width`, or neither")
+        return self
+
+
+class ValidationSettings(Settings):
+    """
+    Attributes:
+        samples: what to generate and edit.
+        every: steps between validations.
+        num_inference_steps, guidance_scale, guidance_scale_visual: as in a call; by default as of the pipelines.
+        seed: of the noise, the same each time.
+    """
+
+    samples: list[ValidationSample] = Field(min_length=1)
+    every: int = Field(250, gt=0)
+    num_inference_steps: int = Field(50, gt=0)
+    guidance_scale: float | None = None
+    guidance_scale_visual: float | None = None
+    seed: int = Field(0, ge=0)
+
+
+class TrainingConfig(Settings):
+    """
+    Attributes:
+        model: folder or repository of the model to train.
+        output_dir: the folder for checkpoints, samples, logs and the result.
+        data: the clips.
+        lora: trains a LoRA; without it, all weights of the transformer are trained.
+        optimizer: how the weights are changed.
+        validation: what to look at on the way.
+        steps: optimizer steps.
+        gradient_accumulation_steps: batches of each process that make a step.
+        gradient_checkpointing: computes activations twice instead of keeping them.
+        mixed_precision: `bf16`, or `no` for float32.
+        ema_decay: keeps a moving average of the trained weights, which is validated and saved in their place.
+        seed: of everything that is random.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many of the latest checkpoints to keep.
+        tracker: `tensorboard` or `wandb`.
+        hub_model_id: the repository that `--push-to-hub` uploads the result to.
+    """
+
+    model: str
+    output_dir: str
+    data: DataSettings
+    lora: LoraSettings | None = None
+    optimizer: OptimizerSettings = OptimizerSettings()
+    validation: ValidationSettings | None = None
+    steps: int = Field(1000, gt=0)
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    gradient_checkpointing: bool = True
+    mixed_precision: Literal["bf16", "no"] = "bf16"
+    ema_decay: Probability | None = None
+    seed: int = Field(0, ge=0)
+    checkpoint_every: int = Field(250, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+    tracker: Literal["tensorboard", "wandb"] | None = None
+    hub_model_id: str | None = None
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        # YAML reads it as false.
+        return "no" if value is False else value
+
+
+def load_config(path: str | os.PathLike) -> TrainingConfig:
+    """
+    Reads the settings of a YAML file.
+
+    Raises:
+        ValueError: if the file cannot be read, or a key is unknown, missing or of a wrong value; it names the key.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: pass the path of a YAML file.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} has no keys: it needs `model`, `output_dir` and `data`.")
+    try:
+        return TrainingConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {'; '.join(map(_describe, error.errors()))}.") from error
+
+
+def _describe(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section = TrainingConfig
+        for part in error["loc"][:-1]:
+            section = _section(section, part)
+        near = difflib.get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(section.model_fields)}"
+        return f"the key `{key}` is unknown: {hint}"
+    if error["type"] == "missing":
+        return f"the key `{key}` is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"`{key}`: {message[0].lower()}{message[1:]}"
+
+
+def _section(section: type[Settings], part: str | int) -> type[Settings]:
+    """The settings under a key of others, or the others themselves for a place in a list."""
+    sections = {
+        "data": DataSettings,
+        "datasets": DatasetSettings,
+        "lora": LoraSettings,
+        "optimizer": OptimizerSettings,
+        "samples": ValidationSample,
+        "validation": ValidationSettings,
+    }
+    return sections.get(part, section)

@@ -1,0 +1,213 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What the frozen models make of a clip: latents of the VAE and features of the MLLM, at once or kept on disk."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import PIL.Image
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from ..pipelines import LoomVideoEditPipeline
+from ..pipelines.loomvideo_frames import mllm_frames
+from ..video import write_whole
+from .data import Clip, Dropped, Record, read_clip
+
+
+@dataclass
+class Features:
+    """
+    Attributes:
+        latents: of the target, normalized, float32 `[C, T, h, w]`.
+        prompt_embeds: the MLLM layers that the transformer reads, `[num_layers, L, mllm_dim]`.
+        source_latents: of the source, of the shape of `latents`, or None.
+        reference_latents: of the references, each `[C, 1, h, w]`.
+    """
+
+    latents: torch.Tensor
+    prompt_embeds: torch.Tensor
+    source_latents: torch.Tensor | None
+    reference_latents: list[torch.Tensor]
+
+
+class Encoders:
+    """
+    The VAE, in float32, and the MLLM of a model.
+
+    Args:
+        folder: the model.
+        num_layers: how many of the MLLM's last layers the transformer reads.
+        device: where they run.
+        dtype: precision of the MLLM.
+    """
+
+    def __init__(self, folder: str, num_layers: int, device: torch.device, dtype: torch.dtype):
+        self.pipe = LoomVideoEditPipeline.from_pretrained(
+            folder, transformer=None, dtype={"default": torch.float32, "text_encoder": dtype}
+        ).to(device)
+        self.num_layers = num_layers
+
+    @torch.no_grad()
+    def encode(self, clip: Clip) -> Features:
+        return Features(
+            latents=self.latents(clip.target),
+            prompt_embeds=self.prompt_embeds(clip),
+            source_latents=None if clip.source is None else self.latents(clip.source),
+            reference_latents=[self.latents(reference[None]) for reference in clip.references],
+        )
+
+    @torch.no_grad()
+    def latents(self, frames: torch.Tensor) -> torch.Tensor:
+        """Encodes uint8 `[F, H, W, 3]` as `[C, T, h, w]`."""
+        return self.pipe.encode_pixels(frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1)[0]
+
+    @torch.no_grad()
+    def prompt_embeds(self, clip: Clip) -> torch.Tensor:
+        """Encodes what the MLLM sees of a clip as `[num_layers, L, mllm_dim]`."""
+        source = clip.source
+        if source is not None:
+            frames = [PIL.Image.fromarray(frame.numpy()) for frame in source]
+            source = mllm_frames(frames) if clip.is_video else frames[0]
+        references = [PIL.Image.fromarray(reference.numpy()) for reference in clip.references]
+        inputs = self.pipe.tokenize([clip.prompt], [references], [source])
+        return self.pipe.get_mllm_hidden_states(inputs)[0][0, -self.num_layers :]
+
+
+class FeatureStore:
+    """
+    Features on disk, each under the hash of all that it depends on: files, sizes, words, and the models' weights.
+
+    What is there is complete, as files appear when they are written; what changed has another name.
+
+    Args:
+        folder: where the features are kept.
+        model: the folder of the model.
+        num_layers: how many of the MLLM's layers are kept.
+        dtype: precision of the MLLM.
+        files: all files of the records.
+        show_progress: whether to show progress bars.
+    """
+
+    def __init__(
+        self, folder: str, model: str, num_layers: int, dtype: torch.dtype, files: list[str], show_progress: bool
+    ):
+        self.folder = Path(folder)
+        self.vae = {"vae": _digest_folders(model, "vae")}
+        self.mllm = {
+            "mllm": _digest_folders(model, "text_encoder", "processor"),
+            "num_layers": num_layers,
+            "dtype": str(dtype),
+        }
+        self.digests = {
+            file: _digest_file(file) for file in tqdm(files, desc="Hashing clips", disable=not show_progress)
+        }
+
+    def _path(self, kind: str, key: dict) -> Path:
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.folder / kind / name[:2] / f"{name}.safetensors"
+
+    def _latents_path(self, file: str, record: Record, num_frames: int) -> Path:
+        size = {"width": record.width, "height": record.height, "num_frames": num_frames}
+        return self._path("latents", self.vae | size | {"file": self.digests[file]})
+
+    def _prompt_path(self, record: Record, dropped: Dropped) -> Path:
+        key = {"text": record.full_prompt(dropped)}
+        if dropped != "all" and (record.source is not None or record.references):
+            key |= {
+                "source": None if record.source is None else self.digests[record.source],
+                "references": [self.digests[reference] for reference in record.references],
+                "is_video": record.is_video,
+                "size": record.shape,
+            }
+        return self._path("prompts", self.mllm | key)
+
+    def paths(self, record: Record) -> Iterator[Path]:
+        """Yields where all features of a record are, or would be."""
+        yield self._latents_path(record.target, record, record.num_frames)
+        if record.source is not None:
+            yield self._latents_path(record.source, record, record.num_frames)
+        for reference in record.references:
+            yield self._latents_path(reference, record, 1)
+        for dropped in ("nothing", "text", "all"):
+            yield self._prompt_path(record, dropped)
+
+    def is_complete(self, record: Record) -> bool:
+        return all(path.exists() for path in self.paths(record))
+
+    def write(self, record: Record, encoders: Encoders) -> None:
+        """Computes what is missing of a record. Raises ValueError if one of its files is corrupt."""
+        clip = read_clip(record, "nothing")
+        latents = {self._latents_path(record.target, record, record.num_frames): clip.target}
+        if clip.source is not None:
+            latents[self._latents_path(record.source, record, record.num_frames)] = clip.source
+        for path, reference in zip(record.references, clip.references):
+            latents[self._latents_path(path, record, 1)] = reference[None]
+        for path, frames in latents.items():
+            if not path.exists():
+                _write(path, encoders.latents(frames))
+        for dropped in ("nothing", "text", "all"):
+            path = self._prompt_path(record, dropped)
+            if not path.exists():
+                seen = clip if dropped != "all" else Clip("", clip.target, None, [], clip.is_video)
+                _write(path, encoders.prompt_embeds(replace(seen, prompt=record.full_prompt(dropped))))
+
+    def read(self, record: Record, dropped: Dropped) -> Features:
+        """Reads a record's features. Raises ValueError if a file is damaged."""
+        latents = _read(self._latents_path(record.target, record, record.num_frames))
+        source_latents, references = None, []
+        if dropped != "all":
+            if record.source is not None:
+                source_latents = _read(self._latents_path(record.source, record, record.num_frames))
+                # A file may have turned out to be shorter than it says, and the VAE is causal.
+                length = min(latents.shape[1], source_latents.shape[1])
+                latents, source_latents = latents[:, :length], source_latents[:, :length]
+            references = [_read(self._latents_path(path, record, 1)) for path in record.references]
+        return Features(
+            latents=latents,
+            prompt_embeds=_read(self._prompt_path(record, dropped)),
+            source_latents=source_latents,
+            reference_latents=references,
+        )
+
+
+def _write(path: Path, tensor: torch.Tensor) -> None:
+    write_whole(path, lambda file: save_file({"features": tensor.cpu().contiguous()}, file))
+
+
+def _read(path: Path) -> torch.Tensor:
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("features")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): delete it, and it will be made again.") from error
+
+
+def _digest_file(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest_folders(model: str, *names: str) -> str:
+    files = sorted(file for name in names for file in (Path(model) / name).rglob("*") if file.is_file())
+    contents = [[file.relative_to(model).as_posix(), _digest_file(file)] for file in files]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()

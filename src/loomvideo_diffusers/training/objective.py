@@ -1,0 +1,116 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The training objective (spec: training objective): noise levels, targets, and the loss of samples of any shapes."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+
+# Keeps a trace of noise in the clean end of the path.
+EPS = 1e-3
+
+
+@dataclass
+class TrainingSample:
+    """
+    What one sample's loss depends on, apart from the transformer.
+
+    Attributes:
+        latents: the clean target, normalized, float32 `[C, T, h, w]`.
+        prompt_embeds: the MLLM's hidden states, one layer for each block, `[num_layers, L, mllm_dim]`.
+        noise: standard normal, of the shape of `latents`.
+        timestep: the noise level, in [0, 1].
+        source_latents: the clean source, of the shape of `latents`, or None.
+        reference_latents: the clean references, each `[C, 1, h, w]`.
+    """
+
+    latents: torch.Tensor
+    prompt_embeds: torch.Tensor
+    noise: torch.Tensor
+    timestep: float
+    source_latents: torch.Tensor | None = None
+    reference_latents: list[torch.Tensor] = field(default_factory=list)
+
+
+def dynamic_shift(num_tokens: int) -> float:
+    """How far the timesteps of a sample of so many tokens, references included, are shifted towards noise."""
+    return min(max(1 + 0.5 * math.log2(num_tokens / 64), 1.0), 8.0)
+
+
+def sample_timestep(num_tokens: int, generator: torch.Generator) -> float:
+    """Draws a timestep in [0, 1] from a logit-normal distribution, shifted for a sample of so many tokens."""
+    timestep = torch.randn((), generator=generator, dtype=torch.float64).sigmoid().item()
+    shift = dynamic_shift(num_tokens)
+    return shift * timestep / (1 + (shift - 1) * timestep)
+
+
+def add_noise(latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """Noises clean latents `[B, C, T, H, W]` at timesteps `[B]` in [0, 1]; the model is told `1000 * timesteps`."""
+    timesteps = timesteps.view(-1, 1, 1, 1, 1)
+    return (1 - timesteps) * latents + (EPS + (1 - EPS) * timesteps) * noise
+
+
+def velocity_target(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """What the model is to predict, at any timestep."""
+    return (1 - EPS) * noise - latents
+
+
+def group_by_shape(samples: list[TrainingSample]) -> list[list[TrainingSample]]:
+    """Divides samples into groups whose latents and references have the same shapes, which one forward can take."""
+    groups = {}
+    for sample in samples:
+        shapes = (sample.latents.shape, *(reference.shape for reference in sample.reference_latents))
+        groups.setdefault(shapes, []).append(sample)
+    return list(groups.values())
+
+
+def squared_error(transformer: torch.nn.Module, samples: list[TrainingSample]) -> torch.Tensor:
+    """
+    The sum of the squared errors over all elements of samples of the same shapes, in float32.
+
+    Prompts are padded to the longest and masked. A sample without a source gets zeros for one, like the published
+    model. Divided by the number of elements of a batch, the sums of its groups add up to its loss.
+    """
+    latents = torch.stack([sample.latents for sample in samples])
+    noise = torch.stack([sample.noise for sample in samples])
+    timesteps = torch.tensor([sample.timestep for sample in samples], dtype=torch.float32, device=latents.device)
+
+    lengths = [sample.prompt_embeds.shape[1] for sample in samples]
+    prompt_embeds = pad_sequence([sample.prompt_embeds.transpose(0, 1) for sample in samples], batch_first=True)
+    mask = torch.arange(max(lengths), device=latents.device) < torch.tensor(lengths, device=latents.device)[:, None]
+
+    source_latents = None
+    if any(sample.source_latents is not None for sample in samples):
+        source_latents = torch.stack(
+            [
+                torch.zeros_like(sample.latents) if sample.source_latents is None else sample.source_latents
+                for sample in samples
+            ]
+        )
+    references = zip(*(sample.reference_latents for sample in samples))
+
+    velocity = transformer(
+        hidden_states=add_noise(latents, noise, timesteps),
+        timestep=1000 * timesteps,
+        encoder_hidden_states=prompt_embeds.transpose(1, 2),
+        encoder_attention_mask=None if len(set(lengths)) == 1 else mask,
+        source_hidden_states=source_latents,
+        source_scale=timesteps,
+        reference_hidden_states=[torch.stack(place) for place in references],
+        return_dict=False,
+    )[0]
+    return (velocity.float() - velocity_target(latents, noise)).square().sum()

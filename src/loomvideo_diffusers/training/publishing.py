@@ -1,0 +1,80 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The model card of what was trained, and the way to the Hub."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+
+from ..video import write_whole
+from .config import TrainingConfig
+
+
+# What people need of an output folder; checkpoints and logs stay at home.
+PUBLISHED = ["README.md", "pytorch_lora_weights.safetensors", "transformer/*", "samples/*"]
+
+
+def write_card(config: TrainingConfig, output_dir: Path) -> None:
+    """Writes `README.md`: what was trained on what with which settings, how to use it, and the last samples."""
+    is_lora = config.lora is not None
+    # A folder on somebody's machine is not the name of a model.
+    is_local = Path(config.model).is_dir()
+    base_model = None if is_local else config.model
+    card_data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-video",
+        base_model=base_model,
+        base_model_relation=("adapter" if is_lora else "finetune") if base_model else None,
+        tags=["text-to-video", "video-to-video", "diffusers", "loomvideo", *(["lora"] if is_lora else [])],
+    )
+    private = {"output_dir": True, "hub_model_id": True, "validation": True, "data": {"datasets", "features"}}
+    settings = config.model_dump(mode="json", exclude_none=True, exclude=private | {"model": True})
+    card = ModelCard.from_template(
+        card_data,
+        template_str=files("loomvideo_diffusers.model_cards").joinpath("finetune.md").read_text(encoding="utf-8"),
+        name=(config.hub_model_id or Path(config.output_dir).absolute().name).split("/")[-1],
+        location=config.hub_model_id or config.output_dir,
+        base_model_name=Path(config.model).name if is_local else config.model,
+        is_lora=is_lora,
+        steps=config.steps,
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip(),
+        samples=_last_samples(config, output_dir),
+    )
+    write_whole(output_dir / "README.md", lambda file: Path(file).write_text(str(card), encoding="utf-8"))
+
+
+def _last_samples(config: TrainingConfig, output_dir: Path) -> list[dict[str, str]]:
+    if config.validation is None:
+        return []
+    samples = []
+    for index, sample in enumerate(config.validation.samples, start=1):
+        sheet = Path("samples") / f"step-{config.steps:06d}-{index}.png"
+        if (output_dir / sheet).exists():
+            samples.append({"prompt": sample.prompt, "sheet": sheet.as_posix()})
+    return samples
+
+
+def push_to_hub(config: TrainingConfig, output_dir: Path) -> str:
+    """Uploads the result with its card to `config.hub_model_id`, which is made if needed; returns its address."""
+    api = HfApi()
+    repo = api.create_repo(config.hub_model_id, exist_ok=True)
+    api.upload_folder(
+        repo_id=repo.repo_id,
+        folder_path=output_dir,
+        allow_patterns=PUBLISHED,
+        commit_message=f"{'LoRA' if config.lora is not None else 'Fine-tune'} of {config.steps} steps",
+    )
+    return str(repo)

@@ -1,0 +1,489 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The training run, from settings to a file that pipelines load."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
+from diffusers import AutoencoderKLWan
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel, cast_training_params
+from peft import LoraConfig
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..pipelines import LoomVideoPipeline
+from ..transformer_loomvideo import LoomVideoTransformer3DModel
+from .checkpoints import (
+    find_checkpoints,
+    load_checkpoint,
+    read_state,
+    remove_unfinished,
+    replace_folder,
+    save_checkpoint,
+    save_lora,
+    save_only_lora,
+)
+from .config import LoraSettings, OptimizerSettings, TrainingConfig
+from .data import Clip, Item, TokenBatchSampler, TrainingDataset, read_clip, read_records, record_of, shapes_of
+from .features import Encoders, Features, FeatureStore
+from .objective import TrainingSample, group_by_shape, sample_timestep, squared_error
+from .publishing import push_to_hub, write_card
+from .validation import Validation
+
+
+# What may change between a checkpoint and its continuation without changing what the steps compute.
+FREE_KEYS = ("steps", "validation", "checkpoint_every", "keep_checkpoints", "tracker", "hub_model_id", "output_dir")
+
+
+def train(
+    config: TrainingConfig,
+    resume: bool = False,
+    strict: bool = False,
+    push: bool = False,
+    precompute_only: bool = False,
+) -> Path | None:
+    """
+    Trains a LoRA or a whole transformer (spec: training objective).
+
+    Args:
+        config: the settings.
+        resume: go on from the last checkpoint in the output folder, if there is one.
+        strict: stop at the first corrupt clip, instead of going on without it and reporting it at the end.
+        push: upload the result to `config.hub_model_id`.
+        precompute_only: compute the features, and do not train.
+
+    Returns:
+        The file of the LoRA, or the folder of the transformer; None if nothing was to be trained.
+
+    Raises:
+        ValueError: if something in the settings or the data is wrong, or the loss is no longer a number.
+        OSError: if a checkpoint cannot be written; the previous one stays.
+    """
+    output_dir = Path(config.output_dir)
+    checkpoints = output_dir / "checkpoints"
+    if push and config.hub_model_id is None:
+        raise ValueError("`hub_model_id` is missing in the settings: name the repository to push to.")
+    if precompute_only and config.data.features is None:
+        raise ValueError("`data.features` is missing in the settings: name the folder to keep features in.")
+    if find_checkpoints(checkpoints) and not (resume or precompute_only):
+        raise ValueError(
+            f"{output_dir} has checkpoints already: go on from the last one with --resume, or choose another "
+            "`output_dir`."
+        )
+
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision, log_with=config.tracker, project_dir=output_dir / "logs"
+    )
+    is_main = accelerator.is_main_process
+    set_seed(config.seed)
+
+    # 1. The records, and what the frozen models make of them
+    records = _share(accelerator, lambda: read_records(config.data).to_list())
+    records = datasets.Dataset.from_list(records)
+    if is_main:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(checkpoints)
+    folder = config.model if Path(config.model).is_dir() else LoomVideoPipeline.download(config.model)
+    model_config = LoomVideoTransformer3DModel.load_config(folder, subfolder="transformer")
+    vae_config = AutoencoderKLWan.load_config(folder, subfolder="vae")
+    frozen_dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+
+    encoders = None
+
+    def load_encoders() -> Encoders:
+        nonlocal encoders
+        if encoders is None:
+            encoders = Encoders(folder, model_config["num_layers"], accelerator.device, frozen_dtype)
+        return encoders
+
+    failures = {}
+    read = read_clip
+    if config.data.features is not None:
+        files = sorted({file for row in records for file in record_of(row).files})
+        store = FeatureStore(config.data.features, folder, model_config["num_layers"], frozen_dtype, files, is_main)
+        failures = _precompute(accelerator, store, records, load_encoders, strict)
+        records = records.select([index for index, row in enumerate(records) if store.is_complete(record_of(row))])
+        if len(records) == 0:
+            raise ValueError(f"None of the clips can be read, the first is {next(iter(failures))}.")
+        read = store.read
+    if precompute_only:
+        _report(accelerator, failures)
+        return None
+    validation = None
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    if config.validation is not None:
+        # A sharded model runs in all processes at once, on the same sample.
+        share = (0, 1) if is_sharded else (accelerator.process_index, accelerator.num_processes)
+        validation = Validation(config.validation, load_encoders(), *share)
+    if config.data.features is None:
+        load_encoders()
+    else:
+        encoders = None
+
+    # 2. The model, and what changes it
+    transformer = LoomVideoTransformer3DModel.from_pretrained(
+        folder,
+        subfolder="transformer",
+        # What is trained stays in float32, and so does what is sharded together with it.
+        dtype=frozen_dtype if config.lora is not None and not is_sharded else torch.float32,
+    )
+    if config.lora is not None:
+        _add_lora(transformer, config.lora)
+        save_only_lora(accelerator)
+    if config.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    transformer.train()
+    patch_size = tuple(transformer.config.patch_size)
+    transformer, optimizer = accelerator.prepare(transformer, _make_optimizer(transformer, config.optimizer))
+    parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    # Not prepared: that would step it once for each process.
+    scheduler = get_scheduler(
+        config.optimizer.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.optimizer.lr_warmup_steps,
+        num_training_steps=config.steps,
+    )
+    if config.ema_decay is not None and is_sharded:
+        raise ValueError("`ema_decay` does not work with FSDP: leave it out.")
+    ema = None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay)
+    set_seed(config.seed, device_specific=True)
+
+    # 3. Where to begin
+    first_step, first_batch = 0, 0
+    if find_checkpoints(checkpoints):
+        path = find_checkpoints(checkpoints)[-1]
+        _check_same(config, read_state(path)["config"], path)
+        state = load_checkpoint(accelerator, path, ema)
+        first_step, first_batch = state["step"], state["batches"]
+        scheduler.load_state_dict(state["scheduler"])
+        failures |= state["failures"]
+    sampler = TokenBatchSampler(
+        shapes=shapes_of(records),
+        dataset_of=records["dataset"],
+        weights=_weights(config),
+        token_size=(
+            vae_config["scale_factor_temporal"] * patch_size[0],
+            vae_config["scale_factor_spatial"] * patch_size[2],
+        ),
+        tokens_per_batch=config.data.tokens_per_batch,
+        seed=config.seed,
+        first_batch=first_batch,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    )
+    batches = iter(
+        DataLoader(
+            TrainingDataset(records, read, config.data.drop_all, config.data.drop_text),
+            batch_sampler=sampler,
+            collate_fn=list,
+            num_workers=config.data.num_workers,
+            # Its base seed would come from the random state, which a continued run has to find as it was.
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+    )
+    accelerator.init_trackers("loomvideo", config=_flatten(config.model_dump(mode="json")))
+    if is_main:
+        trained = sum(parameter.numel() for parameter in parameters)
+        print(
+            f"Training {trained:,} parameters on {len(records):,} samples, from step {first_step} to {config.steps}.",
+            flush=True,
+        )
+
+    # 4. Steps
+    progress_bar = tqdm(total=config.steps, initial=first_step, desc="Training", disable=not is_main)
+    for step in range(first_step + 1, config.steps + 1):
+        items = [next(batches) for _ in range(config.gradient_accumulation_steps)]
+        _collect_failures(failures, items, strict)
+        # Of the whole step, so that it does not matter how its samples are divided.
+        num_elements = sum(_num_elements(item.content, vae_config) for batch in items for item in batch)
+        num_elements = accelerator.reduce(torch.tensor(float(num_elements), device=accelerator.device)).item()
+
+        loss = torch.zeros((), device=accelerator.device)
+        for index, batch in enumerate(items):
+            samples = [_make_sample(item, encoders, patch_size, accelerator.device) for item in batch]
+            groups = group_by_shape(samples)
+            for group in groups:
+                is_last = index == len(items) - 1 and group is groups[-1]
+                with nullcontext() if is_last else accelerator.no_sync(transformer):
+                    error = squared_error(transformer, group) / num_elements
+                    # The gradients of all processes are averaged.
+                    accelerator.backward(error * accelerator.num_processes)
+                loss += error.detach()
+        loss = accelerator.reduce(loss).item()
+        grad_norm = float(accelerator.clip_grad_norm_(parameters, config.optimizer.max_grad_norm))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            what = "loss" if not math.isfinite(loss) else "norm of the gradients"
+            raise ValueError(
+                f"The {what} of step {step} is no longer a number: try a lower `optimizer.learning_rate`"
+                f"{_last_checkpoint(checkpoints)}."
+            )
+        learning_rate = scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if ema is not None:
+            ema.step(parameters)
+
+        progress_bar.update()
+        progress_bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}")
+        accelerator.log({"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}, step=step)
+
+        is_end = step == config.steps
+        if step % config.checkpoint_every == 0 or is_end:
+            gathered = _gather_failures(accelerator, failures)
+            state = {
+                "step": step,
+                "batches": first_batch
+                + (step - first_step) * config.gradient_accumulation_steps * accelerator.num_processes,
+                "scheduler": scheduler.state_dict(),
+                "failures": gathered,
+                "config": config.model_dump(mode="json"),
+            }
+            save_checkpoint(accelerator, checkpoints, step, state, ema, config.keep_checkpoints)
+        if validation is not None and (step % config.validation.every == 0 or is_end):
+            with _averaged(ema, parameters), accelerator.autocast():
+                _validate(accelerator, validation, transformer, encoders, folder, output_dir / "samples", step)
+    progress_bar.close()
+
+    # 5. The result
+    with _averaged(ema, parameters):
+        result = _save_result(accelerator, transformer, config, output_dir)
+    if is_main:
+        write_card(config, output_dir)
+        if push:
+            print(f"Pushed to {push_to_hub(config, output_dir)}.")
+    _report(accelerator, failures)
+    accelerator.end_training()
+    return result
+
+
+def _share(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
+    """Makes something in the main process and gives it to all."""
+    shared = [make() if accelerator.is_main_process else None]
+    return broadcast_object_list(shared)[0]
+
+
+def _precompute(
+    accelerator: Accelerator,
+    store: FeatureStore,
+    records: datasets.Dataset,
+    load_encoders: Callable[[], Encoders],
+    strict: bool,
+) -> dict[str, str]:
+    """Computes missing features, each process its share; returns what could not be read and why, by record."""
+    failures = {}
+    missing = [record for record in map(record_of, records) if not store.is_complete(record)]
+    share = missing[accelerator.process_index :: accelerator.num_processes]
+    for record in tqdm(share, desc="Computing features", disable=not accelerator.is_main_process or not share):
+        try:
+            store.write(record, load_encoders())
+        except ValueError as error:
+            if strict:
+                raise ValueError(f"{record.where}: {error}") from error
+            failures[record.where] = str(error)
+    accelerator.wait_for_everyone()
+    return failures
+
+
+def _add_lora(transformer: LoomVideoTransformer3DModel, settings: LoraSettings) -> None:
+    names = [name for name, module in transformer.named_modules() if hasattr(module, "weight")]
+    for target in settings.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise ValueError(f"`lora.target_modules`: no layer is called {target}, there are {', '.join(names)}.")
+    transformer.requires_grad_(False)
+    transformer.add_adapter(
+        LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=settings.target_modules,
+        )
+    )
+    cast_training_params(transformer, torch.float32)
+
+
+def _make_optimizer(transformer: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    optimizer_class = torch.optim.AdamW
+    if settings.name == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit as optimizer_class
+        except ImportError as error:
+            raise ValueError(
+                "`optimizer.name` adamw8bit needs bitsandbytes: install it with `pip install bitsandbytes`."
+            ) from error
+    return optimizer_class(
+        [parameter for parameter in transformer.parameters() if parameter.requires_grad],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        eps=settings.eps,
+    )
+
+
+def _weights(config: TrainingConfig) -> list[float] | None:
+    weights = [dataset.weight for dataset in config.data.datasets]
+    return None if weights[0] is None else weights
+
+
+def _check_same(config: TrainingConfig, before: dict[str, Any], path: Path) -> None:
+    """Raises ValueError if settings that the steps depend on are not those of the checkpoint."""
+    now, before = _flatten(config.model_dump(mode="json")), _flatten(before)
+    for key in sorted({*now, *before}):
+        if key.split(".")[0] not in FREE_KEYS and now.get(key) != before.get(key):
+            raise ValueError(
+                f"`{key}` is {now.get(key)}, but was {before.get(key)} when {path} was written: set it back, or "
+                "choose another `output_dir` to begin anew."
+            )
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Settings by their whole keys, as trackers and people read them."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, (str, int, float, bool)) else json.dumps(value)
+    return flat
+
+
+def _collect_failures(failures: dict[str, str], items: list[list[Item]], strict: bool) -> None:
+    for item in (item for batch in items for item in batch):
+        for where, reason in item.failures:
+            if strict:
+                raise ValueError(f"{where}: {reason}")
+            if where not in failures:
+                tqdm.write(f"Skipping {where}: {reason}")
+            failures[where] = reason
+        if item.content is None:
+            raise ValueError(f"No clip of the shape of {where} can be read: {reason}")
+
+
+def _gather_failures(accelerator: Accelerator, failures: dict[str, str]) -> dict[str, str]:
+    return dict(gather_object(list(failures.items())))
+
+
+def _num_elements(content: Clip | Features, vae_config: dict[str, Any]) -> int:
+    """How many elements the latents of a sample have."""
+    if isinstance(content, Features):
+        return content.latents.numel()
+    num_frames, height, width, _ = content.target.shape
+    side = vae_config["scale_factor_spatial"]
+    frames = (num_frames - 1) // vae_config["scale_factor_temporal"] + 1
+    return vae_config["z_dim"] * frames * (height // side) * (width // side)
+
+
+def _make_sample(
+    item: Item, encoders: Encoders | None, patch_size: tuple[int, int, int], device: torch.device
+) -> TrainingSample:
+    """Encodes a clip if that is not done, and draws its timestep and its noise by the seed of its draw."""
+    features = item.content if isinstance(item.content, Features) else encoders.encode(item.content)
+    generator = torch.Generator().manual_seed(item.seed)
+    positions = sum(latents[0].numel() for latents in (features.latents, *features.reference_latents))
+    timestep = sample_timestep(positions // math.prod(patch_size), generator)
+    noise = torch.randn(features.latents.shape, generator=generator)
+    return TrainingSample(
+        latents=features.latents.to(device),
+        prompt_embeds=features.prompt_embeds.to(device),
+        noise=noise.to(device),
+        timestep=timestep,
+        source_latents=None if features.source_latents is None else features.source_latents.to(device),
+        reference_latents=[latents.to(device) for latents in features.reference_latents],
+    )
+
+
+@contextmanager
+def _averaged(ema: EMAModel | None, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Puts the moving average in the place of the weights for a while."""
+    if ema is None:
+        yield
+        return
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        ema.restore(parameters)
+
+
+def _validate(
+    accelerator: Accelerator,
+    validation: Validation,
+    transformer: torch.nn.Module,
+    encoders: Encoders | None,
+    folder: str,
+    samples_dir: Path,
+    step: int,
+) -> None:
+    transformer.eval()
+    if encoders is not None:
+        vae = encoders.pipe.vae
+    else:
+        vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae").to(accelerator.device)
+    if accelerator.distributed_type != DistributedType.FSDP:
+        transformer = accelerator.unwrap_model(transformer)
+    sheets = validation.run(transformer, vae, samples_dir, step)
+    transformer.train()
+    images = {f"sample {name.split('-')[-1]}": np.asarray(sheet)[None] for name, sheet in sheets.items()}
+    for tracker in accelerator.trackers:
+        tracker.log_images(images, step=step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}))
+    accelerator.wait_for_everyone()
+
+
+def _save_result(
+    accelerator: Accelerator, transformer: torch.nn.Module, config: TrainingConfig, output_dir: Path
+) -> Path:
+    """Writes the LoRA or the transformer into the output folder, whole or not at all."""
+    state_dict = accelerator.get_state_dict(transformer)
+    model = accelerator.unwrap_model(transformer)
+    if config.lora is not None:
+        path = output_dir / "pytorch_lora_weights.safetensors"
+        if accelerator.is_main_process:
+            unfinished = output_dir / ".unfinished-lora"
+            save_lora(model, unfinished, state_dict=state_dict)
+            os.replace(unfinished / path.name, path)
+            unfinished.rmdir()
+    else:
+        path = output_dir / "transformer"
+        if accelerator.is_main_process:
+            with torch.device("meta"):
+                whole = LoomVideoTransformer3DModel.from_config(model.config)
+            whole.load_state_dict(state_dict, assign=True)
+            replace_folder(path, whole.save_pretrained)
+    accelerator.wait_for_everyone()
+    return path
+
+
+def _last_checkpoint(checkpoints: Path) -> str:
+    found = find_checkpoints(checkpoints)
+    return f", the last good checkpoint is {found[-1]}" if found else ""
+
+
+def _report(accelerator: Accelerator, failures: dict[str, str]) -> None:
+    failures = _gather_failures(accelerator, failures)
+    if failures and accelerator.is_main_process:
+        print(f"Skipped {len(failures)} corrupt {'clip' if len(failures) == 1 else 'clips'}:")
+        for where, reason in sorted(failures.items()):
+            print(f"  {where}: {reason}")

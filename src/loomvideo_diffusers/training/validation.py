@@ -1,0 +1,89 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Samples on the way: what the pipelines make with the weights of the moment, as videos and contact sheets."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
+from ..video import contact_sheet, read_image, read_video, write_image, write_video
+from .config import ValidationSample, ValidationSettings
+from .features import Encoders
+
+
+class Validation:
+    """
+    Reads the inputs and encodes the prompts of all samples at once, so that later only transformer and VAE are needed.
+
+    Args:
+        settings: what to make.
+        encoders: of the model that is trained.
+        process_index, num_processes: every process makes its share.
+    """
+
+    def __init__(self, settings: ValidationSettings, encoders: Encoders, process_index: int, num_processes: int):
+        self.settings = settings
+        self.scheduler = encoders.pipe.scheduler
+        self.calls = {}
+        for index in range(process_index, len(settings.samples), num_processes):
+            self.calls[index] = self._prepare(settings.samples[index], encoders)
+
+    def _prepare(self, sample: ValidationSample, encoders: Encoders) -> dict[str, Any]:
+        """The arguments of a sample's call: pixels, size, and embeds in place of the prompt."""
+        inputs = {}
+        if sample.video is not None:
+            inputs["video"] = read_video(sample.video)
+        if sample.image is not None:
+            inputs["image"] = read_image(sample.image)
+        if sample.reference_images:
+            inputs["reference_images"] = [read_image(path) for path in sample.reference_images]
+        for name in ("height", "width", "num_frames"):
+            if getattr(sample, name) is not None:
+                inputs[name] = getattr(sample, name)
+        pipe = encoders.pipe
+        if not {"video", "image"} & set(inputs):
+            pipe = LoomVideoPipeline(**pipe.components)
+        with torch.no_grad():
+            embeds = pipe.encode_prompt(sample.prompt, **inputs)
+        for name, tensor in zip(("prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds"), embeds[::2]):
+            if tensor is not None:
+                inputs[name] = tensor[:, -encoders.num_layers :].cpu()
+        return inputs
+
+    def run(self, transformer: torch.nn.Module, vae: AutoencoderKLWan, folder: Path, step: int) -> dict[str, Any]:
+        """Writes each sample as `step-STEP-NUMBER.mp4`, with a contact sheet; returns the sheets by name."""
+        sheets = {}
+        settings = self.settings
+        options = {"num_inference_steps": settings.num_inference_steps}
+        for name in ("guidance_scale", "guidance_scale_visual"):
+            if getattr(settings, name) is not None:
+                options[name] = getattr(settings, name)
+        for index, inputs in self.calls.items():
+            source = inputs["video"] if "video" in inputs else [inputs["image"]] if "image" in inputs else None
+            pipeline_class = LoomVideoPipeline if source is None else LoomVideoEditPipeline
+            pipe = pipeline_class(
+                text_encoder=None, processor=None, vae=vae, transformer=transformer, scheduler=self.scheduler
+            )
+            pipe.set_progress_bar_config(desc=f"Sample {index + 1}", leave=False)
+            generator = torch.Generator().manual_seed(settings.seed)
+            frames = pipe(**inputs, **options, generator=generator).frames[0]
+            name = f"step-{step:06d}-{index + 1}"
+            if len(frames) > 1:
+                write_video(folder / f"{name}.mp4", frames)
+            sheets[name] = contact_sheet([frames] if source is None else [source[: len(frames)], frames])
+            write_image(folder / f"{name}.png", sheets[name])
+        return sheets
