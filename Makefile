@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 GOLDEN := tests/fixtures/golden
 MODEL := outputs/miniature
 
-.PHONY: demo test style clean
+.PHONY: demo test test-slow style clean
 
 # Everything that the other targets need, once, and again when the requirements change
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -27,6 +27,9 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -m slow
 
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix .

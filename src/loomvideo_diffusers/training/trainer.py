@@ -442,9 +442,9 @@ def _validate(
         vae = encoders.pipe.vae
     else:
         vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae").to(accelerator.device)
-    if accelerator.distributed_type != DistributedType.FSDP:
-        transformer = accelerator.unwrap_model(transformer)
-    sheets = validation.run(transformer, vae, samples_dir, step)
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    model = transformer if is_sharded else accelerator.unwrap_model(transformer)
+    sheets = validation.run(model, vae, samples_dir, step)
     transformer.train()
     images = {f"sample {name.split('-')[-1]}": np.asarray(sheet)[None] for name, sheet in sheets.items()}
     for tracker in accelerator.trackers:

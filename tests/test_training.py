@@ -1,0 +1,759 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Fine-tuning: settings, data, features, resuming, several processes, and what goes wrong."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, PartialState
+from conftest import FIXTURES
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel
+from loomvideo_diffusers.training import TrainingConfig, load_config, train
+from loomvideo_diffusers.training import features as features_module
+from loomvideo_diffusers.training.checkpoints import find_checkpoints
+from loomvideo_diffusers.training.data import (
+    Draw,
+    TokenBatchSampler,
+    TrainingDataset,
+    num_tokens,
+    read_clip,
+    read_records,
+    record_of,
+)
+from loomvideo_diffusers.training.features import Encoders, FeatureStore
+from loomvideo_diffusers.training.objective import dynamic_shift, sample_timestep, squared_error
+from loomvideo_diffusers.training.trainer import _make_sample
+from loomvideo_diffusers.video import read_image, read_video, write_image, write_video
+
+
+ALL_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "linear_1", "linear_2", "time_proj"]
+ALL_LAYERS += ["patch_embedding", "source_patch_embedding", "proj_out"]
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """Clips of a cat, their negatives, pictures, and records of all tasks."""
+    folder = tmp_path_factory.mktemp("clips")
+    frames = read_video(FIXTURES / "cat.mp4")
+    for index in range(4):
+        clip = frames[4 * index : 4 * index + 9, 10 * index : 10 * index + 96, 20 * index : 20 * index + 96]
+        write_video(folder / f"cat-{index}.mp4", clip)
+        write_video(folder / f"negative-{index}.mp4", 255 - clip)
+    coffee = read_image(FIXTURES / "coffee.jpg")
+    write_image(folder / "coffee.png", coffee)
+    write_image(folder / "portrait.jpg", coffee.resize((64, 96)))
+    records = [
+        {"text": "a cat", "path": "cat-0.mp4"},
+        {"text": "a cup of coffee", "path": "coffee.png"},
+        {"instruction": "invert it", "source_video_path": "cat-1.mp4", "target_video_path": "negative-1.mp4"},
+        {"instruction": "crop it", "source_image_path": "coffee.png", "target_image_path": "portrait.jpg"},
+        {
+            "instruction": "a cat (@Image 1) and a cup (@Image 2)",
+            "reference_image_paths": ["portrait.jpg", "coffee.png"],
+            "target_video_path": "cat-2.mp4",
+        },
+        {
+            "instruction": "invert it, with the cup",
+            "reference_image_paths": ["coffee.png"],
+            "source_video_path": "cat-3.mp4",
+            "target_video_path": "negative-3.mp4",
+        },
+    ]
+    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    (folder / "cats.json").write_text(json.dumps([{"text": f"cat {i}", "path": f"cat-{i}.mp4"} for i in range(4)]))
+    return folder
+
+
+@pytest.fixture
+def make_config(model_folder, clips, tmp_path):
+    """Settings of a small run, on all tasks if nothing else is said; nested ones as `data={"key": value}`."""
+
+    def make(**options) -> TrainingConfig:
+        values = {
+            "model": str(model_folder),
+            "output_dir": str(tmp_path / "run"),
+            "data": {"datasets": [{"records": str(clips / "records.jsonl")}], "sizes": [[64, 64]], "num_workers": 0},
+            "lora": {"rank": 4},
+            "optimizer": {"learning_rate": 1e-3, "lr_warmup_steps": 0},
+            "steps": 4,
+            "mixed_precision": "no",
+            "gradient_checkpointing": False,
+        }
+        for key, value in options.items():
+            values[key] = (
+                values[key] | value if isinstance(value, dict) and isinstance(values.get(key), dict) else value
+            )
+        return TrainingConfig.model_validate(values)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def new_accelerator():
+    """Each run configures its process anew, as runs do that have a process of their own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+def run_again(config: TrainingConfig, **options) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return train(config, **options)
+
+
+def write_config(config: TrainingConfig, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
+    return path
+
+
+def command(config: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "loomvideo_diffusers.training", str(config), *options]
+
+
+def equal_files(first: Path, second: Path) -> bool:
+    first, second = load_file(first), load_file(second)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# Settings
+
+
+def test_settings(tmp_path, clips):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"model: a\noutput_dir: b\nmixed_precision: no\ndata:\n  datasets:\n  - records: {clips}\n  sizes: 720p\n"
+        "optimizer:\n  learning_rate: 1e-4\n"
+    )
+    config = load_config(path)
+    assert config.optimizer.learning_rate == 1e-4
+    assert config.mixed_precision == "no"
+    assert config.lora is None
+    assert (1280, 704) in config.data.size_list()
+    assert (704, 1280) in config.data.size_list()
+
+
+BASE = {"model": "m", "output_dir": "o", "data": {"datasets": [{"records": "r"}]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": 3}, "the key `step` is unknown: did you mean `steps`?"),
+        ({"lora": {"rnak": 3}}, "the key `lora.rnak` is unknown: did you mean `rank`?"),
+        ({"data": {"datasets": [{"records": "r", "wieght": 1}]}}, "did you mean `weight`?"),
+        ({"data": {}}, "the key `data.datasets` is missing"),
+        ({"data": {"datasets": []}}, "`data.datasets`: "),
+        (
+            {"data": {"datasets": [{"records": "r"}, {"records": "s", "weight": 2}]}},
+            "all datasets a `weight`, or none",
+        ),
+        ({"data": BASE["data"] | {"max_frames": 80}}, "`data.max_frames`: must be 4k + 1"),
+        ({"data": BASE["data"] | {"sizes": [[100, 64]]}}, "multiple of 32"),
+        ({"steps": 0}, "`steps`: input should be greater than 0"),
+        ({"steps": "many"}, "`steps`: "),
+        ({"optimizer": {"learning_rate": float("nan")}}, "`optimizer.learning_rate`: "),
+        ({"mixed_precision": "fp8"}, "`mixed_precision`: input should be 'bf16' or 'no'"),
+        ({"validation": {"samples": [{"prompt": "a", "video": "v", "image": "i"}]}}, "both `video` and `image`"),
+    ],
+)
+def test_bad_settings(tmp_path, change, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(BASE | change))
+    with pytest.raises(ValueError, match=r"config\.yaml") as error:
+        load_config(path)
+    assert message in str(error.value)
+
+
+def test_no_settings(tmp_path):
+    path = tmp_path / "config.yaml"
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_config(path)
+    path.write_text("steps: [")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_config(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match="has no keys"):
+        load_config(path)
+
+
+# Records
+
+
+def test_records(make_config, clips):
+    records = read_records(make_config(data={"sizes": [[64, 64], [32, 64]]}).data)
+    found = [record_of(row) for row in records]
+    assert [record.full_prompt("nothing") for record in found] == [
+        "Generate a video: a cat",
+        "Generate an image: a cup of coffee",
+        "Edit this video: invert it",
+        "Edit this image: crop it",
+        "Generate a video with reference images: a cat (@Image 1) and a cup (@Image 2)",
+        "Edit this video with reference images: invert it, with the cup",
+    ]
+    assert {record.full_prompt(dropped) for record in found for dropped in ("text", "all")} == {""}
+    assert [record.shape for record in found] == [
+        (9, 64, 64, 0), (1, 64, 64, 0), (9, 64, 64, 0), (1, 64, 32, 0), (9, 64, 64, 2), (9, 64, 64, 1)
+    ]  # fmt: skip
+    assert found[2].source == str(clips / "cat-1.mp4")
+    assert found[2].where == f"{clips / 'records.jsonl'}:3"
+
+    clip = read_clip(found[5], "nothing")
+    assert clip.target.shape == clip.source.shape == (9, 64, 64, 3)
+    assert (clip.target.float() - (255 - clip.source.float())).abs().mean() < 3
+    assert [reference.shape for reference in clip.references] == [(64, 64, 3)]
+    dropped = read_clip(found[5], "all")
+    assert (dropped.source, dropped.references, dropped.prompt) == (None, [], "")
+    without_words = read_clip(found[5], "text")
+    assert torch.equal(without_words.source, clip.source)
+    assert without_words.prompt == ""
+
+
+def test_source_and_target_are_cut_alike(make_config, clips, tmp_path):
+    write_video(tmp_path / "short.mp4", read_video(clips / "negative-0.mp4")[:6])
+    record = {"instruction": "a", "source_video_path": str(clips / "cat-0.mp4"), "target_video_path": "short.mp4"}
+    (tmp_path / "r.jsonl").write_text(json.dumps(record))
+    record = record_of(read_records(make_config(data={"datasets": [{"records": str(tmp_path)}]}).data)[0])
+    clip = read_clip(record, "nothing")
+    assert record.num_frames == len(clip.source) == len(clip.target) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a", "path": "cat-0.mp4", "fps": 24}', "records.jsonl:2 has the unknown key `fps`"),
+        ('{"text": "a"}', "records.jsonl:2 has no prompt or no target"),
+        ('{"path": "cat-0.mp4"}', "records.jsonl:2 has no prompt or no target"),
+        ('{"text": "a", "instruction": "b", "path": "cat-0.mp4"}', "has both `text` and `instruction`"),
+        ('{"text": 3, "path": "cat-0.mp4"}', "`text` must be a string"),
+        ('{"text": "a", "path": "cat-9.mp4"}', "`path` names"),
+        ('{"text": "a", "path": "cat-0.mp4", "reference_image_paths": "coffee.png"}', "must be a list of strings"),
+        ('{"text": "a", "path": "cat-0.mp4", "reference_image_paths": ["tea.png"]}', "tea.png, which is not there"),
+        ('{"text": "a", "path": "records.jsonl"}', "cannot be read as a video"),
+        ('{"text": "a", "path": "coffee.png", "reference_image_paths": ["cat-0.mp4"]}', "cannot be read as an image"),
+        (
+            '{"instruction": "a", "source_image_path": "coffee.png", "target_video_path": "cat-0.mp4"}',
+            "`source_image_path` does not go with `target_video_path`",
+        ),
+        ('{"text": "<|vision_start|>", "path": "cat-0.mp4"}', "must not hold markers of the MLLM"),
+        ("[1]", "records.jsonl:2 is not a JSON object"),
+        ('{"text": ', "records.jsonl:2 is not JSON"),
+    ],
+)
+def test_bad_records(make_config, clips, tmp_path, line, message):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"text": "a cat", "path": "cat-0.mp4"}\n' + line + "\n")
+    config = make_config(data={"datasets": [{"records": str(path), "root": str(clips)}]})
+    with pytest.raises(ValueError, match=r"records\.jsonl:2") as error:
+        train(config)
+    assert message in str(error.value)
+    assert not Path(config.output_dir).exists()
+
+
+def test_empty_datasets(make_config, tmp_path):
+    for records in (tmp_path, tmp_path / "nothing.json"):
+        with pytest.raises(ValueError, match=str(records)):
+            train(make_config(data={"datasets": [{"records": str(records)}]}))
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"empty\.jsonl has no records"):
+        train(make_config(data={"datasets": [{"records": str(tmp_path / "empty.jsonl")}]}))
+
+
+# Order
+
+
+def make_sampler(**options) -> TokenBatchSampler:
+    shapes = [(9, 64, 64, 0)] * 50 + [(1, 64, 64, 0)] * 40 + [(81, 480, 832, 1)] * 10
+    values = {"shapes": shapes, "dataset_of": [0] * 70 + [1] * 30, "weights": None, "token_size": (4, 32)}
+    return TokenBatchSampler(**(values | {"tokens_per_batch": 40, "seed": 3} | options))
+
+
+def test_every_record_comes_once_an_epoch():
+    sampler = make_sampler()
+    first, second = sampler.epoch(0), sampler.epoch(1)
+    assert sorted(draw.row for batch in first for draw in batch) == list(range(100))
+    assert first != second
+    assert make_sampler().epoch(0) == first
+    assert make_sampler(seed=4).epoch(0) != first
+    assert len({draw.seed for batch in first + second for draw in batch}) == 200
+
+
+def test_batches_have_one_shape_and_a_token_budget():
+    assert num_tokens((9, 64, 64, 0), (4, 32)) == 12
+    assert num_tokens((81, 480, 832, 1), (4, 32)) == 22 * 15 * 26
+    sampler = make_sampler()
+    sizes = Counter()
+    for batch in sampler.epoch(0):
+        (shape,) = {sampler.shapes[draw.row] for draw in batch}
+        sizes[shape, len(batch)] += 1
+    assert sizes[(9, 64, 64, 0), 3] == 16  # 36 tokens each, and a rest of 2 samples
+    assert sizes[(1, 64, 64, 0), 10] == 4
+    assert sizes[(81, 480, 832, 1), 1] == 10
+
+
+def test_processes_take_turns():
+    """Wherever a run is taken up, and in however many processes, the batches are the same."""
+    alone = iter(make_sampler())
+    expected = [next(alone) for _ in range(100)]
+    for first_batch, num_processes in ((0, 2), (7, 1), (34, 3)):
+        turns = [
+            iter(make_sampler(first_batch=first_batch, num_processes=num_processes, process_index=index))
+            for index in range(num_processes)
+        ]
+        order = [(first_batch + index) % num_processes for index in range(60)]
+        assert [next(turns[index]) for index in order] == expected[first_batch : first_batch + 60]
+
+
+def test_weights():
+    """Datasets come as often as their weights say, and within each no record comes twice before all came once."""
+    sampler = make_sampler(weights=[1.0, 3.0])
+    rows = [draw.row for number in range(4) for batch in sampler.epoch(number) for draw in batch]
+    counts = Counter(rows)
+    assert sum(counts[row] for row in range(70)) == 4 * 25
+    assert sum(counts[row] for row in range(70, 100)) == 4 * 75
+    assert {counts[row] for row in range(70)} == {1, 2}
+    assert {counts[row] for row in range(70, 100)} == {10}
+
+
+def test_dropped_conditions(make_config):
+    records = read_records(make_config().data)
+    dataset = TrainingDataset(records, lambda record, dropped: dropped, drop_all=0.1, drop_text=0.2)
+    counts = Counter(dataset[Draw(0, seed)].content for seed in range(3000))
+    assert counts["all"] == pytest.approx(300, abs=50)
+    assert counts["text"] == pytest.approx(600, abs=70)
+
+
+def test_timesteps():
+    """Logit-normal where nothing is shifted, and towards noise where there are many tokens."""
+    generator = torch.Generator().manual_seed(0)
+    timesteps = torch.tensor([sample_timestep(64, generator) for _ in range(4000)])
+    logits = timesteps.logit()
+    assert logits.mean().item() == pytest.approx(0, abs=0.06)
+    assert logits.std().item() == pytest.approx(1, abs=0.04)
+    shifted = sample_timestep(4096, torch.Generator().manual_seed(1))
+    plain = sample_timestep(64, torch.Generator().manual_seed(1))
+    assert dynamic_shift(4096) == 4.0
+    assert shifted == pytest.approx(4 * plain / (1 + 3 * plain))
+
+
+# Features
+
+
+def test_features_are_those_of_the_pipelines(make_config, model_folder, edit):
+    """What training reads is what the pipelines compute of the same files."""
+    records = [record_of(row) for row in read_records(make_config().data)]
+    encoders = Encoders(str(model_folder), 4, torch.device("cpu"), torch.float32)
+    for record in records:
+        clip = read_clip(record, "nothing")
+        features = encoders.encode(clip)
+        inputs = {"reference_images": [image.numpy() for image in clip.references] or None}
+        pipe = LoomVideoPipeline.from_pipe(edit)
+        if clip.source is not None:
+            pipe = edit
+            source = clip.source.numpy()
+            inputs |= {"video": source} if record.is_video else {"image": source[0]}
+        inputs |= {"height": record.height, "width": record.width, "num_frames": record.num_frames}
+        with torch.no_grad():
+            expected = pipe.encode_prompt(record.prompt, **inputs)[0]
+        assert torch.equal(features.prompt_embeds, expected[0])
+        assert features.latents.shape == (8, (record.num_frames - 1) // 4 + 1, 4, 4)
+        assert len(features.reference_latents) == len(record.references)
+
+
+def test_features_on_disk_train_the_same(make_config, tmp_path):
+    result = run_again(make_config(output_dir=str(tmp_path / "fly"), steps=6))
+    stored = make_config(output_dir=str(tmp_path / "stored"), steps=6, data={"features": str(tmp_path / "features")})
+    assert equal_files(result, run_again(stored))
+    # 4 clips of videos, 2 sources, 2 images in 2 places; 6 prompts, 4 of them with vision without words, and nothing
+    assert len(list((tmp_path / "features" / "latents").rglob("*.safetensors"))) == 4 + 2 + 2
+    assert len(list((tmp_path / "features" / "prompts").rglob("*.safetensors"))) == 6 + 4 + 1
+
+
+def test_features_replace_the_encoders(make_config, tmp_path, monkeypatch, capsys):
+    """With all features there, neither the VAE nor the MLLM is loaded; a changed file is computed anew."""
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(FIXTURES / "coffee.jpg", data / "a.jpg")
+    (data / "r.jsonl").write_text('{"text": "a", "path": "a.jpg"}\n')
+    settings = {"datasets": [{"records": str(data)}], "features": str(tmp_path / "features")}
+    config = make_config(data=settings)
+    assert train(config, precompute_only=True) is None
+    count = len(list((tmp_path / "features").rglob("*.safetensors")))
+    assert count == 3
+
+    def refuse(*arguments):
+        raise AssertionError("the encoders were loaded")
+
+    monkeypatch.setattr(features_module, "LoomVideoEditPipeline", refuse)
+    assert run_again(config).exists()
+    monkeypatch.undo()
+    write_image(data / "a.jpg", read_image(data / "a.jpg").rotate(180))
+    run_again(config, resume=True)
+    assert len(list((tmp_path / "features").rglob("*.safetensors"))) == count + 1
+
+
+def test_interrupted_features(make_config, clips, tmp_path):
+    """Killed at any moment, computing features leaves whole files, and goes on where it was."""
+    config = make_config(data={"features": str(tmp_path / "features")})
+    path = write_config(config, tmp_path / "config.yaml")
+    process = subprocess.Popen(command(path, "--precompute-only"), stderr=subprocess.DEVNULL)
+    while len(list((tmp_path / "features").rglob("*.safetensors"))) < 4:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").rglob("*.safetensors")}
+    assert all(load_file(file) for file in before)
+    train(config, precompute_only=True)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    records = read_records(config.data)
+    files = [file for row in records for file in record_of(row).files]
+    store = FeatureStore(str(tmp_path / "features"), config.model, 4, torch.float32, files, False)
+    assert all(store.is_complete(record_of(row)) for row in records)
+
+
+# Runs
+
+
+def test_lora_overfits(make_config, clips, model_folder, tmp_path, pipe):
+    """A LoRA of rank 8 on four clips: its loss falls by 60 % in 200 steps, and its file changes what is generated."""
+    config = make_config(
+        data={
+            "datasets": [{"records": str(clips / "cats.json")}],
+            "features": str(tmp_path / "features"),
+            "drop_all": 0.0,
+            "drop_text": 0.0,
+        },
+        lora={"rank": 8, "target_modules": ALL_LAYERS},
+        optimizer={"learning_rate": 1e-2},
+        steps=200,
+    )
+    path = train(config)
+    records = read_records(config.data)
+    files = [file for row in records for file in record_of(row).files]
+    store = FeatureStore(config.data.features, config.model, 4, torch.float32, files, False)
+    dataset = TrainingDataset(records, store.read, 0.0, 0.0)
+    samples = [
+        _make_sample(dataset[Draw(seed % 4, 1000 + seed)], None, (1, 2, 2), torch.device("cpu")) for seed in range(32)
+    ]
+
+    @torch.no_grad()
+    def loss() -> float:
+        return squared_error(pipe.transformer, samples).item() / sum(sample.latents.numel() for sample in samples)
+
+    call = {"prompt": "cat 1", "height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 4}
+
+    def generate() -> np.ndarray:
+        return pipe(**call, generator=torch.Generator().manual_seed(0), output_type="latent").frames.numpy()
+
+    loss_before, latents_before = loss(), generate()
+    pipe.load_lora_weights(path)
+    assert loss() < 0.4 * loss_before
+    latents = generate()
+    assert np.abs(latents - latents_before).max() > 0.1
+    pipe.fuse_lora()
+    assert np.abs(generate() - latents).max() < 1e-4
+
+
+RESUMED = {
+    "lora": {"lora": {"rank": 4, "dropout": 0.1, "target_modules": ALL_LAYERS}, "ema_decay": 0.9},
+    "full": {"lora": None, "ema_decay": 0.9},
+    "checkpointing, accumulation, workers": {
+        "gradient_checkpointing": True,
+        "gradient_accumulation_steps": 2,
+        "data": {"num_workers": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_resumed_equals_unbroken(make_config, kind, tmp_path):
+    """20 steps, and 10 and 10: the same weights, bit for bit, and the same optimizer."""
+    options = RESUMED[kind] | {"checkpoint_every": 10}
+    results = []
+    for name, stages in (("unbroken", [20]), ("resumed", [10, 20])):
+        for steps in stages:
+            torch.manual_seed(random.randrange(1000))
+            result = run_again(
+                make_config(**options, steps=steps, output_dir=str(tmp_path / name)), resume=steps > stages[0]
+            )
+        if result.is_dir():
+            result = result / "diffusion_pytorch_model.safetensors"
+        results.append((result, tmp_path / name / "checkpoints" / "step-000020"))
+    (unbroken, unbroken_checkpoint), (resumed, resumed_checkpoint) = results
+    assert equal_files(unbroken, resumed)
+    for file in unbroken_checkpoint.glob("*.safetensors"):
+        assert equal_files(file, resumed_checkpoint / file.name)
+    states = [
+        torch.load(checkpoint / "optimizer.bin", weights_only=True)["state"]
+        for checkpoint in (unbroken_checkpoint, resumed_checkpoint)
+    ]
+    for index, state in states[0].items():
+        assert all(torch.equal(value, states[1][index][name]) for name, value in state.items())
+
+
+def kill_and_resume(config: TrainingConfig, times: int, tmp_path: Path, seed: int) -> int:
+    """Kills a run as often while it writes a checkpoint, resumes it each time, and returns how often it was killed."""
+    path = write_config(config, tmp_path / "config.yaml")
+    checkpoints = Path(config.output_dir) / "checkpoints"
+    rng = random.Random(seed)
+    killed = 0
+    for _ in range(times):
+        process = subprocess.Popen(
+            command(path, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        began = len(find_checkpoints(checkpoints))
+        last = find_checkpoints(checkpoints)[-1:]
+        skipped = rng.randrange(3)
+        while process.poll() is None:
+            if any(checkpoints.glob(".unfinished-*")) and find_checkpoints(checkpoints)[-1:] != last:
+                skipped -= 1
+                last = find_checkpoints(checkpoints)[-1:]
+                if skipped < 0:
+                    time.sleep(rng.uniform(0, 0.03))
+                    process.send_signal(signal.SIGKILL)
+                    break
+        process.wait()
+        killed += process.returncode == -signal.SIGKILL
+        assert process.returncode in (0, -signal.SIGKILL), process.stderr.read()
+        assert len(find_checkpoints(checkpoints)) >= min(began, 1)
+    return killed
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_while_writing_checkpoints(make_config, times, tmp_path):
+    """There is always a whole checkpoint, and going on from it gives what an unbroken run gives, bit for bit."""
+    options = {"lora": {"rank": 4, "target_modules": ALL_LAYERS}, "checkpoint_every": 1, "steps": 10 * times}
+    expected = run_again(make_config(**options, output_dir=str(tmp_path / "unbroken")))
+    config = make_config(**options, output_dir=str(tmp_path / "killed"))
+    assert kill_and_resume(config, times, tmp_path, seed=times) == times
+    result = run_again(config, resume=True)
+    assert equal_files(result, expected)
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+
+
+def test_two_processes_equal_twice_the_accumulation(make_config, tmp_path):
+    """The gradients of the first step, out of the optimizer's averages, and the weights after three."""
+    options = {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 3, "lora": {"target_modules": ALL_LAYERS}}
+    alone = make_config(**options, gradient_accumulation_steps=2, output_dir=str(tmp_path / "alone"))
+    train(alone)
+    together = make_config(**options, output_dir=str(tmp_path / "together"))
+    path = write_config(together, tmp_path / "config.yaml")
+    launch = ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={random.randrange(20000, 60000)}"]
+    subprocess.run(
+        [sys.executable, "-m", *launch, *command(path)[1:]],
+        check=True,
+        capture_output=True,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )
+    gradients = []
+    for config in (alone, together):
+        checkpoint = Path(config.output_dir) / "checkpoints" / "step-000001"
+        state = torch.load(checkpoint / "optimizer.bin", weights_only=True)["state"]
+        gradients.append([average["exp_avg"] / 0.1 for average in state.values()])
+    assert sum(gradient.abs().sum() for gradient in gradients[0]) > 0
+    for first, second in zip(*gradients):
+        assert (first - second).abs().max() < 1e-5
+    weights = [load_file(Path(config.output_dir) / "pytorch_lora_weights.safetensors") for config in (alone, together)]
+    for name, tensor in weights[0].items():
+        assert (tensor - weights[1][name]).abs().max() < 1e-5
+
+
+def test_bfloat16(make_config, tmp_path):
+    """The frozen weights are in bfloat16, the trained ones in float32, and the loss is about the same."""
+    losses = []
+    for precision in ("no", "bf16"):
+        config = make_config(mixed_precision=precision, tracker="tensorboard", output_dir=str(tmp_path / precision))
+        result = run_again(config)
+        assert {tensor.dtype for tensor in load_file(result).values()} == {torch.float32}
+        losses.append(read_log(config, "loss"))
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def read_log(config: TrainingConfig, name: str) -> list[float]:
+    log = EventAccumulator(str(Path(config.output_dir) / "logs" / "loomvideo"))
+    log.Reload()
+    return [event.value for event in log.Scalars(name)]
+
+
+def test_validation_and_result(make_config, clips, tmp_path):
+    samples = [
+        {"prompt": "a cat", "height": 64, "width": 64, "num_frames": 9},
+        {"prompt": "invert it", "video": str(clips / "cat-1.mp4"), "reference_images": [str(clips / "coffee.png")]},
+        {"prompt": "crop it", "image": str(clips / "coffee.png"), "height": 64, "width": 64},
+    ]
+    validation = {"samples": samples, "every": 2, "num_inference_steps": 1, "guidance_scale": 2.0}
+    settings = {"validation": validation, "tracker": "tensorboard", "steps": 4, "ema_decay": 0.5}
+    config = make_config(**settings, data={"features": str(tmp_path / "features")})
+    result = train(config)
+    folder = Path(config.output_dir)
+    names = {path.name for path in (folder / "samples").iterdir()}
+    assert names == {f"step-00000{step}-{n}.png" for step in (2, 4) for n in (1, 2, 3)} | {
+        f"step-00000{step}-{n}.mp4" for step in (2, 4) for n in (1, 2)
+    }
+    assert read_video(folder / "samples" / "step-000004-2.mp4").shape == (9, 96, 96, 3)
+    assert read_image(folder / "samples" / "step-000004-2.png").height == 2 * 128
+    assert len(read_log(config, "loss")) == 4
+
+    assert result == folder / "pytorch_lora_weights.safetensors"
+    card = (folder / "README.md").read_text()
+    assert "base_model" not in card.split("---")[1]
+    assert str(config.model) not in card
+    assert "![a cat](samples/step-000004-1.png)" in card
+    assert "rank: 4" in card
+
+
+def test_full_fine_tune(make_config, model_folder):
+    result = train(make_config(lora=None, steps=2))
+    trained = LoomVideoTransformer3DModel.from_pretrained(result)
+    before = LoomVideoTransformer3DModel.from_pretrained(model_folder, subfolder="transformer").state_dict()
+    changed = [name for name, tensor in trained.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert set(changed) == set(before)
+    pipe = LoomVideoEditPipeline.from_pretrained(model_folder, transformer=trained)
+    assert pipe.transformer is trained
+
+
+def test_learning_rate(make_config):
+    config = make_config(
+        optimizer={"lr_warmup_steps": 2, "lr_scheduler": "linear", "learning_rate": 1e-3}, tracker="tensorboard"
+    )
+    train(config)
+    assert read_log(config, "learning_rate") == pytest.approx([0, 5e-4, 1e-3, 5e-4])
+
+
+# What goes wrong
+
+
+def test_running_twice(make_config):
+    config = make_config(steps=2)
+    train(config)
+    with pytest.raises(ValueError, match="has checkpoints already: go on from the last one with --resume"):
+        run_again(config)
+    with pytest.raises(ValueError, match=r"`optimizer\.learning_rate` is 0\.5, but was 0\.001 when .*step-000002"):
+        run_again(make_config(steps=4, optimizer={"learning_rate": 0.5}), resume=True)
+    with pytest.raises(ValueError, match="`hub_model_id` is missing"):
+        run_again(config, push=True)
+    with pytest.raises(ValueError, match=r"`data\.features` is missing"):
+        run_again(config, precompute_only=True)
+
+
+def test_unknown_layers(make_config):
+    with pytest.raises(
+        ValueError, match=r"`lora\.target_modules`: no layer is called to_qq, there are patch_embedding"
+    ):
+        train(make_config(lora={"target_modules": ["to_q", "to_qq"]}))
+
+
+@pytest.fixture
+def corrupt_clip(clips, tmp_path) -> Path:
+    """Records of two clips, of which one has a good beginning only."""
+    folder = tmp_path / "corrupt"
+    folder.mkdir()
+    for name in ("good", "bad"):
+        shutil.copy(FIXTURES / "cat.mp4", folder / f"{name}.mp4")
+    with open(folder / "bad.mp4", "r+b") as file:
+        file.seek(20000)
+        file.truncate()
+    # The index is at the front of the file, so the clip still opens.
+    (folder / "records.jsonl").write_text('{"text": "good", "path": "good.mp4"}\n{"text": "bad", "path": "bad.mp4"}\n')
+    return folder
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_corrupt_clips_are_skipped_and_reported(make_config, corrupt_clip, tmp_path, features, capsys):
+    data = {"datasets": [{"records": str(corrupt_clip)}], "drop_all": 0.0}
+    if features:
+        data["features"] = str(tmp_path / "features")
+    config = make_config(data=data, checkpoint_every=2)
+    assert train(config).exists()
+    report = capsys.readouterr().out
+    assert "Skipped 1 corrupt clip:" in report
+    assert f"{corrupt_clip / 'records.jsonl'}:2: {corrupt_clip / 'bad.mp4'}" in report.split("Skipped 1")[1]
+    with pytest.raises(ValueError, match=r"records\.jsonl:2: .*bad\.mp4"):
+        run_again(make_config(data=data, output_dir=str(tmp_path / "strict")), strict=True)
+
+
+def test_nothing_but_corrupt_clips(make_config, corrupt_clip, tmp_path):
+    (corrupt_clip / "records.jsonl").write_text('{"text": "bad", "path": "bad.mp4"}\n')
+    data = {"datasets": [{"records": str(corrupt_clip)}]}
+    with pytest.raises(ValueError, match=r"No clip of the shape of .*records\.jsonl:1 can be read"):
+        train(make_config(data=data))
+    with pytest.raises(ValueError, match=r"None of the clips can be read, the first is .*records\.jsonl:1"):
+        run_again(make_config(data=data | {"features": str(tmp_path / "features")}, output_dir=str(tmp_path / "b")))
+
+
+def test_loss_that_is_no_number(make_config):
+    config = make_config(optimizer={"learning_rate": 1e30}, steps=10, checkpoint_every=1)
+    with pytest.raises(ValueError, match=r"of step \d is no longer a number: .* last good checkpoint is .*step-00000"):
+        train(config)
+    checkpoints = find_checkpoints(Path(config.output_dir) / "checkpoints")
+    last = load_file(checkpoints[-1] / "pytorch_lora_weights.safetensors")
+    assert all(tensor.isfinite().all() for tensor in last.values())
+
+
+def test_full_disk(make_config):
+    """A checkpoint that does not fit leaves the previous one as it was, and the run goes on from that."""
+    config = make_config(lora=None, steps=2, checkpoint_every=2)
+    train(config)
+    checkpoints = Path(config.output_dir) / "checkpoints"
+    before = {path: path.read_bytes() for path in checkpoints.rglob("*") if path.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    longer = make_config(lora=None, steps=4, checkpoint_every=2)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+        with pytest.raises(OSError, match=r"checkpoint of step 4 could not be written .*go on from the previous one"):
+            run_again(longer, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path: path.read_bytes() for path in checkpoints.rglob("*") if path.is_file()} == before
+    assert run_again(longer, resume=True).exists()
+
+
+def test_command(make_config, tmp_path):
+    """The command line: a run, what it prints, and one line for bad input."""
+    config = write_config(make_config(steps=2), tmp_path / "config.yaml")
+    result = subprocess.run(command(config), capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    trained, written = result.stdout.splitlines()
+    assert trained.startswith("Training ")
+    assert trained.endswith("parameters on 6 samples, from step 0 to 2.")
+    assert written == f"Wrote {tmp_path / 'run' / 'pytorch_lora_weights.safetensors'}."
+    assert "Checking clips" in result.stderr
+    assert "Training: 100%" in result.stderr
+    again = subprocess.run(command(config), capture_output=True, text=True, check=False)
+    assert again.returncode == 2
+    assert again.stderr.splitlines()[-1].startswith("loomvideo: error: ")
+    assert len(again.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_eight_bit_optimizer_needs_its_library(make_config):
+    with pytest.raises(ValueError, match="needs bitsandbytes: install it"):
+        train(make_config(optimizer={"name": "adamw8bit"}))
