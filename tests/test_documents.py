@@ -14,6 +14,7 @@
 """Every snippet of the README and the model cards, run on the miniature checkpoint, with sizes to match."""
 
 import configparser
+import importlib.util
 import re
 import shlex
 import shutil
@@ -22,10 +23,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from accelerate.state import AcceleratorState
 from conftest import FIXTURES, GOLDEN
 from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 
-from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, cli
+from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel, cli
 from loomvideo_diffusers.video import read_video, write_video
 
 
@@ -60,6 +65,20 @@ def workplace(tmp_path, monkeypatch, model_folder):
     for name in ("street.jpg", "shirt.jpg", "man.jpg", "lawn.jpg"):
         shutil.copy(FIXTURES / "coffee.jpg", name)
 
+    # The clips, the records and the settings of the training that the README describes
+    Path("clips").mkdir()
+    (records,) = snippets(README, "jsonl")
+    for name in re.findall(r'"([\w-]+\.(?:mp4|jpg))"', records):
+        shutil.copy(FIXTURES / ("cat.mp4" if name.endswith("mp4") else "coffee.jpg"), Path("clips") / name)
+    Path("clips/records.jsonl").write_text(records)
+    (settings,) = snippets(README, "yaml")
+    settings = yaml.safe_load(settings)
+    assert settings["model"] == "loomvideo-5b"
+    settings["data"]["sizes"] = [[64, 64]]
+    settings |= {"steps": 2, "mixed_precision": "no"}
+    settings["validation"]["num_inference_steps"] = 1
+    Path("cat.yaml").write_text(yaml.safe_dump(settings))
+
     def make_small(pipeline_class):
         call = pipeline_class.__call__
 
@@ -83,14 +102,21 @@ def workplace(tmp_path, monkeypatch, model_folder):
     return tmp_path
 
 
-@pytest.mark.parametrize(("document", "count"), [(README, 7), (CARD, 2)], ids=lambda value: getattr(value, "name", ""))
+@pytest.mark.parametrize(("document", "count"), [(README, 9), (CARD, 2)], ids=lambda value: getattr(value, "name", ""))
 def test_shell(document, count, workplace, model_folder):
     commands = [line for snippet in snippets(document, "sh") for line in snippet.splitlines()]
     assert sum(command.startswith("loomvideo") for command in commands) == count
     # The order of the card is that of its readers, for whom the folder is there.
-    for command in sorted(commands, key=lambda command: "convert" not in command):
+    for command in sorted(commands, key=lambda command: ("convert" not in command, "train" not in command)):
         program, *arguments = shlex.split(command)
-        if program == "loomvideo":
+        if arguments[0] == "train":
+            assert cli.main(arguments) == 0, command
+            assert Path("my-lora/pytorch_lora_weights.safetensors").exists()
+            AcceleratorState._reset_state(reset_partial_state=True)
+        elif program == "accelerate":
+            assert importlib.util.find_spec(f"{arguments[2]}.__main__")
+            assert arguments[3] == "cat.yaml"
+        elif program == "loomvideo":
             if arguments[0] != "convert":
                 arguments += ["--height", "64", "--width", "64", "--steps", "1"]
                 arguments += ["--frames", "5"] if arguments[arguments.index("-o") + 1].endswith("mp4") else []
@@ -99,19 +125,33 @@ def test_shell(document, count, workplace, model_folder):
         elif program == "make":
             subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
         else:
-            assert command == "pip install ."
+            assert command in ("pip install .", 'pip install ".[train]"')
 
 
 @pytest.mark.parametrize(
     ("document", "results"),
     [
-        (README, ["fox.mp4", "lighthouse.png", "street-at-night.mp4", "street-at-night.png", "shirt.mp4", "lawn.mp4"]),
+        (
+            README,
+            [
+                "fox.mp4",
+                "lighthouse.png",
+                "street-at-night.mp4",
+                "street-at-night.png",
+                "shirt.mp4",
+                "lawn.mp4",
+                "mycat.mp4",
+            ],
+        ),
         (CARD, ["fox.gif"]),
     ],
     ids=["README.md", "base.md"],
 )
 def test_python(document, results, workplace, model_folder):
     shutil.copytree(model_folder, "loomvideo-5b")
+    adapted = LoomVideoTransformer3DModel.from_pretrained(model_folder, subfolder="transformer")
+    adapted.add_adapter(LoraConfig(target_modules=["to_q"]))
+    LoomVideoPipeline.save_lora_weights("my-lora", get_peft_model_state_dict(adapted))
     namespace = {}
     for snippet in snippets(document, "python"):
         # The README's remote pipelines must not replace those of the package, which its later snippets use.
@@ -123,5 +163,5 @@ def test_python(document, results, workplace, model_folder):
 def test_extras():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    (named,) = re.findall(r'pip install "\.\[([\w,]+)\]"', README.read_text(encoding="utf-8"))
-    assert set(named.split(",")) <= set(setup["options.extras_require"])
+    named = re.findall(r'pip install "\.\[([\w,]+)\]"', README.read_text(encoding="utf-8"))
+    assert {extra for extras in named for extra in extras.split(",")} <= set(setup["options.extras_require"])

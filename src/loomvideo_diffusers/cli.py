@@ -113,6 +113,10 @@ def _run(
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
     with stopwatch.stage("load"):
         pipe = getattr(pipelines, pipeline_name).from_pretrained(_check_model(arguments.model), dtype=dtype)
+        for lora in arguments.lora:
+            pipe.load_lora_weights(lora)
+        if len(arguments.lora) > 1:
+            pipe.set_adapters([name for names in pipe.get_list_adapters().values() for name in names])
         if arguments.cpu_offload:
             pipe.enable_model_cpu_offload(device=device)
         else:
@@ -126,6 +130,7 @@ def _run(
         "num_inference_steps": arguments.steps,
         "guidance_scale": arguments.guidance_scale,
         "guidance_scale_visual": arguments.guidance_scale_visual,
+        "attention_kwargs": None if arguments.lora_scale is None else {"scale": arguments.lora_scale},
         "generator": None if arguments.seed is None else torch.Generator("cpu").manual_seed(arguments.seed),
     }
     options = {name: value for name, value in (inputs | options).items() if value is not None}
@@ -272,6 +277,8 @@ def build_parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, required=True, metavar="FILE", help="mp4 or gif; for an image png, jpg or webp"
     )
     option("--model", required=True, metavar="PATH|REPO", help="folder of a converted model, or a repository")
+    option("--lora", nargs="+", default=[], metavar="PATH|REPO", help="file, folder or repository of a LoRA")
+    option("--lora-scale", type=float, metavar="S", help="weight of the LoRAs (default: 1)")
     option("--reference", nargs="+", type=Path, default=[], metavar="IMAGE", help="called @Image 1, ... in the prompt")
     option("--negative-prompt", metavar="TEXT", help="what to avoid (default: the published negative prompt)")
     option("--frames", type=int, metavar="N", help="number of frames, 4k + 1")

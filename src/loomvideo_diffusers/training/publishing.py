@@ -67,14 +67,17 @@ def _last_samples(config: TrainingConfig, output_dir: Path) -> list[dict[str, st
     return samples
 
 
-def push_to_hub(config: TrainingConfig, output_dir: Path) -> str:
-    """Uploads the result with its card to `config.hub_model_id`, which is made if needed; returns its address."""
-    api = HfApi()
-    repo = api.create_repo(config.hub_model_id, exist_ok=True)
-    api.upload_folder(
-        repo_id=repo.repo_id,
+def create_repository(name: str) -> str:
+    """Makes a repository on the Hub if it is not there, and returns its name in full."""
+    return HfApi().create_repo(name, exist_ok=True).repo_id
+
+
+def push_to_hub(config: TrainingConfig, output_dir: Path, repo_id: str) -> str:
+    """Uploads the result with its card, and returns the address of the upload."""
+    commit = HfApi().upload_folder(
+        repo_id=repo_id,
         folder_path=output_dir,
         allow_patterns=PUBLISHED,
         commit_message=f"{'LoRA' if config.lora is not None else 'Fine-tune'} of {config.steps} steps",
     )
-    return str(repo)
+    return str(commit)

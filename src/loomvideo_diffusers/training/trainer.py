@@ -49,7 +49,7 @@ from .config import LoraSettings, OptimizerSettings, TrainingConfig
 from .data import Clip, Item, TokenBatchSampler, TrainingDataset, read_clip, read_records, record_of, shapes_of
 from .features import Encoders, Features, FeatureStore
 from .objective import TrainingSample, group_by_shape, sample_timestep, squared_error
-from .publishing import push_to_hub, write_card
+from .publishing import create_repository, push_to_hub, write_card
 from .validation import Validation
 
 
@@ -97,6 +97,9 @@ def train(
         mixed_precision=config.mixed_precision, log_with=config.tracker, project_dir=output_dir / "logs"
     )
     is_main = accelerator.is_main_process
+    if push and is_main:
+        # First of all, as it shows whether that is allowed.
+        repo_id = create_repository(config.hub_model_id)
     set_seed(config.seed)
 
     # 1. The records, and what the frozen models make of them
@@ -273,7 +276,7 @@ def train(
     if is_main:
         write_card(config, output_dir)
         if push:
-            print(f"Pushed to {push_to_hub(config, output_dir)}.")
+            print(f"Pushed: {push_to_hub(config, output_dir, repo_id)}")
     _report(accelerator, failures)
     accelerator.end_training()
     return result
