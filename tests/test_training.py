@@ -399,6 +399,12 @@ def test_features_on_disk_train_the_same(make_config, tmp_path):
     assert len(list((tmp_path / "features" / "prompts").rglob("*.safetensors"))) == 6 + 4 + 1
 
 
+def test_only_the_features_that_are_needed(make_config, tmp_path):
+    """Prompts without words take as much room as those with them, and are left out where no text is dropped."""
+    train(make_config(data={"features": str(tmp_path / "features"), "drop_text": 0.0, "drop_all": 0.0}))
+    assert len(list((tmp_path / "features" / "prompts").rglob("*.safetensors"))) == 6
+
+
 def test_features_replace_the_encoders(make_config, tmp_path, monkeypatch, capsys):
     """With all features there, neither the VAE nor the MLLM is loaded; a changed file is computed anew."""
     data = tmp_path / "data"
@@ -438,7 +444,9 @@ def test_interrupted_features(make_config, clips, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in before} == before
     records = read_records(config.data)
     files = [file for row in records for file in record_of(row).files]
-    store = FeatureStore(str(tmp_path / "features"), config.model, 4, torch.float32, files, False)
+    store = FeatureStore(
+        str(tmp_path / "features"), config.model, 4, torch.float32, config.data.variants(), files, False
+    )
     assert all(store.is_complete(record_of(row)) for row in records)
 
 
@@ -461,7 +469,7 @@ def test_lora_overfits(make_config, clips, model_folder, tmp_path, pipe):
     path = train(config)
     records = read_records(config.data)
     files = [file for row in records for file in record_of(row).files]
-    store = FeatureStore(config.data.features, config.model, 4, torch.float32, files, False)
+    store = FeatureStore(config.data.features, config.model, 4, torch.float32, config.data.variants(), files, False)
     dataset = TrainingDataset(records, store.read, 0.0, 0.0)
     samples = [
         _make_sample(dataset[Draw(seed % 4, 1000 + seed)], None, (1, 2, 2), torch.device("cpu")) for seed in range(32)
@@ -564,7 +572,8 @@ def test_killed_while_writing_checkpoints(make_config, times, tmp_path):
 
 def test_two_processes_equal_twice_the_accumulation(make_config, tmp_path):
     """The gradients of the first step, out of the optimizer's averages, and the weights after three."""
-    options = {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 3, "lora": {"target_modules": ALL_LAYERS}}
+    options = {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 3, "gradient_checkpointing": True}
+    options["lora"] = {"target_modules": ALL_LAYERS}
     alone = make_config(**options, gradient_accumulation_steps=2, output_dir=str(tmp_path / "alone"))
     train(alone)
     together = make_config(**options, output_dir=str(tmp_path / "together"))
@@ -827,6 +836,12 @@ def test_command(make_config, tmp_path):
     assert again.returncode == 2
     assert again.stderr.splitlines()[-1].startswith("loomvideo: error: ")
     assert len(again.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_tracker_that_is_not_there(make_config):
+    with pytest.raises(ValueError, match="`tracker` wandb is not installed: install it"):
+        train(make_config(tracker="wandb"))
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")

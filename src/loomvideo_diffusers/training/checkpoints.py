@@ -149,6 +149,8 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt":
+        return  # Windows syncs no folders, and no files that are open to be read.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -100,6 +100,10 @@ class DataSettings(Settings):
             raise ValueError("give all datasets a `weight`, or none")
         return self
 
+    def variants(self) -> list[str]:
+        """What samples are trained without: nothing, and what is dropped now and then."""
+        return ["nothing", *(["text"] if self.drop_text else []), *(["all"] if self.drop_all else [])]
+
     def size_list(self) -> list[tuple[int, int]]:
         """The sizes as (width, height); of the trained ones also their transposes."""
         if not isinstance(self.sizes, str):

@@ -311,16 +311,20 @@ class TrainingDataset(Dataset):
     def __getitem__(self, draw: Draw) -> Item:
         chance = random.Random(draw.seed).random()
         dropped = "all" if chance < self.drop_all else "text" if chance < self.drop_all + self.drop_text else "nothing"
-        alike = self.rows_by_shape[self.shapes[draw.row]]
-        first = alike.index(draw.row)
         failures = []
-        for row in alike[first:] + alike[:first]:
+        for row in self._rows_like(draw.row):
             record = record_of(self.records[row])
             try:
                 return Item(self.read(record, dropped), draw.seed, failures)
             except ValueError as error:
                 failures.append((record.where, str(error)))
         return Item(None, draw.seed, failures)
+
+    def _rows_like(self, row: int) -> Iterator[int]:
+        yield row
+        alike = self.rows_by_shape[self.shapes[row]]
+        place = alike.index(row)
+        yield from alike[place + 1 :] + alike[:place]
 
 
 def shapes_of(records: datasets.Dataset) -> list[tuple[int, int, int, int]]:

@@ -101,14 +101,23 @@ class FeatureStore:
         model: the folder of the model.
         num_layers: how many of the MLLM's layers are kept.
         dtype: precision of the MLLM.
+        variants: what prompts are encoded without: nothing, and what is dropped now and then.
         files: all files of the records.
         show_progress: whether to show progress bars.
     """
 
     def __init__(
-        self, folder: str, model: str, num_layers: int, dtype: torch.dtype, files: list[str], show_progress: bool
+        self,
+        folder: str,
+        model: str,
+        num_layers: int,
+        dtype: torch.dtype,
+        variants: list[Dropped],
+        files: list[str],
+        show_progress: bool,
     ):
         self.folder = Path(folder)
+        self.variants = variants
         self.vae = {"vae": _digest_folders(model, "vae")}
         self.mllm = {
             "mllm": _digest_folders(model, "text_encoder", "processor"),
@@ -145,7 +154,7 @@ class FeatureStore:
             yield self._latents_path(record.source, record, record.num_frames)
         for reference in record.references:
             yield self._latents_path(reference, record, 1)
-        for dropped in ("nothing", "text", "all"):
+        for dropped in self.variants:
             yield self._prompt_path(record, dropped)
 
     def is_complete(self, record: Record) -> bool:
@@ -162,7 +171,7 @@ class FeatureStore:
         for path, frames in latents.items():
             if not path.exists():
                 _write(path, encoders.latents(frames))
-        for dropped in ("nothing", "text", "all"):
+        for dropped in self.variants:
             path = self._prompt_path(record, dropped)
             if not path.exists():
                 seen = clip if dropped != "all" else Clip("", clip.target, None, [], clip.is_video)

@@ -18,6 +18,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
 from diffusers import AutoencoderKLWan
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, cast_training_params
@@ -54,7 +55,11 @@ from .validation import Validation
 
 
 # What may change between a checkpoint and its continuation without changing what the steps compute.
-FREE_KEYS = ("steps", "validation", "checkpoint_every", "keep_checkpoints", "tracker", "hub_model_id", "output_dir")
+FREE_KEYS = ("output_dir", "data.features", "data.num_workers", "validation", "steps", "gradient_checkpointing")
+FREE_KEYS += ("checkpoint_every", "keep_checkpoints", "tracker", "hub_model_id")
+
+# How long processes wait for each other: one may have many more features to compute than the others.
+PROCESS_TIMEOUT = timedelta(hours=4)
 
 
 def train(
@@ -94,7 +99,10 @@ def train(
         )
 
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, log_with=config.tracker, project_dir=output_dir / "logs"
+        mixed_precision=config.mixed_precision,
+        log_with=config.tracker,
+        project_dir=output_dir / "logs",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
     )
     is_main = accelerator.is_main_process
     if push and is_main:
@@ -105,9 +113,6 @@ def train(
     # 1. The records, and what the frozen models make of them
     records = _share(accelerator, lambda: read_records(config.data).to_list())
     records = datasets.Dataset.from_list(records)
-    if is_main:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(checkpoints)
     folder = config.model if Path(config.model).is_dir() else LoomVideoPipeline.download(config.model)
     model_config = LoomVideoTransformer3DModel.load_config(folder, subfolder="transformer")
     vae_config = AutoencoderKLWan.load_config(folder, subfolder="vae")
@@ -125,7 +130,15 @@ def train(
     read = read_clip
     if config.data.features is not None:
         files = sorted({file for row in records for file in record_of(row).files})
-        store = FeatureStore(config.data.features, folder, model_config["num_layers"], frozen_dtype, files, is_main)
+        store = FeatureStore(
+            config.data.features,
+            folder,
+            model_config["num_layers"],
+            frozen_dtype,
+            config.data.variants(),
+            files,
+            show_progress=is_main,
+        )
         failures = _precompute(accelerator, store, records, load_encoders, strict)
         records = records.select([index for index, row in enumerate(records) if store.is_complete(record_of(row))])
         if len(records) == 0:
@@ -134,6 +147,10 @@ def train(
     if precompute_only:
         _report(accelerator, failures)
         return None
+    if is_main:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(checkpoints)
+    _start_tracker(accelerator, config)
     validation = None
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
     if config.validation is not None:
@@ -206,7 +223,6 @@ def train(
             generator=torch.Generator().manual_seed(config.seed),
         )
     )
-    accelerator.init_trackers("loomvideo", config=_flatten(config.model_dump(mode="json")))
     if is_main:
         trained = sum(parameter.numel() for parameter in parameters)
         print(
@@ -288,6 +304,15 @@ def _share(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
     return broadcast_object_list(shared)[0]
 
 
+def _start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
+    try:
+        accelerator.init_trackers("loomvideo", config=_flatten(config.model_dump(mode="json")))
+    except Exception as error:  # each tracker has errors of its own
+        raise ValueError(f"`tracker` {config.tracker} does not start: {error}") from error
+    if config.tracker is not None and not accelerator.log_with:
+        raise ValueError(f"`tracker` {config.tracker} is not installed: install it, or leave `tracker` out.")
+
+
 def _precompute(
     accelerator: Accelerator,
     store: FeatureStore,
@@ -354,7 +379,7 @@ def _check_same(config: TrainingConfig, before: dict[str, Any], path: Path) -> N
     """Raises ValueError if settings that the steps depend on are not those of the checkpoint."""
     now, before = _flatten(config.model_dump(mode="json")), _flatten(before)
     for key in sorted({*now, *before}):
-        if key.split(".")[0] not in FREE_KEYS and now.get(key) != before.get(key):
+        if not {key, key.split(".")[0]} & set(FREE_KEYS) and now.get(key) != before.get(key):
             raise ValueError(
                 f"`{key}` is {now.get(key)}, but was {before.get(key)} when {path} was written: set it back, or "
                 "choose another `output_dir` to begin anew."
