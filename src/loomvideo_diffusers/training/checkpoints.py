@@ -132,7 +132,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 def remove_unfinished(folder: Path) -> None:
     """Removes what killed runs left behind."""
-    for path in folder.glob(".*-*"):
+    for path in [*folder.glob(".unfinished-*"), *folder.glob(".removed-*")]:
         shutil.rmtree(path)
 
 

@@ -108,7 +108,6 @@ def train(
     if push and is_main:
         # First of all, as it shows whether that is allowed.
         repo_id = create_repository(config.hub_model_id)
-    set_seed(config.seed)
 
     # 1. The records, and what the frozen models make of them
     records = _share(accelerator, lambda: read_records(config.data).to_list())
@@ -142,7 +141,8 @@ def train(
         failures = _precompute(accelerator, store, records, load_encoders, strict)
         records = records.select([index for index, row in enumerate(records) if store.is_complete(record_of(row))])
         if len(records) == 0:
-            raise ValueError(f"None of the clips can be read, the first is {next(iter(failures))}.")
+            where, reason = next(iter(failures.items()))
+            raise ValueError(f"None of the clips can be read, the first is that of {where}: {reason}")
         read = store.read
     if precompute_only:
         _report(accelerator, failures)
@@ -163,6 +163,7 @@ def train(
         encoders = None
 
     # 2. The model, and what changes it
+    set_seed(config.seed)
     transformer = LoomVideoTransformer3DModel.from_pretrained(
         folder,
         subfolder="transformer",
@@ -282,7 +283,7 @@ def train(
             }
             save_checkpoint(accelerator, checkpoints, step, state, ema, config.keep_checkpoints)
         if validation is not None and (step % config.validation.every == 0 or is_end):
-            with _averaged(ema, parameters), accelerator.autocast():
+            with _averaged(ema, parameters):
                 _validate(accelerator, validation, transformer, encoders, folder, output_dir / "samples", step)
     progress_bar.close()
 
@@ -331,8 +332,7 @@ def _precompute(
             if strict:
                 raise ValueError(f"{record.where}: {error}") from error
             failures[record.where] = str(error)
-    accelerator.wait_for_everyone()
-    return failures
+    return _gather_failures(accelerator, failures)
 
 
 def _add_lora(transformer: LoomVideoTransformer3DModel, settings: LoraSettings) -> None:
