@@ -27,6 +27,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from conftest import FIXTURES, GOLDEN
 from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -158,6 +159,24 @@ def test_python(document, results, workplace, model_folder):
         exec(snippet, {} if "trust_remote_code" in snippet else namespace)
     torch._dynamo.reset()
     assert set(results) <= {path.name for path in workplace.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_cards_of_what_was_trained(kind, workplace, model_folder):
+    """The card that a run writes says how to use what it wrote."""
+    shutil.copytree(model_folder, "loomvideo-5b")
+    settings = yaml.safe_load(Path("cat.yaml").read_text())
+    if kind == "full":
+        del settings["lora"]
+    Path("cat.yaml").write_text(yaml.safe_dump(settings))
+    assert cli.main(["train", "cat.yaml"]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    card = Path("my-lora") / "README.md"
+    (snippet,) = snippets(card, "python")
+    namespace = {}
+    exec(snippet, namespace)
+    assert namespace["video"].shape == (5, 64, 64, 3)
+    assert ("lora" in ModelCard.load(card).data.tags) == (kind == "lora")
 
 
 def test_extras():
