@@ -51,7 +51,7 @@ from loomvideo_diffusers.training.data import (
     read_records,
     record_of,
 )
-from loomvideo_diffusers.training.features import Encoders, FeatureStore
+from loomvideo_diffusers.training.features import Encoders, FeatureStore, hash_inputs
 from loomvideo_diffusers.training.objective import dynamic_shift, sample_timestep, squared_error
 from loomvideo_diffusers.training.trainer import _make_sample
 from loomvideo_diffusers.video import read_image, read_video, write_image, write_video
@@ -444,9 +444,8 @@ def test_interrupted_features(make_config, clips, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in before} == before
     records = read_records(config.data)
     files = [file for row in records for file in record_of(row).files]
-    store = FeatureStore(
-        str(tmp_path / "features"), config.model, 4, torch.float32, config.data.variants(), files, False
-    )
+    digests = hash_inputs(config.model, files)
+    store = FeatureStore(config.data.features, digests, 4, torch.float32, config.data.variants())
     assert all(store.is_complete(record_of(row)) for row in records)
 
 
@@ -469,7 +468,8 @@ def test_lora_overfits(make_config, clips, model_folder, tmp_path, pipe):
     path = train(config)
     records = read_records(config.data)
     files = [file for row in records for file in record_of(row).files]
-    store = FeatureStore(config.data.features, config.model, 4, torch.float32, config.data.variants(), files, False)
+    digests = hash_inputs(config.model, files)
+    store = FeatureStore(config.data.features, digests, 4, torch.float32, config.data.variants())
     dataset = TrainingDataset(records, store.read, 0.0, 0.0)
     samples = [
         _make_sample(dataset[Draw(seed % 4, 1000 + seed)], None, (1, 2, 2), torch.device("cpu")) for seed in range(32)

@@ -98,35 +98,20 @@ class FeatureStore:
 
     Args:
         folder: where the features are kept.
-        model: the folder of the model.
+        digests: what `hash_inputs` returned for the model and all files of the records.
         num_layers: how many of the MLLM's layers are kept.
         dtype: precision of the MLLM.
         variants: what prompts are encoded without: nothing, and what is dropped now and then.
-        files: all files of the records.
-        show_progress: whether to show progress bars.
     """
 
     def __init__(
-        self,
-        folder: str,
-        model: str,
-        num_layers: int,
-        dtype: torch.dtype,
-        variants: list[Dropped],
-        files: list[str],
-        show_progress: bool,
+        self, folder: str, digests: dict[str, str], num_layers: int, dtype: torch.dtype, variants: list[Dropped]
     ):
         self.folder = Path(folder)
+        self.digests = digests
+        self.vae = {"vae": digests["vae"]}
+        self.mllm = {"mllm": digests["mllm"], "num_layers": num_layers, "dtype": str(dtype)}
         self.variants = variants
-        self.vae = {"vae": _digest_folders(model, "vae")}
-        self.mllm = {
-            "mllm": _digest_folders(model, "text_encoder", "processor"),
-            "num_layers": num_layers,
-            "dtype": str(dtype),
-        }
-        self.digests = {
-            file: _digest_file(file) for file in tqdm(files, desc="Hashing clips", disable=not show_progress)
-        }
 
     def _path(self, kind: str, key: dict) -> Path:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -208,15 +193,21 @@ def _read(path: Path) -> torch.Tensor:
         raise ValueError(f"{path} cannot be read ({error}): delete it, and it will be made again.") from error
 
 
-def _digest_file(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _digest_folders(model: str, *names: str) -> str:
-    files = sorted(file for name in names for file in (Path(model) / name).rglob("*") if file.is_file())
-    contents = [[file.relative_to(model).as_posix(), _digest_file(file)] for file in files]
-    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+def hash_inputs(model: str, files: list[str]) -> dict[str, str]:
+    """Hashes all that features depend on: each file, and as `vae` and `mllm` the weights and settings of a model."""
+    folders = {"vae": ["vae"], "mllm": ["text_encoder", "processor"]}
+    weights = {
+        part: sorted(file for name in names for file in (Path(model) / name).rglob("*") if file.is_file())
+        for part, names in folders.items()
+    }
+    digests = {}
+    for file in tqdm([*files, *weights["vae"], *weights["mllm"]], desc="Hashing files"):
+        digest = hashlib.sha256()
+        with open(file, "rb") as opened:
+            while block := opened.read(2**20):
+                digest.update(block)
+        digests[str(file)] = digest.hexdigest()
+    for part, paths in weights.items():
+        contents = [[path.relative_to(model).as_posix(), digests[str(path)]] for path in paths]
+        digests[part] = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    return digests

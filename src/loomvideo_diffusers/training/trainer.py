@@ -48,7 +48,7 @@ from .checkpoints import (
 )
 from .config import LoraSettings, OptimizerSettings, TrainingConfig
 from .data import Clip, Item, TokenBatchSampler, TrainingDataset, read_clip, read_records, record_of, shapes_of
-from .features import Encoders, Features, FeatureStore
+from .features import Encoders, Features, FeatureStore, hash_inputs
 from .objective import TrainingSample, group_by_shape, sample_timestep, squared_error
 from .publishing import create_repository, push_to_hub, write_card
 from .validation import Validation
@@ -129,14 +129,9 @@ def train(
     read = read_clip
     if config.data.features is not None:
         files = sorted({file for row in records for file in record_of(row).files})
+        digests = _share(accelerator, lambda: hash_inputs(folder, files))
         store = FeatureStore(
-            config.data.features,
-            folder,
-            model_config["num_layers"],
-            frozen_dtype,
-            config.data.variants(),
-            files,
-            show_progress=is_main,
+            config.data.features, digests, model_config["num_layers"], frozen_dtype, config.data.variants()
         )
         failures = _precompute(accelerator, store, records, load_encoders, strict)
         records = records.select([index for index, row in enumerate(records) if store.is_complete(record_of(row))])
