@@ -27,7 +27,7 @@ logger = logging.get_logger(__name__)
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 
-# What a layer is called by Wan's original code, with dots or underscores, and what it is called here.
+# What a layer is called by Wan's original code, or here with underscores, and what it is called here.
 LAYER_NAMES = {
     f"{theirs}_{theirs_part}": f"{ours}.{ours_part}"
     for theirs, ours in (("self_attn", "attn1"), ("cross_attn", "attn2"))
@@ -42,50 +42,51 @@ LAYER_NAMES = {
     "mllm_embedder_linear_1": "mllm_embedder.linear_1",
     "mllm_embedder_linear_2": "mllm_embedder.linear_2",
 }
+LAYER_NAMES |= {name.replace(".", "_"): name for name in LAYER_NAMES.values()}
+
+# What trainers put before the names of layers; some put nothing there.
+PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "lora_unet_", "transformer.")
+ROOTS = ("blocks.", "patch_embedding", "source_patch_embedding", "mllm_embedder", "condition_embedder", "proj_out")
 
 # What the parts of an adapter are called, and what PEFT calls them; `alpha` is folded into the weights.
 PART_NAMES = {
     "lora_A.weight": "lora_A.weight",
     "lora_B.weight": "lora_B.weight",
     "lora_B.bias": "lora_B.bias",
+    "lora_A.default.weight": "lora_A.weight",
+    "lora_B.default.weight": "lora_B.weight",
     "lora_down.weight": "lora_A.weight",
     "lora_up.weight": "lora_B.weight",
     "diff_b": "lora_B.bias",
     "alpha": "alpha",
-}
+} | {part: part for factor in ("lokr_w1", "lokr_w2") for part in (factor, f"{factor}_a", f"{factor}_b")}
 
 
 def convert_lora_state_dict(state_dict: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
     """
-    Gives the tensors of a LoRA the names that PEFT and this model's layers have.
+    Gives the tensors of a LoRA, or a LoKr, the names that PEFT and this model's layers have.
 
-    Spellings: `transformer.` as of diffusers, `diffusion_model.` with Wan's original layers, and `lora_unet_` with
-    these layers and underscores. A tensor of an unknown spelling keeps its name. Returns also the names of what is
-    left out: what PEFT cannot load into a linear layer, such as whole differences of weights.
+    Spellings: `transformer.` as of diffusers, `diffusion_model.` with Wan's original layers, `lora_unet_` with these
+    layers and underscores, and some that wrap these. What has no such name keeps it. Returns also the names of what is
+    left out: what cannot be loaded into a linear layer, such as whole differences of weights.
     """
     converted, alphas, left_out = {}, {}, []
     for name, tensor in state_dict.items():
-        prefix = next((prefix for prefix in ("diffusion_model.", "lora_unet_") if name.startswith(prefix)), "")
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
         part = next((part for part in PART_NAMES if name.endswith(f".{part}")), None)
-        if part is None and prefix:
+        rest = name.removeprefix(prefix)
+        if part is None and prefix and "lora_" not in rest and "lokr_" not in rest:
             left_out.append(name)
-            continue
-        if part is None or not (prefix or name.startswith("transformer.")):
+        elif part is None or not (prefix or name.startswith(ROOTS)):
             converted[name] = tensor
-            continue
-        layer = name.removeprefix(prefix).removesuffix(f".{part}")
-        if prefix:
-            layer = f"transformer.{_layer_name(layer)}"
-        if part == "alpha":
-            alphas[layer] = tensor
         else:
-            converted[f"{layer}.{PART_NAMES[part]}"] = tensor
-
+            layer = f"transformer.{_layer_name(rest.removesuffix(f'.{part}'))}"
+            if part == "alpha":
+                alphas[layer] = tensor.item()
+            else:
+                converted[f"{layer}.{PART_NAMES[part]}"] = tensor
     for layer, alpha in alphas.items():
-        if f"{layer}.lora_A.weight" in converted and f"{layer}.lora_B.weight" in converted:
-            rank = converted[f"{layer}.lora_A.weight"].shape[0]
-            weight = converted[f"{layer}.lora_B.weight"]
-            converted[f"{layer}.lora_B.weight"] = (weight.float() * (alpha.item() / rank)).to(weight.dtype)
+        _fold_alpha(converted, layer, alpha)
     return converted, left_out + _complete_biases(converted)
 
 
@@ -93,6 +94,21 @@ def _layer_name(layer: str) -> str:
     block = re.fullmatch(r"blocks[._](\d+)[._](.+)", layer)
     prefix, rest = (f"blocks.{block[1]}.", block[2]) if block else ("", layer)
     return prefix + LAYER_NAMES.get(rest.replace(".", "_"), rest)
+
+
+def _fold_alpha(state_dict: dict[str, torch.Tensor], layer: str, alpha: float) -> None:
+    """Multiplies one factor of an adapter by alpha / rank, in float32, where the product cannot underflow."""
+    ranks = {
+        f"{layer}.{factor}": state_dict[f"{layer}.{factor}"].shape[0]
+        for factor in ("lora_A.weight", "lokr_w2_b", "lokr_w1_b")
+        if f"{layer}.{factor}" in state_dict
+    }
+    # A LoKr of whole factors has no rank, and no alpha.
+    rank = next(iter(ranks.values()), None)
+    for factor in ("lora_B.weight", "lokr_w1", "lokr_w1_a"):
+        name = f"{layer}.{factor}"
+        if rank is not None and name in state_dict:
+            state_dict[name] = state_dict[name].float() * (alpha / rank)
 
 
 def _complete_biases(state_dict: dict[str, torch.Tensor]) -> list[str]:
@@ -191,10 +207,18 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
         state_dict, metadata = self.lora_state_dict(
             pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **kwargs
         )
-        if not all("lora" in name or "lokr" in name for name in state_dict):
-            raise ValueError("This is no LoRA: it holds tensors whose names have no `lora` in them.")
+        if not any("lora" in name or "lokr" in name for name in state_dict):
+            raise ValueError("This is no LoRA: it holds no tensor with `lora` in its name.")
         transformer = getattr(self.transformer, "_orig_mod", self.transformer)
+        if any(getattr(module, "fused_projections", False) for module in transformer.modules()):
+            raise ValueError(
+                "A LoRA does not fit fused projections: call `pipe.transformer.unfuse_qkv_projections()` first."
+            )
         state_dict, skipped = _keep_layers_of(transformer, state_dict)
+        if skipped and not any(name.startswith("transformer.") for name in state_dict):
+            raise ValueError(
+                f"This LoRA was trained for another model: none of its layers is in LoomVideo, such as {skipped[0]}."
+            )
         _warn_of_skipped(skipped)
         self.load_lora_into_transformer(
             state_dict,
@@ -323,5 +347,7 @@ def _keep_layers_of(
 
 
 def _warn_of_skipped(names: list[str]) -> None:
+    if any(name.endswith("dora_scale") for name in names):
+        logger.warning("This is a DoRA, of which the magnitudes (`dora_scale`) are left out: its effect will differ.")
     if names:
         logger.warning(f"Skipped what the LoRA has and LoomVideo has not: {', '.join(sorted(set(names)))}.")

@@ -330,6 +330,45 @@ def test_loomvideo_layers_in_original_spelling():
     }
 
 
+@pytest.mark.parametrize(
+    "respelled",
+    [
+        "blocks.0.attn1.to_q.lora_A.weight",
+        "blocks.0.self_attn.q.lora_A.default.weight",
+        "transformer.blocks.0.self_attn.q.lora_A.weight",
+        "base_model.model.blocks.0.attn1.to_q.lora_A.weight",
+        "model.diffusion_model.blocks.0.self_attn.q.lora_down.weight",
+        "lora_unet_blocks_0_attn1_to_q.lora_down.weight",
+    ],
+)
+def test_other_spellings(respelled):
+    converted, _ = convert_lora_state_dict({respelled: torch.ones(1, 1)})
+    assert list(converted) == ["transformer.blocks.0.attn1.to_q.lora_A.weight"]
+
+
+def test_alpha():
+    """It is folded in where nothing underflows, and into a LoKr's first factor if a factor has a rank."""
+    layer = "diffusion_model.blocks.0.self_attn.q"
+    lora = {f"{layer}.lora_A.weight": torch.ones(128, 4), f"{layer}.lora_B.weight": torch.full((4, 128), 1e-4).half()}
+    converted, _ = convert_lora_state_dict(lora | {f"{layer}.alpha": torch.tensor(1.0).half()})
+    expected = torch.tensor(1e-4).half().float() / 128
+    assert torch.equal(converted["transformer.blocks.0.attn1.to_q.lora_B.weight"], expected.expand(4, 128))
+
+    lokr = {f"{layer}.lokr_w1": torch.ones(6, 6), f"{layer}.lokr_w2_b": torch.ones(2, 8)}
+    converted, _ = convert_lora_state_dict(lokr | {f"{layer}.alpha": torch.tensor(1.0)})
+    assert torch.equal(converted["transformer.blocks.0.attn1.to_q.lokr_w1"], torch.full((6, 6), 0.5))
+    lokr = {f"{layer}.lokr_w1": torch.ones(6, 6), f"{layer}.lokr_w2": torch.ones(8, 8)}
+    converted, _ = convert_lora_state_dict(lokr | {f"{layer}.alpha": torch.tensor(1.0)})
+    assert torch.equal(converted["transformer.blocks.0.attn1.to_q.lokr_w1"], torch.ones(6, 6))
+
+
+def test_dora_of_another_trainer(pipe, warnings):
+    scale = {"transformer.blocks.0.attn1.to_q.dora_scale": torch.ones(48, 1)}
+    pipe.load_lora_weights(wan_lora() | scale)
+    assert "its effect will differ" in warnings.text
+    assert is_adapted(pipe.transformer)
+
+
 def test_differences_of_biases(pipe):
     """Speed LoRAs change biases too, of some layers only, and of some layers nothing else."""
     tensors = respell(wan_lora(), "original")
@@ -380,13 +419,19 @@ def test_bad_files(lora_pipe, saved, tmp_path, warnings):
         lora_pipe.load_lora_weights(
             tmp_path / "nowhere.safetensors", local_files_only=True, weight_name="a.safetensors"
         )
-    with pytest.raises(ValueError, match="no `lora` in them"):
+    with pytest.raises(ValueError, match="no tensor with `lora` in its name"):
         lora_pipe.load_lora_weights({"blocks.0.weight": torch.ones(1)})
     too_wide = {name: torch.ones(4, 5120) for name in load_file(saved) if name.endswith("attn1.to_q.lora_A.weight")}
     with pytest.raises(
         ValueError, match=r"trained for another model: it has 5120 channels where .*attn1\.to_q has 48"
     ):
         lora_pipe.load_lora_weights(too_wide)
+    with pytest.raises(ValueError, match=r"none of its layers is in LoomVideo, such as double_blocks\.0"):
+        lora_pipe.load_lora_weights({"transformer.double_blocks.0.lora_A.weight": torch.ones(4, 48)})
+    lora_pipe.transformer.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="does not fit fused projections"):
+        lora_pipe.load_lora_weights(saved)
+    lora_pipe.transformer.unfuse_qkv_projections()
     assert not is_adapted(lora_pipe.transformer)
     with pytest.raises(ValueError, match="nothing to save"):
         lora_pipe.save_lora_weights(tmp_path)
