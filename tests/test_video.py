@@ -14,6 +14,8 @@
 """Video and image files, real ones, written and read."""
 
 import struct
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -284,3 +286,13 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
         write_video(tmp_path / "clip.mp4", gray_frames([200] * 5))
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
     assert (tmp_path / "clip.mp4").read_bytes() == before
+
+
+def test_logging_does_not_lock_up():
+    """Older versions of torchvision turn on PyAV's logging, with which decoders lock up when they are closed early."""
+    program = (
+        "import av.logging; av.logging.set_level(av.logging.ERROR)\n"
+        "from loomvideo_diffusers.video import probe_video\n"
+        f"[probe_video({str(FIXTURES / 'cat.mp4')!r}) for _ in range(50)]"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -22,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import av
+import av.logging
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
@@ -124,6 +125,7 @@ def probe_video(path: str | os.PathLike, max_frames: int = MAX_FRAMES) -> tuple[
 @contextmanager
 def _open(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
     """Opens a video to read it, and says in one line what is wrong with it if something is."""
+    _silence_av()
     try:
         with av.open(os.fspath(path)) as container:
             if not container.streams.video:
@@ -132,6 +134,14 @@ def _open(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
         raise ValueError(f"{path} cannot be read as a video ({reason}): is it complete, and a video?") from error
+
+
+def _silence_av() -> None:
+    """
+    Turns off PyAV's logging, which torchvision may have turned on: a decoding thread that logs waits for the lock of
+    Python, which the thread that closes the decoder holds while it waits for the first.
+    """
+    av.logging.set_level(None)
 
 
 def _read_frames(container: av.container.InputContainer, max_frames: int) -> Iterator[np.ndarray]:
@@ -269,6 +279,7 @@ def write_video(
 
 
 def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progress: bool) -> None:
+    _silence_av()
     with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "17"})
         stream.width, stream.height = images[0].size
