@@ -179,10 +179,17 @@ BASE = {"model": "m", "output_dir": "o", "data": {"datasets": [{"records": "r"}]
             "all datasets a `weight`, or none",
         ),
         ({"data": BASE["data"] | {"max_frames": 80}}, "`data.max_frames`: must be 4k + 1"),
-        ({"data": BASE["data"] | {"sizes": [[100, 64]]}}, "multiple of 32"),
+        ({"data": BASE["data"] | {"sizes": [[100, 64]]}}, "`data.sizes.0.0`: input should be a multiple of 32"),
         ({"steps": 0}, "`steps`: input should be greater than 0"),
         ({"steps": "many"}, "`steps`: "),
         ({"optimizer": {"learning_rate": float("nan")}}, "`optimizer.learning_rate`: "),
+        ({"lora": None}, "`lora` is empty: give it keys, or leave it out to train all weights"),
+        ({"steps": True}, "`steps`: must not be true or false"),
+        ({"data": BASE["data"] | {"drop_all": 0.9, "drop_text": 0.9}}, "must not be more than 1 together"),
+        (
+            {"validation": {"samples": [{"prompt": "a", "num_frames": 6}]}},
+            "`validation.samples.0.num_frames`: must be 4k",
+        ),
         ({"mixed_precision": "fp8"}, "`mixed_precision`: input should be 'bf16' or 'no'"),
         ({"validation": {"samples": [{"prompt": "a", "video": "v", "image": "i"}]}}, "both `video` and `image`"),
     ],
@@ -266,6 +273,9 @@ def test_source_and_target_are_cut_alike(make_config, clips, tmp_path):
             "`source_image_path` does not go with `target_video_path`",
         ),
         ('{"text": "<|vision_start|>", "path": "cat-0.mp4"}', "must not hold markers of the MLLM"),
+        ('{"text": "\\ud83d", "path": "cat-0.mp4"}', "`text` holds half a character"),
+        ('{"text": "a", "path": "."}', "which is no file"),
+        ("[" * 100000, "records.jsonl:2 is not JSON"),
         ("[1]", "records.jsonl:2 is not a JSON object"),
         ('{"text": ', "records.jsonl:2 is not JSON"),
     ],
@@ -278,6 +288,21 @@ def test_bad_records(make_config, clips, tmp_path, line, message):
         train(config)
     assert message in str(error.value)
     assert not Path(config.output_dir).exists()
+
+
+def test_forms_of_records(make_config, clips, tmp_path):
+    """As editors and tables write them: marks, line ends, nulls, capitals, folders of files, and other line breaks."""
+    shutil.copy(clips / "cat-0.mp4", tmp_path / "CAT.MP4")
+    read_image(clips / "coffee.png").save(tmp_path / "tea.bmp")
+    lines = ['{"text": "a\u2028b", "path": "CAT.MP4", "instruction": null, "reference_image_paths": null}', ""]
+    lines += ['{"text": "c", "path": "tea.bmp"}']
+    (tmp_path / "B.JSONL").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8", newline="")
+    (tmp_path / "a.json").write_text('{"text": "d", "path": "CAT.MP4"}')
+    rows = read_records(make_config(data={"datasets": [{"records": str(tmp_path)}]}).data)
+    assert [record_of(row).full_prompt("nothing") for row in rows] == [
+        "Generate a video: a\u2028b", "Generate an image: c", "Generate a video: d"
+    ]  # fmt: skip
+    assert [row["where"].split("/")[-1] for row in rows] == ["B.JSONL:1", "B.JSONL:3", "a.json[0]"]
 
 
 def test_empty_datasets(make_config, tmp_path):
@@ -343,6 +368,10 @@ def test_weights():
     assert sum(counts[row] for row in range(70, 100)) == 4 * 75
     assert {counts[row] for row in range(70)} == {1, 2}
     assert {counts[row] for row in range(70, 100)} == {10}
+
+    sampler = TokenBatchSampler([(9, 64, 64, 0)] * 10, [0] * 5 + [2] * 5, [1000.0, 5.0, 1.0], (4, 32), 12, seed=0)
+    rows = [draw.row for number in range(1001) for batch in sampler.epoch(number) for draw in batch]
+    assert sum(row < 5 for row in rows) == pytest.approx(1000 * sum(row >= 5 for row in rows), rel=0.1)
 
 
 def test_dropped_conditions(make_config):
@@ -426,6 +455,27 @@ def test_features_replace_the_encoders(make_config, tmp_path, monkeypatch, capsy
     write_image(data / "a.jpg", read_image(data / "a.jpg").rotate(180))
     run_again(config, resume=True)
     assert len(list((tmp_path / "features").rglob("*.safetensors"))) == count + 1
+
+
+def test_sources_that_are_shorter_than_their_targets(make_config, clips, tmp_path, monkeypatch):
+    """A target is kept whole, for samples in which it has no source, and cut where it has."""
+    write_video(tmp_path / "short.mp4", read_video(clips / "cat-0.mp4")[:5])
+    record = {"instruction": "a", "source_video_path": "short.mp4", "target_video_path": str(clips / "cat-0.mp4")}
+    (tmp_path / "r.jsonl").write_text(json.dumps(record))
+    config = make_config(data={"datasets": [{"records": str(tmp_path)}], "features": str(tmp_path / "features")})
+    # As if the header had promised more.
+    row = read_records(config.data)[0] | {"num_frames": 9}
+    store = FeatureStore(
+        config.data.features, hash_inputs(config.model, record_of(row).files), 4, torch.float32, ["nothing", "all"]
+    )
+    encoders = Encoders(config.model, 4, torch.device("cpu"), torch.float32)
+    store.write(record_of(row), read_clip(record_of(row), "nothing"), encoders)
+    for dropped, length in (("nothing", 2), ("all", 3)):
+        expected = encoders.encode(read_clip(record_of(row), dropped))
+        features = store.read(record_of(row), dropped)
+        assert features.latents.shape[1] == length
+        assert (features.latents - expected.latents).abs().max() < 1e-5
+        assert torch.equal(features.prompt_embeds, expected.prompt_embeds)
 
 
 def test_interrupted_features(make_config, clips, tmp_path):
@@ -576,7 +626,9 @@ def test_two_processes_equal_twice_the_accumulation(make_config, tmp_path):
     options["lora"] = {"target_modules": ALL_LAYERS}
     alone = make_config(**options, gradient_accumulation_steps=2, output_dir=str(tmp_path / "alone"))
     train(alone)
-    together = make_config(**options, output_dir=str(tmp_path / "together"))
+    together = make_config(
+        **options, output_dir=str(tmp_path / "together"), data={"features": str(tmp_path / "features")}
+    )
     path = write_config(together, tmp_path / "config.yaml")
     launch = ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={random.randrange(20000, 60000)}"]
     subprocess.run(
@@ -648,6 +700,17 @@ def test_validation_and_result(make_config, clips, tmp_path):
     assert str(config.model) not in card
     assert "![a cat](samples/step-000004-1.png)" in card
     assert "rank: 4" in card
+
+
+def test_validation_that_was_interrupted(make_config):
+    """A run that ended between its last checkpoint and its last samples makes them when it is resumed."""
+    sample = {"prompt": "a cat", "height": 64, "width": 64, "num_frames": 1}
+    config = make_config(steps=2, validation={"samples": [sample], "num_inference_steps": 1})
+    train(config)
+    sheet = Path(config.output_dir) / "samples" / "step-000002-1.png"
+    sheet.unlink()
+    run_again(config, resume=True)
+    assert sheet.exists()
 
 
 def test_full_fine_tune(make_config, model_folder):
@@ -744,17 +807,66 @@ def test_push(make_config, hub, tmp_path):
 # What goes wrong
 
 
-def test_running_twice(make_config):
+def test_running_twice(make_config, tmp_path):
     config = make_config(steps=2)
     train(config)
     with pytest.raises(ValueError, match="has checkpoints already: go on from the last one with --resume"):
         run_again(config)
     with pytest.raises(ValueError, match=r"`optimizer\.learning_rate` is 0\.5, but was 0\.001 when .*step-000002"):
         run_again(make_config(steps=4, optimizer={"learning_rate": 0.5}), resume=True)
+    with pytest.raises(ValueError, match=r"Processes times `gradient_accumulation_steps` are 2, but were 1"):
+        run_again(make_config(steps=4, gradient_accumulation_steps=2), resume=True)
+    with pytest.raises(ValueError, match=r"`steps` is 1, but .*step-000002 is beyond that"):
+        run_again(make_config(steps=1), resume=True)
+    options = {"optimizer": {"lr_scheduler": "cosine"}, "output_dir": str(tmp_path / "cosine")}
+    run_again(make_config(steps=3, **options))
+    with pytest.raises(ValueError, match=r"`steps` is 4, but was 3"):
+        run_again(make_config(steps=4, **options), resume=True)
     with pytest.raises(ValueError, match="`hub_model_id` is missing"):
         run_again(config, push=True)
     with pytest.raises(ValueError, match=r"`data\.features` is missing"):
         run_again(config, precompute_only=True)
+
+
+def test_records_that_changed(make_config, clips, tmp_path):
+    for line in ('{"text": "a cat", "path": "cat-0.mp4"}', '{"text": "a dog", "path": "cat-0.mp4"}'):
+        (tmp_path / "r.jsonl").write_text(line)
+        config = make_config(steps=2, data={"datasets": [{"records": str(tmp_path), "root": str(clips)}]})
+        if "dog" in line:
+            with pytest.raises(ValueError, match=r"The records are not those that .*step-000002 was written with"):
+                run_again(config, resume=True)
+        else:
+            train(config)
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.bin", "random_states_0.pkl", "trainer_state.json", "pytorch_lora_weights.safetensors"]
+)
+def test_damaged_checkpoints(make_config, name):
+    """They are named, and with the newest deleted, the run goes on from the one before."""
+    config = make_config(steps=3, checkpoint_every=1)
+    result = load_file(train(config))
+    newest = find_checkpoints(Path(config.output_dir) / "checkpoints")[-1]
+    file = newest / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(
+        ValueError, match=r"step-000003 is damaged .*: delete it, and --resume takes the one before it"
+    ):
+        run_again(config, resume=True)
+    shutil.rmtree(newest)
+    again = load_file(run_again(config, resume=True))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in result.items())
+
+
+def test_mistakes_are_found_before_the_work(make_config, tmp_path):
+    for options, message in (
+        ({"output_dir": "/proc/run"}, "/proc/run"),
+        ({"data": {"features": "/proc/features"}}, "/proc/features"),
+        ({"validation": {"samples": [{"prompt": "a", "video": "no.mp4"}]}}, r"`validation\.samples\.0` names no\.mp4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_again(make_config(**options), precompute_only="data" in options)
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_layers(make_config):
@@ -791,6 +903,15 @@ def test_corrupt_clips_are_skipped_and_reported(make_config, corrupt_clip, tmp_p
     assert f"{corrupt_clip / 'records.jsonl'}:2: {corrupt_clip / 'bad.mp4'}" in report.split("Skipped 1")[1]
     with pytest.raises(ValueError, match=r"records\.jsonl:2: .*bad\.mp4"):
         run_again(make_config(data=data, output_dir=str(tmp_path / "strict")), strict=True)
+
+
+def test_dataset_of_corrupt_clips(make_config, corrupt_clip, clips, tmp_path):
+    """One dataset may lose all its clips."""
+    (corrupt_clip / "records.jsonl").write_text('{"text": "bad", "path": "bad.mp4"}\n')
+    bad, good = {"records": str(corrupt_clip)}, {"records": str(clips / "cats.json")}
+    for index, pair in enumerate(([bad, good], [good, bad])):
+        data = {"datasets": [dataset | {"weight": 2.0} for dataset in pair], "features": str(tmp_path / "features")}
+        assert run_again(make_config(data=data, output_dir=str(tmp_path / str(index)))).exists()
 
 
 def test_nothing_but_corrupt_clips(make_config, corrupt_clip, tmp_path):

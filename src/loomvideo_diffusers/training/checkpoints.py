@@ -18,11 +18,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, load
 from diffusers.training_utils import EMAModel
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
@@ -43,14 +44,14 @@ def save_only_lora(accelerator: Accelerator) -> None:
         weights.clear()
         save_lora(accelerator.unwrap_model(models[0]), output_dir, accelerator.is_main_process)
 
-    def load(models: list[torch.nn.Module], input_dir: str) -> None:
+    def restore(models: list[torch.nn.Module], input_dir: str) -> None:
         tensors = load_file(Path(input_dir) / LORA_FILE)
         tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
         set_peft_model_state_dict(accelerator.unwrap_model(models.pop()), tensors)
 
     if accelerator.distributed_type != DistributedType.FSDP:
         accelerator.register_save_state_pre_hook(save)
-        accelerator.register_load_state_pre_hook(load)
+        accelerator.register_load_state_pre_hook(restore)
 
 
 def save_lora(
@@ -97,8 +98,8 @@ def save_checkpoint(
         # torch reports a full disk as a RuntimeError.
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(
-            f"The checkpoint of step {step} could not be written ({error}): make room in {folder}, and go on from the "
-            "previous one with --resume."
+            f"The checkpoint of step {step} could not be written to {folder} ({error}): see that there is room, and "
+            "go on from the previous one with --resume."
         ) from error
     if accelerator.is_main_process:
         for old in find_checkpoints(folder)[:-keep]:
@@ -109,25 +110,43 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
 
 
-def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel | None) -> dict[str, Any]:
-    """Puts everything back as it was when a checkpoint was written, and returns its `state`."""
-    accelerator.load_state(str(path))
-    state = read_state(path)
-    if ema is not None:
-        tensors = load_file(path / EMA_FILE)
-        for index, shadow in enumerate(ema.shadow_params):
-            shadow.copy_(tensors[str(index)])
-        ema.optimization_step = state["ema_optimization_step"]
-    return state
+def load_checkpoint(accelerator: Accelerator, path: Path, state: dict[str, Any], ema: EMAModel | None) -> None:
+    """
+    Puts everything back as it was when a checkpoint was written; `state` is what `read_state` returned.
+
+    Raises:
+        ValueError: if a file of the checkpoint is missing or damaged.
+    """
+    try:
+        if accelerator.process_index < state["num_processes"]:
+            # Accelerate goes on without it if it cannot be read.
+            load(path / f"random_states_{accelerator.process_index}.pkl")
+        accelerator.load_state(str(path))
+        if ema is not None:
+            tensors = load_file(path / EMA_FILE)
+            for index, shadow in enumerate(ema.shadow_params):
+                shadow.copy_(tensors[str(index)])
+            ema.optimization_step = state["ema_optimization_step"]
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, UnpicklingError) as error:
+        raise _damaged(path, error) from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    """Reads the `state` of a checkpoint, or raises ValueError if it is damaged."""
+    try:
+        return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"The checkpoint {path} is damaged ({error}): delete it, and --resume takes the one before it.")
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, by step."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def remove_unfinished(folder: Path) -> None:

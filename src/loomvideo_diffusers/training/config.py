@@ -19,17 +19,44 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ..pipelines.loomvideo_frames import MAX_SOURCE_FRAMES, TRAINED_SIZES_480P, TRAINED_SIZES_720P
 
 
+def _check_num_frames(num_frames: int) -> int:
+    if num_frames % 4 != 1:
+        raise ValueError("must be 4k + 1")
+    return num_frames
+
+
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Side = Annotated[int, Field(gt=0, multiple_of=32)]
+NumFrames = Annotated[int, Field(ge=1, le=MAX_SOURCE_FRAMES), AfterValidator(_check_num_frames)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            # YAML reads `no` as false.
+            if info.field_name == "mixed_precision" and not value:
+                return "no"
+            raise ValueError("must not be true or false")
+        return value
 
 
 class LoraSettings(Settings):
@@ -80,24 +107,19 @@ class DataSettings(Settings):
 
     datasets: list[DatasetSettings] = Field(min_length=1)
     sizes: Literal["480p", "720p"] | Annotated[list[tuple[Side, Side]], Field(min_length=1)] = "480p"
-    max_frames: int = Field(MAX_SOURCE_FRAMES, ge=1, le=MAX_SOURCE_FRAMES)
+    max_frames: NumFrames = MAX_SOURCE_FRAMES
     tokens_per_batch: int = Field(16384, gt=0)
     drop_all: Probability = 0.1
     drop_text: Probability = 0.1
     features: str | None = None
     num_workers: int = Field(2, ge=0)
 
-    @field_validator("max_frames")
-    @classmethod
-    def _fits_the_latents(cls, max_frames: int) -> int:
-        if max_frames % 4 != 1:
-            raise ValueError("must be 4k + 1")
-        return max_frames
-
     @model_validator(mode="after")
-    def _weighs_all_or_none(self) -> "DataSettings":
+    def _goes_together(self) -> "DataSettings":
         if len({dataset.weight is None for dataset in self.datasets}) > 1:
             raise ValueError("give all datasets a `weight`, or none")
+        if self.drop_all + self.drop_text > 1:
+            raise ValueError("`drop_all` and `drop_text` must not be more than 1 together")
         return self
 
     def variants(self) -> list[str]:
@@ -143,7 +165,7 @@ class ValidationSample(Settings):
     reference_images: list[str] = []
     height: Side | None = None
     width: Side | None = None
-    num_frames: int | None = Field(None, gt=0)
+    num_frames: NumFrames | None = None
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "ValidationSample":
@@ -168,7 +190,7 @@ class ValidationSettings(Settings):
     num_inference_steps: int = Field(50, gt=0)
     guidance_scale: float | None = None
     guidance_scale_visual: float | None = None
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class TrainingConfig(Settings):
@@ -203,17 +225,11 @@ class TrainingConfig(Settings):
     gradient_checkpointing: bool = True
     mixed_precision: Literal["bf16", "no"] = "bf16"
     ema_decay: Probability | None = None
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     checkpoint_every: int = Field(250, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
     tracker: Literal["tensorboard", "wandb"] | None = None
     hub_model_id: str | None = None
-
-    @field_validator("mixed_precision", mode="before")
-    @classmethod
-    def _no_is_a_word(cls, value: Any) -> Any:
-        # YAML reads it as false.
-        return "no" if value is False else value
 
 
 def load_config(path: str | os.PathLike) -> TrainingConfig:
@@ -231,14 +247,19 @@ def load_config(path: str | os.PathLike) -> TrainingConfig:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} has no keys: it needs `model`, `output_dir` and `data`.")
+    for key in ("lora", "optimizer"):
+        if key in values and values[key] is None:
+            without = "to train all weights" if key == "lora" else "for the defaults"
+            raise ValueError(f"{path}: `{key}` is empty: give it keys, or leave it out {without}.")
     try:
         return TrainingConfig.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{path}: {'; '.join(map(_describe, error.errors()))}.") from error
+        raise ValueError(f"{path}: {'; '.join(map(_describe, error.errors()))}") from error
 
 
 def _describe(error: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    # Where there are several types to choose from, pydantic puts the type into the place.
+    key = ".".join(str(part) for part in error["loc"] if "[" not in str(part))
     if error["type"] == "extra_forbidden":
         section = TrainingConfig
         for part in error["loc"][:-1]:

@@ -15,6 +15,7 @@
 
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -39,6 +40,9 @@ PROMPT_KEYS = ("text", "instruction")
 TARGET_KEYS = ("path", "target_video_path", "target_image_path")
 SOURCE_KEYS = ("source_video_path", "source_image_path")
 REFERENCES_KEY = "reference_image_paths"
+
+# What `path` names a picture by; everything else is a video.
+STILL_SUFFIXES = {*IMAGE_SUFFIXES, ".avif", ".bmp", ".tif", ".tiff"}
 
 # What a sample is trained without, so that guidance has something to guide away from.
 Dropped = Literal["nothing", "text", "all"]
@@ -117,11 +121,13 @@ def record_of(row: dict[str, Any]) -> Record:
 
 def _read_dataset(settings: DatasetSettings) -> Iterator[dict[str, Any]]:
     path = Path(settings.records)
-    files = sorted([*path.glob("*.json"), *path.glob("*.jsonl")]) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".json", ".jsonl"))
     root = Path(settings.root) if settings.root is not None else path if path.is_dir() else path.parent
     for file in files:
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{file} cannot be read: name a JSON or JSONL file, or a folder of them.") from error
         for where, record in _parse(file, text):
@@ -131,8 +137,9 @@ def _read_dataset(settings: DatasetSettings) -> Iterator[dict[str, Any]]:
 def _parse(file: Path, text: str) -> Iterator[tuple[str, Any]]:
     """Yields the place and the value of each record of a JSONL file, or of a JSON file of one or a list of them."""
     try:
-        if file.suffix == ".jsonl":
-            for number, line in enumerate(text.splitlines(), start=1):
+        if file.suffix.lower() == ".jsonl":
+            # Not `splitlines`: JSON may hold other separators of lines.
+            for number, line in enumerate(text.split("\n"), start=1):
                 if line.strip():
                     where = f"{file}:{number}"
                     yield where, json.loads(line)
@@ -141,13 +148,15 @@ def _parse(file: Path, text: str) -> Iterator[tuple[str, Any]]:
             value = json.loads(text)
             for index, record in enumerate(value if isinstance(value, list) else [value]):
                 yield f"{file}[{index}]", record
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
 
 
 def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{where} is not a JSON object.")
+    # Tables exported by other libraries have a null where there is nothing.
+    record = {key: value for key, value in record.items() if value is not None}
     for key, value in record.items():
         if key not in (*PROMPT_KEYS, *TARGET_KEYS, *SOURCE_KEYS, REFERENCES_KEY):
             raise ValueError(
@@ -159,13 +168,15 @@ def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{where}: `{key}` must be {'a list of strings' if key == REFERENCES_KEY else 'a string'}."
             )
+        if any(item.encode("utf-8", "ignore").decode() != item for item in values):
+            raise ValueError(f"{where}: `{key}` holds half a character.")
     prompt = _one_of(record, PROMPT_KEYS, where)
     if re.search(r"<\|\w+\|>", prompt[1]):
         raise ValueError(f"{where}: `{prompt[0]}` must not hold markers of the MLLM: call references `@Image 1`, ...")
     target = _one_of(record, TARGET_KEYS, where)
     source = _one_of(record, SOURCE_KEYS, where, required=False)
     is_video = target[0] == "target_video_path" or (
-        target[0] == "path" and not target[1].lower().endswith(IMAGE_SUFFIXES)
+        target[0] == "path" and Path(target[1]).suffix.lower() not in STILL_SUFFIXES
     )
     if source is not None and is_video != (source[0] == "source_video_path"):
         raise ValueError(
@@ -181,12 +192,13 @@ def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
         "references": references,
         "is_video": is_video,
     }
-    for key, file in [(target[0], row["target"]), *([] if source is None else [(source[0], row["source"])])]:
+    named = [(target[0], row["target"]), *((REFERENCES_KEY, reference) for reference in references)]
+    named += [] if source is None else [(source[0], row["source"])]
+    for key, file in named:
         if not os.path.isfile(file):
-            raise ValueError(f"{where}: `{key}` names {file}, which is not there.")
-    for file in references:
-        if not os.path.isfile(file):
-            raise ValueError(f"{where}: `{REFERENCES_KEY}` names {file}, which is not there.")
+            raise ValueError(
+                f"{where}: `{key}` names {file}, which is {'no file' if os.path.exists(file) else 'not there'}."
+            )
     return row
 
 
@@ -222,7 +234,7 @@ class Clip:
 
     Attributes:
         prompt: with the task's prefix; empty if it was dropped.
-        target: uint8 `[F, H, W, 3]`; None where only the prompt is wanted.
+        target: uint8 `[F, H, W, 3]`.
         source: uint8 `[F, H, W, 3]`, or None.
         references: uint8, each `[H, W, 3]`.
         is_video: whether the source is shown to the MLLM as a video.
@@ -235,26 +247,23 @@ class Clip:
     is_video: bool
 
 
+def read_frames(path: str, record: Record) -> torch.Tensor:
+    """Reads a target or a source as uint8 `[F, H, W, 3]`, fitted to the record's size, or raises ValueError."""
+    frames = read_video(path, max_frames=record.num_frames) if record.is_video else [read_image(path)]
+    return torch.from_numpy(np.stack([_fit(frame, record) for frame in frames]))
+
+
 def read_clip(record: Record, dropped: Dropped) -> Clip:
     """Reads a record's files, cut to one length and fitted to its size. Raises ValueError if a file is corrupt."""
-    paths = [record.target]
-    if record.source is not None and dropped != "all":
-        paths.append(record.source)
-    clips = []
-    for path in paths:
-        frames = read_video(path, max_frames=record.num_frames) if record.is_video else [read_image(path)]
-        clips.append([_fit(frame, record) for frame in frames])
-    # A file may turn out to be shorter than it says.
-    num_frames = (min(map(len, clips)) - 1) // 4 * 4 + 1
-    target, *source = (torch.from_numpy(np.stack(clip[:num_frames])) for clip in clips)
-    references = [] if dropped == "all" else [_fit(read_image(path), record) for path in record.references]
-    return Clip(
-        prompt=record.full_prompt(dropped),
-        target=target,
-        source=source[0] if source else None,
-        references=[torch.from_numpy(reference) for reference in references],
-        is_video=record.is_video,
-    )
+    target, source, references = read_frames(record.target, record), None, []
+    if dropped != "all":
+        if record.source is not None:
+            source = read_frames(record.source, record)
+            # A file may turn out to be shorter than it says.
+            num_frames = min(len(target), len(source))
+            target, source = target[:num_frames], source[:num_frames]
+        references = [torch.from_numpy(_fit(read_image(path), record)) for path in record.references]
+    return Clip(record.full_prompt(dropped), target, source, references, record.is_video)
 
 
 def _fit(image: Any, record: Record) -> np.ndarray:
@@ -342,7 +351,7 @@ class TokenBatchSampler(Sampler[list[Draw]]):
     Args:
         shapes: frames, height, width and number of references of each record.
         dataset_of: the number of the dataset that each record belongs to.
-        weights: how often to draw from each dataset, or None to draw all records equally often.
+        weights: how often to draw from each dataset, by its number, or None to draw all records equally often.
         token_size: frames, and pixels on a side, of what becomes a token.
         tokens_per_batch: the most tokens of a batch of more than one sample.
         seed: of the order and of all samples.
@@ -366,12 +375,12 @@ class TokenBatchSampler(Sampler[list[Draw]]):
         self.batch_sizes = {
             shape: max(1, tokens_per_batch // num_tokens(shape, token_size)) for shape in sorted(set(shapes))
         }
-        self.rows = [np.flatnonzero(np.equal(dataset_of, number)) for number in range(max(dataset_of) + 1)]
-        # How many draws an epoch has of each dataset
-        self.counts = [len(rows) for rows in self.rows]
+        # The rows of each dataset, and how many draws an epoch has of it, which need not be a whole number
+        self.rows = {number: np.flatnonzero(np.equal(dataset_of, number)) for number in sorted(set(dataset_of))}
+        self.draws = {number: len(rows) for number, rows in self.rows.items()}
         if weights is not None:
-            total = len(shapes) / sum(weights)
-            self.counts = [max(1, round(total * weight)) for weight in weights]
+            total = sum(weights[number] for number in self.rows)
+            self.draws = {number: len(shapes) * weights[number] / total for number in self.rows}
         self.seed = seed
         self.first_batch = first_batch
         self.num_processes = num_processes
@@ -381,7 +390,10 @@ class TokenBatchSampler(Sampler[list[Draw]]):
         """The batches of an epoch: without weights each record comes once, with them as often as they say."""
         rng = np.random.default_rng([self.seed, number])
         rows = np.concatenate(
-            [self._draw(dataset, number * count, count) for dataset, count in enumerate(self.counts)]
+            [
+                self._draw(dataset, math.floor(number * draws), math.floor((number + 1) * draws))
+                for dataset, draws in self.draws.items()
+            ]
         )
         rng.shuffle(rows)
         seeds = rng.integers(0, 2**63, len(rows))
@@ -395,15 +407,17 @@ class TokenBatchSampler(Sampler[list[Draw]]):
         ]
         return [batches[index] for index in rng.permutation(len(batches))]
 
-    def _draw(self, dataset: int, first: int, count: int) -> np.ndarray:
-        """Draws from a dataset's endless order, in which each of its records comes once before any comes again."""
+    def _draw(self, dataset: int, first: int, end: int) -> np.ndarray:
+        """A part of a dataset's endless order, in which each of its records comes once before any comes again."""
         rows = self.rows[dataset]
-        rounds = range(first // len(rows), (first + count - 1) // len(rows) + 1)
+        if first == end:
+            return rows[:0]
+        rounds = range(first // len(rows), (end - 1) // len(rows) + 1)
         order = np.concatenate(
             [np.random.default_rng([self.seed, dataset, number, 1]).permutation(rows) for number in rounds]
         )
-        start = first - rounds[0] * len(rows)
-        return order[start : start + count]
+        start = rounds[0] * len(rows)
+        return order[first - start : end - start]
 
     def __iter__(self) -> Iterator[list[Draw]]:
         index = 0

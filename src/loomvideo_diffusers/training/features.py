@@ -28,7 +28,11 @@ from tqdm import tqdm
 from ..pipelines import LoomVideoEditPipeline
 from ..pipelines.loomvideo_frames import mllm_frames
 from ..video import write_whole
-from .data import Clip, Dropped, Record, read_clip
+from .data import Clip, Dropped, Record, read_frames
+
+
+# Raised when what is computed of the same inputs changes.
+FORMAT = 1
 
 
 @dataclass
@@ -109,8 +113,8 @@ class FeatureStore:
     ):
         self.folder = Path(folder)
         self.digests = digests
-        self.vae = {"vae": digests["vae"]}
-        self.mllm = {"mllm": digests["mllm"], "num_layers": num_layers, "dtype": str(dtype)}
+        self.vae = {"format": FORMAT, "vae": digests["vae"]}
+        self.mllm = {"format": FORMAT, "mllm": digests["mllm"], "num_layers": num_layers, "dtype": str(dtype)}
         self.variants = variants
 
     def _path(self, kind: str, key: dict) -> Path:
@@ -125,7 +129,10 @@ class FeatureStore:
         key = {"text": record.full_prompt(dropped)}
         if dropped != "all" and (record.source is not None or record.references):
             key |= {
-                "source": None if record.source is None else self.digests[record.source],
+                # Of a source, the MLLM sees as much as its target is long.
+                "source": None
+                if record.source is None
+                else [self.digests[record.source], self.digests[record.target]],
                 "references": [self.digests[reference] for reference in record.references],
                 "is_video": record.is_video,
                 "size": record.shape,
@@ -145,17 +152,18 @@ class FeatureStore:
     def is_complete(self, record: Record) -> bool:
         return all(path.exists() for path in self.paths(record))
 
-    def write(self, record: Record, encoders: Encoders) -> None:
-        """Computes what is missing of a record. Raises ValueError if one of its files is corrupt."""
-        clip = read_clip(record, "nothing")
-        latents = {self._latents_path(record.target, record, record.num_frames): clip.target}
-        if clip.source is not None:
-            latents[self._latents_path(record.source, record, record.num_frames)] = clip.source
-        for path, reference in zip(record.references, clip.references):
-            latents[self._latents_path(path, record, 1)] = reference[None]
-        for path, frames in latents.items():
+    def write(self, record: Record, clip: Clip, encoders: Encoders) -> None:
+        """Computes what is missing of a record, of which `clip` is all that could be read."""
+        videos = [record.target] if record.source is None else [record.target, record.source]
+        for video in videos:
+            path = self._latents_path(video, record, record.num_frames)
             if not path.exists():
-                _write(path, encoders.latents(frames))
+                # Not the clip's, which are cut to the length of both.
+                _write(path, encoders.latents(read_frames(video, record)))
+        for reference, pixels in zip(record.references, clip.references):
+            path = self._latents_path(reference, record, 1)
+            if not path.exists():
+                _write(path, encoders.latents(pixels[None]))
         for dropped in self.variants:
             path = self._prompt_path(record, dropped)
             if not path.exists():

@@ -16,6 +16,7 @@
 from importlib.resources import files
 from pathlib import Path
 
+import httpx
 import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
@@ -23,11 +24,7 @@ from ..video import write_whole
 from .config import TrainingConfig
 
 
-# What people need of an output folder; checkpoints and logs stay at home.
-PUBLISHED = ["README.md", "pytorch_lora_weights.safetensors", "transformer/*", "samples/*"]
-
-
-def write_card(config: TrainingConfig, output_dir: Path) -> None:
+def write_card(config: TrainingConfig, output_dir: Path, repo_id: str | None) -> None:
     """Writes `README.md`: what was trained on what with which settings, how to use it, and the last samples."""
     is_lora = config.lora is not None
     # A folder on somebody's machine is not the name of a model.
@@ -45,8 +42,8 @@ def write_card(config: TrainingConfig, output_dir: Path) -> None:
     card = ModelCard.from_template(
         card_data,
         template_str=files("loomvideo_diffusers.model_cards").joinpath("finetune.md").read_text(encoding="utf-8"),
-        name=(config.hub_model_id or Path(config.output_dir).absolute().name).split("/")[-1],
-        location=config.hub_model_id or config.output_dir,
+        name=repo_id.split("/")[-1] if repo_id else output_dir.absolute().name,
+        location=repo_id or config.output_dir,
         base_model_name=Path(config.model).name if is_local else config.model,
         is_lora=is_lora,
         steps=config.steps,
@@ -69,15 +66,26 @@ def _last_samples(config: TrainingConfig, output_dir: Path) -> list[dict[str, st
 
 def create_repository(name: str) -> str:
     """Makes a repository on the Hub if it is not there, and returns its name in full."""
-    return HfApi().create_repo(name, exist_ok=True).repo_id
+    try:
+        return HfApi().create_repo(name, exist_ok=True).repo_id
+    except httpx.HTTPError as error:
+        raise OSError(f"The repository {name} cannot be made on the Hub: {error}") from error
 
 
 def push_to_hub(config: TrainingConfig, output_dir: Path, repo_id: str) -> str:
-    """Uploads the result with its card, and returns the address of the upload."""
-    commit = HfApi().upload_folder(
-        repo_id=repo_id,
-        folder_path=output_dir,
-        allow_patterns=PUBLISHED,
-        commit_message=f"{'LoRA' if config.lora is not None else 'Fine-tune'} of {config.steps} steps",
-    )
+    """Uploads the result with its card and its last samples, and returns the address of the upload."""
+    try:
+        commit = HfApi().upload_folder(
+            repo_id=repo_id,
+            folder_path=output_dir,
+            allow_patterns=[
+                "README.md",
+                "pytorch_lora_weights.safetensors",
+                "transformer/*",
+                f"samples/step-{config.steps:06d}-*",
+            ],
+            commit_message=f"{'LoRA' if config.lora is not None else 'Fine-tune'} of {config.steps} steps",
+        )
+    except httpx.HTTPError as error:
+        raise OSError(f"The upload to {repo_id} failed, the result is in {output_dir}: {error}") from error
     return str(commit)

@@ -13,12 +13,14 @@
 # limitations under the License.
 """The training run, from settings to a file that pipelines load."""
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,13 @@ from diffusers import AutoencoderKLWan
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, cast_training_params
 from peft import LoraConfig
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..pipelines import LoomVideoPipeline
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
+from ..video import check_writable
 from .checkpoints import (
     find_checkpoints,
     load_checkpoint,
@@ -55,8 +59,8 @@ from .validation import Validation
 
 
 # What may change between a checkpoint and its continuation without changing what the steps compute.
-FREE_KEYS = ("output_dir", "data.features", "data.num_workers", "validation", "steps", "gradient_checkpointing")
-FREE_KEYS += ("checkpoint_every", "keep_checkpoints", "tracker", "hub_model_id")
+FREE_KEYS = ("output_dir", "data.num_workers", "validation", "gradient_checkpointing", "checkpoint_every")
+FREE_KEYS += ("keep_checkpoints", "tracker", "hub_model_id")
 
 # How long processes wait for each other: one may have many more features to compute than the others.
 PROCESS_TIMEOUT = timedelta(hours=4)
@@ -88,16 +92,6 @@ def train(
     """
     output_dir = Path(config.output_dir)
     checkpoints = output_dir / "checkpoints"
-    if push and config.hub_model_id is None:
-        raise ValueError("`hub_model_id` is missing in the settings: name the repository to push to.")
-    if precompute_only and config.data.features is None:
-        raise ValueError("`data.features` is missing in the settings: name the folder to keep features in.")
-    if find_checkpoints(checkpoints) and not (resume or precompute_only):
-        raise ValueError(
-            f"{output_dir} has checkpoints already: go on from the last one with --resume, or choose another "
-            "`output_dir`."
-        )
-
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=config.tracker,
@@ -105,18 +99,23 @@ def train(
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
     )
     is_main = accelerator.is_main_process
-    if push and is_main:
-        # First of all, as it shows whether that is allowed.
-        repo_id = create_repository(config.hub_model_id)
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
 
-    # 1. The records, and what the frozen models make of them
+    # 1. The records, and all that can be wrong with them and with the settings
+    _share(accelerator, lambda: _check(config, is_sharded, resume, push, precompute_only))
     records = _share(accelerator, lambda: read_records(config.data).to_list())
     records = datasets.Dataset.from_list(records)
     folder = config.model if Path(config.model).is_dir() else LoomVideoPipeline.download(config.model)
     model_config = LoomVideoTransformer3DModel.load_config(folder, subfolder="transformer")
     vae_config = AutoencoderKLWan.load_config(folder, subfolder="vae")
     frozen_dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+    if config.lora is not None:
+        _share(accelerator, lambda: _check_targets(config.lora, model_config))
+    repo_id = _share(accelerator, lambda: create_repository(config.hub_model_id)) if push else None
+    if not precompute_only:
+        _start_tracker(accelerator, config)
 
+    # 2. What the frozen models make of the clips
     encoders = None
 
     def load_encoders() -> Encoders:
@@ -134,30 +133,25 @@ def train(
             config.data.features, digests, model_config["num_layers"], frozen_dtype, config.data.variants()
         )
         failures = _precompute(accelerator, store, records, load_encoders, strict)
-        records = records.select([index for index, row in enumerate(records) if store.is_complete(record_of(row))])
+        records = records.select([index for index, where in enumerate(records["where"]) if where not in failures])
         if len(records) == 0:
             where, reason = next(iter(failures.items()))
             raise ValueError(f"None of the clips can be read, the first is that of {where}: {reason}")
         read = store.read
     if precompute_only:
-        _report(accelerator, failures)
+        _report(failures, is_main)
         return None
-    if is_main:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(checkpoints)
-    _start_tracker(accelerator, config)
     validation = None
-    is_sharded = accelerator.distributed_type == DistributedType.FSDP
     if config.validation is not None:
         # A sharded model runs in all processes at once, on the same sample.
         share = (0, 1) if is_sharded else (accelerator.process_index, accelerator.num_processes)
-        validation = Validation(config.validation, load_encoders(), *share)
+        validation = Validation(config.validation, load_encoders, *share)
     if config.data.features is None:
         load_encoders()
     else:
         encoders = None
 
-    # 2. The model, and what changes it
+    # 3. The model, and what changes it
     set_seed(config.seed)
     transformer = LoomVideoTransformer3DModel.from_pretrained(
         folder,
@@ -181,17 +175,22 @@ def train(
         num_warmup_steps=config.optimizer.lr_warmup_steps,
         num_training_steps=config.steps,
     )
-    if config.ema_decay is not None and is_sharded:
-        raise ValueError("`ema_decay` does not work with FSDP: leave it out.")
     ema = None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay)
     set_seed(config.seed, device_specific=True)
 
-    # 3. Where to begin
+    # 4. Where to begin
+    batches_per_step = config.gradient_accumulation_steps * accelerator.num_processes
+    records_digest = hashlib.sha256(json.dumps(records.to_list()).encode()).hexdigest()
     first_step, first_batch = 0, 0
+    if is_main:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(checkpoints)
+    accelerator.wait_for_everyone()
     if find_checkpoints(checkpoints):
         path = find_checkpoints(checkpoints)[-1]
-        _check_same(config, read_state(path)["config"], path)
-        state = load_checkpoint(accelerator, path, ema)
+        state = _share(accelerator, lambda: read_state(path))
+        _share(accelerator, lambda: _check_same(config, batches_per_step, records_digest, state, path))
+        load_checkpoint(accelerator, path, state, ema)
         first_step, first_batch = state["step"], state["batches"]
         scheduler.load_state_dict(state["scheduler"])
         failures |= state["failures"]
@@ -226,7 +225,15 @@ def train(
             flush=True,
         )
 
-    # 4. Steps
+    # 5. Steps
+    def validate_if_due(step: int) -> None:
+        if validation is not None and (step % config.validation.every == 0 or step == config.steps):
+            with _averaged(ema, parameters):
+                _validate(accelerator, validation, transformer, encoders, folder, output_dir / "samples", step)
+
+    # A run that ended while it validated has its checkpoint already.
+    if first_step > 0 and validation is not None and not validation.is_complete(output_dir / "samples", first_step):
+        validate_if_due(first_step)
     progress_bar = tqdm(total=config.steps, initial=first_step, desc="Training", disable=not is_main)
     for step in range(first_step + 1, config.steps + 1):
         items = [next(batches) for _ in range(config.gradient_accumulation_steps)]
@@ -250,6 +257,8 @@ def train(
         grad_norm = float(accelerator.clip_grad_norm_(parameters, config.optimizer.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             what = "loss" if not math.isfinite(loss) else "norm of the gradients"
+            if not is_main:
+                raise SystemExit(2)  # The main process says why.
             raise ValueError(
                 f"The {what} of step {step} is no longer a number: try a lower `optimizer.learning_rate`"
                 f"{_last_checkpoint(checkpoints)}."
@@ -265,39 +274,81 @@ def train(
         progress_bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}")
         accelerator.log({"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}, step=step)
 
-        is_end = step == config.steps
-        if step % config.checkpoint_every == 0 or is_end:
-            gathered = _gather_failures(accelerator, failures)
+        if step % config.checkpoint_every == 0 or step == config.steps:
             state = {
                 "step": step,
-                "batches": first_batch
-                + (step - first_step) * config.gradient_accumulation_steps * accelerator.num_processes,
+                "batches": first_batch + (step - first_step) * batches_per_step,
+                "batches_per_step": batches_per_step,
+                "num_processes": accelerator.num_processes,
+                "records": records_digest,
                 "scheduler": scheduler.state_dict(),
-                "failures": gathered,
+                "failures": _gather(failures),
                 "config": config.model_dump(mode="json"),
             }
             save_checkpoint(accelerator, checkpoints, step, state, ema, config.keep_checkpoints)
-        if validation is not None and (step % config.validation.every == 0 or is_end):
-            with _averaged(ema, parameters):
-                _validate(accelerator, validation, transformer, encoders, folder, output_dir / "samples", step)
+        validate_if_due(step)
     progress_bar.close()
 
-    # 5. The result
+    # 6. The result
     with _averaged(ema, parameters):
         result = _save_result(accelerator, transformer, config, output_dir)
     if is_main:
-        write_card(config, output_dir)
-        if push:
-            print(f"Pushed: {push_to_hub(config, output_dir, repo_id)}")
-    _report(accelerator, failures)
+        write_card(config, output_dir, repo_id)
+    _report(_gather(failures), is_main)
     accelerator.end_training()
+    if push and is_main:
+        print(f"Pushed: {push_to_hub(config, output_dir, repo_id)}")
     return result
 
 
+def _check(config: TrainingConfig, is_sharded: bool, resume: bool, push: bool, precompute_only: bool) -> None:
+    """Raises ValueError for what is wrong apart from the records and the model, before hours have gone into it."""
+    if push and config.hub_model_id is None:
+        raise ValueError("`hub_model_id` is missing in the settings: name the repository to push to.")
+    if precompute_only and config.data.features is None:
+        raise ValueError("`data.features` is missing in the settings: name the folder to keep features in.")
+    checkpoints = Path(config.output_dir) / "checkpoints"
+    if find_checkpoints(checkpoints) and not (resume or precompute_only):
+        raise ValueError(
+            f"{config.output_dir} has checkpoints already: go on from the last one with --resume, or choose another "
+            "`output_dir`."
+        )
+    check_writable(checkpoints / "step")
+    if config.data.features is not None:
+        check_writable(Path(config.data.features) / "latents")
+    if config.ema_decay is not None and is_sharded:
+        raise ValueError("`ema_decay` does not work with FSDP: leave it out.")
+    if config.optimizer.name == "adamw8bit" and find_spec("bitsandbytes") is None:
+        raise ValueError("`optimizer.name` adamw8bit needs bitsandbytes: install it with `pip install bitsandbytes`.")
+    for index, sample in enumerate(config.validation.samples if config.validation is not None else []):
+        for file in (sample.video, sample.image, *sample.reference_images):
+            if file is not None and not Path(file).is_file():
+                raise ValueError(f"`validation.samples.{index}` names {file}, which is not there.")
+
+
+def _check_targets(settings: LoraSettings, model_config: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        transformer = LoomVideoTransformer3DModel.from_config(model_config)
+    names = [name for name, module in transformer.named_modules() if isinstance(module, (nn.Linear, nn.Conv3d))]
+    for target in settings.target_modules:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise ValueError(f"`lora.target_modules`: no layer is called {target}, there are {', '.join(names)}.")
+
+
 def _share(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
-    """Makes something in the main process and gives it to all."""
-    shared = [make() if accelerator.is_main_process else None]
-    return broadcast_object_list(shared)[0]
+    """Makes something in the main process and gives it to all; if it fails, the main process alone says why."""
+    result, error = None, None
+    if accelerator.is_main_process:
+        try:
+            result = make()
+        except (ValueError, OSError) as raised:
+            error = raised
+    result, has_failed = broadcast_object_list([result, error is not None])
+    if error is not None:
+        raise error
+    if has_failed:
+        raise SystemExit(2)
+    return result
 
 
 def _start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
@@ -317,24 +368,27 @@ def _precompute(
     strict: bool,
 ) -> dict[str, str]:
     """Computes missing features, each process its share; returns what could not be read and why, by record."""
+    # Listed once, as the processes begin at different moments, and some at files that others have just written
+    missing = _share(
+        accelerator,
+        lambda: [index for index, row in enumerate(records) if not store.is_complete(record_of(row))],
+    )
     failures = {}
-    missing = [record for record in map(record_of, records) if not store.is_complete(record)]
     share = missing[accelerator.process_index :: accelerator.num_processes]
-    for record in tqdm(share, desc="Computing features", disable=not accelerator.is_main_process or not share):
+    for index in tqdm(share, desc="Computing features", disable=not accelerator.is_main_process or not share):
+        record = record_of(records[index])
         try:
-            store.write(record, load_encoders())
+            clip = read_clip(record, "nothing")
         except ValueError as error:
             if strict:
                 raise ValueError(f"{record.where}: {error}") from error
             failures[record.where] = str(error)
-    return _gather_failures(accelerator, failures)
+        else:
+            store.write(record, clip, load_encoders())
+    return _gather(failures)
 
 
 def _add_lora(transformer: LoomVideoTransformer3DModel, settings: LoraSettings) -> None:
-    names = [name for name, module in transformer.named_modules() if hasattr(module, "weight")]
-    for target in settings.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ValueError(f"`lora.target_modules`: no layer is called {target}, there are {', '.join(names)}.")
     transformer.requires_grad_(False)
     transformer.add_adapter(
         LoraConfig(
@@ -348,14 +402,10 @@ def _add_lora(transformer: LoomVideoTransformer3DModel, settings: LoraSettings) 
 
 
 def _make_optimizer(transformer: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    optimizer_class = torch.optim.AdamW
     if settings.name == "adamw8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit as optimizer_class
-        except ImportError as error:
-            raise ValueError(
-                "`optimizer.name` adamw8bit needs bitsandbytes: install it with `pip install bitsandbytes`."
-            ) from error
+        from bitsandbytes.optim import AdamW8bit as optimizer_class
+    else:
+        optimizer_class = torch.optim.AdamW
     return optimizer_class(
         [parameter for parameter in transformer.parameters() if parameter.requires_grad],
         lr=settings.learning_rate,
@@ -370,15 +420,30 @@ def _weights(config: TrainingConfig) -> list[float] | None:
     return None if weights[0] is None else weights
 
 
-def _check_same(config: TrainingConfig, before: dict[str, Any], path: Path) -> None:
-    """Raises ValueError if settings that the steps depend on are not those of the checkpoint."""
-    now, before = _flatten(config.model_dump(mode="json")), _flatten(before)
+def _check_same(
+    config: TrainingConfig, batches_per_step: int, records_digest: str, state: dict[str, Any], path: Path
+) -> None:
+    """Raises ValueError if what the steps depend on is not what it was when a checkpoint was written."""
+    advice = "set it back, or choose another `output_dir` to begin anew"
+    # How many batches make a step is compared below, as processes count too.
+    free = {*FREE_KEYS, "gradient_accumulation_steps"}
+    if config.optimizer.lr_scheduler.startswith("constant"):
+        free.add("steps")
+    now, before = _flatten(config.model_dump(mode="json")), _flatten(state["config"])
     for key in sorted({*now, *before}):
-        if not {key, key.split(".")[0]} & set(FREE_KEYS) and now.get(key) != before.get(key):
+        if not {key, key.split(".")[0]} & free and now.get(key) != before.get(key):
             raise ValueError(
-                f"`{key}` is {now.get(key)}, but was {before.get(key)} when {path} was written: set it back, or "
-                "choose another `output_dir` to begin anew."
+                f"`{key}` is {now.get(key)}, but was {before.get(key)} when {path} was written: {advice}."
             )
+    if batches_per_step != state["batches_per_step"]:
+        raise ValueError(
+            f"Processes times `gradient_accumulation_steps` are {batches_per_step}, but were "
+            f"{state['batches_per_step']} when {path} was written: {advice}."
+        )
+    if records_digest != state["records"]:
+        raise ValueError(f"The records are not those that {path} was written with: {advice.replace('it', 'them', 1)}.")
+    if config.steps < state["step"]:
+        raise ValueError(f"`steps` is {config.steps}, but {path} is beyond that: {advice}.")
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
@@ -401,10 +466,12 @@ def _collect_failures(failures: dict[str, str], items: list[list[Item]], strict:
                 tqdm.write(f"Skipping {where}: {reason}")
             failures[where] = reason
         if item.content is None:
+            where, reason = item.failures[-1]
             raise ValueError(f"No clip of the shape of {where} can be read: {reason}")
 
 
-def _gather_failures(accelerator: Accelerator, failures: dict[str, str]) -> dict[str, str]:
+def _gather(failures: dict[str, str]) -> dict[str, str]:
+    """The failures of all processes."""
     return dict(gather_object(list(failures.items())))
 
 
@@ -462,12 +529,13 @@ def _validate(
 ) -> None:
     transformer.eval()
     if encoders is not None:
-        vae = encoders.pipe.vae
+        pipe = encoders.pipe
     else:
-        vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae").to(accelerator.device)
+        pipe = LoomVideoPipeline.from_pretrained(folder, text_encoder=None, processor=None, transformer=None)
+        pipe.to(accelerator.device)
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
     model = transformer if is_sharded else accelerator.unwrap_model(transformer)
-    sheets = validation.run(model, vae, samples_dir, step)
+    sheets = validation.run(model, pipe.vae, pipe.scheduler, samples_dir, step)
     transformer.train()
     images = {f"sample {name.split('-')[-1]}": np.asarray(sheet)[None] for name, sheet in sheets.items()}
     for tracker in accelerator.trackers:
@@ -504,9 +572,8 @@ def _last_checkpoint(checkpoints: Path) -> str:
     return f", the last good checkpoint is {found[-1]}" if found else ""
 
 
-def _report(accelerator: Accelerator, failures: dict[str, str]) -> None:
-    failures = _gather_failures(accelerator, failures)
-    if failures and accelerator.is_main_process:
+def _report(failures: dict[str, str], is_main: bool) -> None:
+    if failures and is_main:
         print(f"Skipped {len(failures)} corrupt {'clip' if len(failures) == 1 else 'clips'}:")
         for where, reason in sorted(failures.items()):
             print(f"  {where}: {reason}")

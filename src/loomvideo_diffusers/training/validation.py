@@ -13,11 +13,13 @@
 # limitations under the License.
 """Samples on the way: what the pipelines make with the weights of the moment, as videos and contact sheets."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, SchedulerMixin
 
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..video import contact_sheet, read_image, read_video, write_image, write_video
@@ -31,16 +33,21 @@ class Validation:
 
     Args:
         settings: what to make.
-        encoders: of the model that is trained.
+        load_encoders: of the model that is trained; only called where there is something to encode.
         process_index, num_processes: every process makes its share.
     """
 
-    def __init__(self, settings: ValidationSettings, encoders: Encoders, process_index: int, num_processes: int):
+    def __init__(
+        self,
+        settings: ValidationSettings,
+        load_encoders: Callable[[], Encoders],
+        process_index: int,
+        num_processes: int,
+    ):
         self.settings = settings
-        self.scheduler = encoders.pipe.scheduler
         self.calls = {}
         for index in range(process_index, len(settings.samples), num_processes):
-            self.calls[index] = self._prepare(settings.samples[index], encoders)
+            self.calls[index] = self._prepare(settings.samples[index], load_encoders())
 
     def _prepare(self, sample: ValidationSample, encoders: Encoders) -> dict[str, Any]:
         """The arguments of a sample's call: pixels, size, and embeds in place of the prompt."""
@@ -64,7 +71,18 @@ class Validation:
                 inputs[name] = tensor[:, -encoders.num_layers :].cpu()
         return inputs
 
-    def run(self, transformer: torch.nn.Module, vae: AutoencoderKLWan, folder: Path, step: int) -> dict[str, Any]:
+    def is_complete(self, folder: Path, step: int) -> bool:
+        """Whether all of this process's samples of a step are there."""
+        return all((folder / f"step-{step:06d}-{index + 1}.png").exists() for index in self.calls)
+
+    def run(
+        self,
+        transformer: torch.nn.Module,
+        vae: AutoencoderKLWan,
+        scheduler: SchedulerMixin,
+        folder: Path,
+        step: int,
+    ) -> dict[str, PIL.Image.Image]:
         """Writes each sample as `step-STEP-NUMBER.mp4`, with a contact sheet; returns the sheets by name."""
         sheets = {}
         settings = self.settings
@@ -76,7 +94,7 @@ class Validation:
             source = inputs["video"] if "video" in inputs else [inputs["image"]] if "image" in inputs else None
             pipeline_class = LoomVideoPipeline if source is None else LoomVideoEditPipeline
             pipe = pipeline_class(
-                text_encoder=None, processor=None, vae=vae, transformer=transformer, scheduler=self.scheduler
+                text_encoder=None, processor=None, vae=vae, transformer=transformer, scheduler=scheduler
             )
             pipe.set_progress_bar_config(desc=f"Sample {index + 1}", leave=False)
             generator = torch.Generator().manual_seed(settings.seed)
