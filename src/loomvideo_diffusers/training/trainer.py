@@ -31,7 +31,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
 from diffusers import AutoencoderKLWan
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel, cast_training_params
+from diffusers.training_utils import EMAModel, cast_training_params, free_memory
 from peft import LoraConfig
 from torch import nn
 from torch.utils.data import DataLoader
@@ -102,10 +102,12 @@ def train(
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
 
     # 1. The records, and all that can be wrong with them and with the settings
-    _share(accelerator, lambda: _check(config, is_sharded, resume, push, precompute_only))
+    batches_per_step = config.gradient_accumulation_steps * accelerator.num_processes
+    _share(accelerator, lambda: _check(config, batches_per_step, is_sharded, resume, push, precompute_only))
     records = _share(accelerator, lambda: read_records(config.data).to_list())
     records = datasets.Dataset.from_list(records)
-    folder = config.model if Path(config.model).is_dir() else LoomVideoPipeline.download(config.model)
+    with accelerator.local_main_process_first():
+        folder = config.model if Path(config.model).is_dir() else LoomVideoPipeline.download(config.model)
     model_config = LoomVideoTransformer3DModel.load_config(folder, subfolder="transformer")
     vae_config = AutoencoderKLWan.load_config(folder, subfolder="vae")
     frozen_dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
@@ -150,6 +152,7 @@ def train(
         load_encoders()
     else:
         encoders = None
+        free_memory()
 
     # 3. The model, and what changes it
     set_seed(config.seed)
@@ -179,7 +182,6 @@ def train(
     set_seed(config.seed, device_specific=True)
 
     # 4. Where to begin
-    batches_per_step = config.gradient_accumulation_steps * accelerator.num_processes
     records_digest = hashlib.sha256(json.dumps(records.to_list()).encode()).hexdigest()
     first_step, first_batch = 0, 0
     if is_main:
@@ -188,8 +190,12 @@ def train(
     accelerator.wait_for_everyone()
     if find_checkpoints(checkpoints):
         path = find_checkpoints(checkpoints)[-1]
-        state = _share(accelerator, lambda: read_state(path))
-        _share(accelerator, lambda: _check_same(config, batches_per_step, records_digest, state, path))
+        state = read_state(path)
+        if state["records"] != records_digest:
+            raise ValueError(
+                f"The records are not those that {path} was written with: set them back, or choose another "
+                "`output_dir` to begin anew."
+            )
         load_checkpoint(accelerator, path, state, ema)
         first_step, first_batch = state["step"], state["batches"]
         scheduler.load_state_dict(state["scheduler"])
@@ -301,18 +307,23 @@ def train(
     return result
 
 
-def _check(config: TrainingConfig, is_sharded: bool, resume: bool, push: bool, precompute_only: bool) -> None:
+def _check(
+    config: TrainingConfig, batches_per_step: int, is_sharded: bool, resume: bool, push: bool, precompute_only: bool
+) -> None:
     """Raises ValueError for what is wrong apart from the records and the model, before hours have gone into it."""
     if push and config.hub_model_id is None:
         raise ValueError("`hub_model_id` is missing in the settings: name the repository to push to.")
     if precompute_only and config.data.features is None:
         raise ValueError("`data.features` is missing in the settings: name the folder to keep features in.")
     checkpoints = Path(config.output_dir) / "checkpoints"
-    if find_checkpoints(checkpoints) and not (resume or precompute_only):
+    found = find_checkpoints(checkpoints)
+    if found and not (resume or precompute_only):
         raise ValueError(
             f"{config.output_dir} has checkpoints already: go on from the last one with --resume, or choose another "
             "`output_dir`."
         )
+    if found and resume:
+        _check_same(config, batches_per_step, found[-1])
     check_writable(checkpoints / "step")
     if config.data.features is not None:
         check_writable(Path(config.data.features) / "latents")
@@ -420,10 +431,9 @@ def _weights(config: TrainingConfig) -> list[float] | None:
     return None if weights[0] is None else weights
 
 
-def _check_same(
-    config: TrainingConfig, batches_per_step: int, records_digest: str, state: dict[str, Any], path: Path
-) -> None:
-    """Raises ValueError if what the steps depend on is not what it was when a checkpoint was written."""
+def _check_same(config: TrainingConfig, batches_per_step: int, path: Path) -> None:
+    """Raises ValueError if settings that the steps depend on are not what they were when a checkpoint was written."""
+    state = read_state(path)
     advice = "set it back, or choose another `output_dir` to begin anew"
     # How many batches make a step is compared below, as processes count too.
     free = {*FREE_KEYS, "gradient_accumulation_steps"}
@@ -440,8 +450,6 @@ def _check_same(
             f"Processes times `gradient_accumulation_steps` are {batches_per_step}, but were "
             f"{state['batches_per_step']} when {path} was written: {advice}."
         )
-    if records_digest != state["records"]:
-        raise ValueError(f"The records are not those that {path} was written with: {advice.replace('it', 'them', 1)}.")
     if config.steps < state["step"]:
         raise ValueError(f"`steps` is {config.steps}, but {path} is beyond that: {advice}.")
 
