@@ -53,7 +53,7 @@ from loomvideo_diffusers.training.data import (
 )
 from loomvideo_diffusers.training.features import Encoders, FeatureStore, hash_inputs
 from loomvideo_diffusers.training.objective import dynamic_shift, sample_timestep, squared_error
-from loomvideo_diffusers.training.trainer import _make_sample
+from loomvideo_diffusers.training.trainer import make_sample
 from loomvideo_diffusers.video import read_image, read_video, write_image, write_video
 
 
@@ -522,7 +522,7 @@ def test_lora_overfits(make_config, clips, model_folder, tmp_path, pipe):
     store = FeatureStore(config.data.features, digests, 4, torch.float32, config.data.variants())
     dataset = TrainingDataset(records, store.read, 0.0, 0.0)
     samples = [
-        _make_sample(dataset[Draw(seed % 4, 1000 + seed)], None, (1, 2, 2), torch.device("cpu")) for seed in range(32)
+        make_sample(dataset[Draw(seed % 4, 1000 + seed)], None, (1, 2, 2), torch.device("cpu")) for seed in range(32)
     ]
 
     @torch.no_grad()

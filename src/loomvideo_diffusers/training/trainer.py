@@ -250,7 +250,7 @@ def train(
 
         loss = torch.zeros((), device=accelerator.device)
         for index, batch in enumerate(items):
-            samples = [_make_sample(item, encoders, patch_size, accelerator.device) for item in batch]
+            samples = [make_sample(item, encoders, patch_size, accelerator.device) for item in batch]
             groups = group_by_shape(samples)
             for group in groups:
                 is_last = index == len(items) - 1 and group is groups[-1]
@@ -493,7 +493,7 @@ def _num_elements(content: Clip | Features, vae_config: dict[str, Any]) -> int:
     return vae_config["z_dim"] * frames * (height // side) * (width // side)
 
 
-def _make_sample(
+def make_sample(
     item: Item, encoders: Encoders | None, patch_size: tuple[int, int, int], device: torch.device
 ) -> TrainingSample:
     """Encodes a clip if that is not done, and draws its timestep and its noise by the seed of its draw."""
