@@ -626,17 +626,29 @@ def test_two_processes_equal_twice_the_accumulation(make_config, tmp_path):
     options["lora"] = {"target_modules": ALL_LAYERS}
     alone = make_config(**options, gradient_accumulation_steps=2, output_dir=str(tmp_path / "alone"))
     train(alone)
+    sample = {"prompt": "a cat", "height": 64, "width": 64, "num_frames": 1}
     together = make_config(
-        **options, output_dir=str(tmp_path / "together"), data={"features": str(tmp_path / "features")}
+        **options,
+        output_dir=str(tmp_path / "together"),
+        data={"features": str(tmp_path / "features")},
+        validation={"samples": [sample, sample], "num_inference_steps": 1},
     )
     path = write_config(together, tmp_path / "config.yaml")
-    launch = ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={random.randrange(20000, 60000)}"]
-    subprocess.run(
-        [sys.executable, "-m", *launch, *command(path)[1:]],
-        check=True,
-        capture_output=True,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-    )
+
+    def launch(*arguments: str) -> None:
+        port = f"--master_port={random.randrange(20000, 60000)}"
+        run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", port]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [*run, *command(path, *arguments)[1:]], check=True, capture_output=True, env=environment, timeout=200
+        )
+
+    launch()
+    # One process has to make its sample again, which the other waits for.
+    sheet = tmp_path / "together" / "samples" / "step-000003-1.png"
+    sheet.unlink()
+    launch("--resume")
+    assert sheet.exists()
     gradients = []
     for config in (alone, together):
         checkpoint = Path(config.output_dir) / "checkpoints" / "step-000001"
@@ -801,6 +813,11 @@ def test_push(make_config, hub, tmp_path):
     assert refused.returncode == 2
     assert "401" in refused.stderr
     assert "hf_wrong" not in refused.stderr
+    unreachable = subprocess.run(
+        push, capture_output=True, text=True, check=False, env=environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    )
+    assert unreachable.returncode == 2
+    assert "me/cats cannot be made on the Hub" in unreachable.stderr.splitlines()[-1]
     assert not (tmp_path / "run").exists()
 
 
@@ -853,6 +870,10 @@ def test_damaged_checkpoints(make_config, name):
         ValueError, match=r"step-000003 is damaged .*: delete it, and --resume takes the one before it"
     ):
         run_again(config, resume=True)
+    if name == "trainer_state.json":
+        file.write_text("{}")
+        with pytest.raises(ValueError, match="step-000003 is damaged"):
+            run_again(config, resume=True)
     shutil.rmtree(newest)
     again = load_file(run_again(config, resume=True))
     assert all(torch.equal(tensor, again[name]) for name, tensor in result.items())

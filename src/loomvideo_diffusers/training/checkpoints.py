@@ -33,6 +33,7 @@ from ..pipelines import LoomVideoPipeline
 
 
 STATE_FILE = "trainer_state.json"
+STATE_KEYS = ("step", "batches", "batches_per_step", "num_processes", "records", "scheduler", "failures", "config")
 EMA_FILE = "ema.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -134,8 +135,9 @@ def load_checkpoint(accelerator: Accelerator, path: Path, state: dict[str, Any],
 def read_state(path: Path) -> dict[str, Any]:
     """Reads the `state` of a checkpoint, or raises ValueError if it is damaged."""
     try:
-        return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        return {key: state[key] for key in STATE_KEYS} | state
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise _damaged(path, error) from error
 
 

@@ -148,7 +148,7 @@ def _parse(file: Path, text: str) -> Iterator[tuple[str, Any]]:
             value = json.loads(text)
             for index, record in enumerate(value if isinstance(value, list) else [value]):
                 yield f"{file}[{index}]", record
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
 
 

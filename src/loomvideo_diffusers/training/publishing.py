@@ -16,9 +16,9 @@
 from importlib.resources import files
 from pathlib import Path
 
-import httpx
 import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HTTPError
 
 from ..video import write_whole
 from .config import TrainingConfig
@@ -68,7 +68,7 @@ def create_repository(name: str) -> str:
     """Makes a repository on the Hub if it is not there, and returns its name in full."""
     try:
         return HfApi().create_repo(name, exist_ok=True).repo_id
-    except httpx.HTTPError as error:
+    except HTTPError as error:
         raise OSError(f"The repository {name} cannot be made on the Hub: {error}") from error
 
 
@@ -86,6 +86,6 @@ def push_to_hub(config: TrainingConfig, output_dir: Path, repo_id: str) -> str:
             ],
             commit_message=f"{'LoRA' if config.lora is not None else 'Fine-tune'} of {config.steps} steps",
         )
-    except httpx.HTTPError as error:
+    except HTTPError as error:
         raise OSError(f"The upload to {repo_id} failed, the result is in {output_dir}: {error}") from error
     return str(commit)

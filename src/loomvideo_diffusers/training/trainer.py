@@ -237,9 +237,11 @@ def train(
             with _averaged(ema, parameters):
                 _validate(accelerator, validation, transformer, encoders, folder, output_dir / "samples", step)
 
-    # A run that ended while it validated has its checkpoint already.
-    if first_step > 0 and validation is not None and not validation.is_complete(output_dir / "samples", first_step):
-        validate_if_due(first_step)
+    # A run that ended while it validated has its checkpoint already. All processes validate, or none.
+    if first_step > 0 and validation is not None:
+        is_complete = _share(accelerator, lambda: validation.is_complete(output_dir / "samples", first_step))
+        if not is_complete:
+            validate_if_due(first_step)
     progress_bar = tqdm(total=config.steps, initial=first_step, desc="Training", disable=not is_main)
     for step in range(first_step + 1, config.steps + 1):
         items = [next(batches) for _ in range(config.gradient_accumulation_steps)]
@@ -326,7 +328,8 @@ def _check(
         _check_same(config, batches_per_step, found[-1])
     check_writable(checkpoints / "step")
     if config.data.features is not None:
-        check_writable(Path(config.data.features) / "latents")
+        for kind in ("latents", "prompts"):
+            check_writable(Path(config.data.features) / kind / "features")
     if config.ema_decay is not None and is_sharded:
         raise ValueError("`ema_decay` does not work with FSDP: leave it out.")
     if config.optimizer.name == "adamw8bit" and find_spec("bitsandbytes") is None:

@@ -72,8 +72,9 @@ class Validation:
         return inputs
 
     def is_complete(self, folder: Path, step: int) -> bool:
-        """Whether all of this process's samples of a step are there."""
-        return all((folder / f"step-{step:06d}-{index + 1}.png").exists() for index in self.calls)
+        """Whether all samples of a step are there, those of the other processes too."""
+        numbers = range(1, len(self.settings.samples) + 1)
+        return all((folder / f"step-{step:06d}-{number}.png").exists() for number in numbers)
 
     def run(
         self,
