@@ -98,13 +98,9 @@ def _layer_name(layer: str) -> str:
 
 def _fold_alpha(state_dict: dict[str, torch.Tensor], layer: str, alpha: float) -> None:
     """Multiplies one factor of an adapter by alpha / rank, in float32, where the product cannot underflow."""
-    ranks = {
-        f"{layer}.{factor}": state_dict[f"{layer}.{factor}"].shape[0]
-        for factor in ("lora_A.weight", "lokr_w2_b", "lokr_w1_b")
-        if f"{layer}.{factor}" in state_dict
-    }
+    ranked = (f"{layer}.{factor}" for factor in ("lora_A.weight", "lokr_w2_b", "lokr_w1_b"))
     # A LoKr of whole factors has no rank, and no alpha.
-    rank = next(iter(ranks.values()), None)
+    rank = next((state_dict[name].shape[0] for name in ranked if name in state_dict), None)
     for factor in ("lora_B.weight", "lokr_w1", "lokr_w1_a"):
         name = f"{layer}.{factor}"
         if rank is not None and name in state_dict:

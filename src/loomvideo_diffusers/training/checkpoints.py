@@ -33,7 +33,7 @@ from ..pipelines import LoomVideoPipeline
 
 
 STATE_FILE = "trainer_state.json"
-STATE_KEYS = ("step", "batches", "batches_per_step", "num_processes", "records", "scheduler", "failures", "config")
+STATE_KEYS = {"step", "batches", "batches_per_step", "num_processes", "records", "scheduler", "failures", "config"}
 EMA_FILE = "ema.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -136,13 +136,15 @@ def read_state(path: Path) -> dict[str, Any]:
     """Reads the `state` of a checkpoint, or raises ValueError if it is damaged."""
     try:
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        return {key: state[key] for key in STATE_KEYS} | state
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
+    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
+        raise _damaged(path, f"{STATE_FILE} is not complete")
+    return state
 
 
-def _damaged(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"The checkpoint {path} is damaged ({error}): delete it, and --resume takes the one before it.")
+def _damaged(path: Path, reason: Exception | str) -> ValueError:
+    return ValueError(f"The checkpoint {path} is damaged ({reason}): delete it, and --resume takes the one before it.")
 
 
 def find_checkpoints(folder: Path) -> list[Path]:

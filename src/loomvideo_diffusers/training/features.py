@@ -154,12 +154,14 @@ class FeatureStore:
 
     def write(self, record: Record, clip: Clip, encoders: Encoders) -> None:
         """Computes what is missing of a record, of which `clip` is all that could be read."""
-        videos = [record.target] if record.source is None else [record.target, record.source]
-        for video in videos:
+        for video, frames in ((record.target, clip.target), (record.source, clip.source)):
+            if video is None:
+                continue
             path = self._latents_path(video, record, record.num_frames)
             if not path.exists():
-                # Not the clip's, which are cut to the length of both.
-                _write(path, encoders.latents(read_frames(video, record)))
+                # Where one of the two turned out to be short, the clip has the other one cut.
+                is_whole = len(frames) == record.num_frames
+                _write(path, encoders.latents(frames if is_whole else read_frames(video, record)))
         for reference, pixels in zip(record.references, clip.references):
             path = self._latents_path(reference, record, 1)
             if not path.exists():

@@ -21,6 +21,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError
 
 from ..video import write_whole
+from .checkpoints import LORA_FILE
 from .config import TrainingConfig
 
 
@@ -80,7 +81,7 @@ def push_to_hub(config: TrainingConfig, output_dir: Path, repo_id: str) -> str:
             folder_path=output_dir,
             allow_patterns=[
                 "README.md",
-                "pytorch_lora_weights.safetensors",
+                LORA_FILE,
                 "transformer/*",
                 f"samples/step-{config.steps:06d}-*",
             ],

@@ -41,6 +41,7 @@ from ..pipelines import LoomVideoPipeline
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
 from ..video import check_writable
 from .checkpoints import (
+    LORA_FILE,
     find_checkpoints,
     load_checkpoint,
     read_state,
@@ -561,11 +562,11 @@ def _save_result(
     state_dict = accelerator.get_state_dict(transformer)
     model = accelerator.unwrap_model(transformer)
     if config.lora is not None:
-        path = output_dir / "pytorch_lora_weights.safetensors"
+        path = output_dir / LORA_FILE
         if accelerator.is_main_process:
             unfinished = output_dir / ".unfinished-lora"
             save_lora(model, unfinished, state_dict=state_dict)
-            os.replace(unfinished / path.name, path)
+            os.replace(unfinished / LORA_FILE, path)
             unfinished.rmdir()
     else:
         path = output_dir / "transformer"
