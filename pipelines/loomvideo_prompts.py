@@ -102,7 +102,7 @@ class LoomVideoPromptMixin:
         references: list[list[PIL.Image.Image]],
         sources: list[PIL.Image.Image | np.ndarray | None],
     ) -> dict[str, torch.Tensor]:
-        if self.processor is None or self.text_encoder is None:
+        if self.processor is None:
             raise ValueError(
                 "This pipeline has no MLLM: pass `prompt_embeds`, for guidance `negative_prompt_embeds` too, and with "
                 "a source or references `visual_prompt_embeds` as well."
@@ -173,37 +173,50 @@ class LoomVideoPromptMixin:
 
     def get_mllm_hidden_states(self, inputs: dict[str, torch.Tensor]) -> PromptEmbeds:
         """Runs the MLLM and returns what its last `num_layers` decoder layers put out, before the final norm."""
-        layers = self.text_encoder.language_model.layers
-        first = 0
+        num_layers = None
         if getattr(self, "transformer", None) is not None:
-            first = len(layers) - self.transformer.config.num_layers
-            if first < 0:
-                raise ValueError(
-                    f"The transformer reads {self.transformer.config.num_layers} layers of the MLLM, but this one has "
-                    f"{len(layers)}: use the MLLM that belongs to the transformer."
-                )
-        # `torch.compile` wraps a module in one whose `forward` takes anything.
-        text_encoder = getattr(self.text_encoder, "_orig_mod", self.text_encoder)
-        accepted = inspect.signature(text_encoder.forward).parameters
-        model_inputs = {
-            name: value.to(self._execution_device)
-            for name, value in inputs.items()
-            if name in accepted and isinstance(value, torch.Tensor)
+            num_layers = self.transformer.config.num_layers
+        inputs = {
+            name: value.to(self._execution_device) for name, value in inputs.items() if isinstance(value, torch.Tensor)
         }
+        return run_mllm(self.text_encoder, inputs, num_layers)
 
-        # `output_hidden_states` would return the last layer after the final norm. What a layer hands on is recorded as
-        # the input of the next, because the MLLM adds vision features between its first layers.
-        hidden_states = []
-        hooks = [
-            layer.register_forward_pre_hook(lambda module, args: hidden_states.append(args[0]))
-            for layer in layers[first + 1 :]
-        ]
-        hooks.append(layers[-1].register_forward_hook(lambda module, args, output: hidden_states.append(output)))
-        try:
-            self.text_encoder(**model_inputs, use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
-        mask = model_inputs["attention_mask"].bool()
-        return torch.stack(hidden_states, dim=1), None if mask.all() else mask
+def run_mllm(text_encoder: torch.nn.Module, inputs: dict[str, torch.Tensor], num_layers: int | None) -> PromptEmbeds:
+    """
+    Runs an MLLM on what the processor returned.
+
+    Args:
+        text_encoder: the `Qwen3VLModel`.
+        inputs: tensors on its device; those that it has no use for are left out.
+        num_layers: how many of its last decoder layers are wanted; None means all.
+
+    Returns:
+        What these layers put out, before the final norm, `[B, num_layers, L, E]`, and the mask.
+    """
+    layers = text_encoder.language_model.layers
+    first = 0 if num_layers is None else len(layers) - num_layers
+    if first < 0:
+        raise ValueError(
+            f"The transformer reads {num_layers} layers of the MLLM, but this one has {len(layers)}: use the MLLM "
+            "that belongs to the transformer."
+        )
+    # `torch.compile` wraps a module in one whose `forward` takes anything.
+    accepted = inspect.signature(getattr(text_encoder, "_orig_mod", text_encoder).forward).parameters
+
+    # `output_hidden_states` would return the last layer after the final norm. What a layer hands on is recorded as
+    # the input of the next, because the MLLM adds vision features between its first layers.
+    hidden_states = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args: hidden_states.append(args[0]))
+        for layer in layers[first + 1 :]
+    ]
+    hooks.append(layers[-1].register_forward_hook(lambda module, args, output: hidden_states.append(output)))
+    try:
+        text_encoder(**{name: value for name, value in inputs.items() if name in accepted}, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+    mask = inputs["attention_mask"].bool()
+    return torch.stack(hidden_states, dim=1), None if mask.all() else mask

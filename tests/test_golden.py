@@ -164,7 +164,7 @@ def training_samples(pipe) -> list[TrainingSample]:
         samples.append(
             TrainingSample(
                 latents=encode(case[f"target_pixel_values.{index}"]),
-                prompt_embeds=embeds[0],
+                prompt={"prompt_embeds": embeds[0]},
                 noise=case[f"noise.{index}"][0],
                 timestep=case["t_step"][index].item(),
                 source_latents=None if source is None else encode(source),
@@ -202,8 +202,9 @@ def test_padded_batches(gradient_checkpointing, pipe):
     if gradient_checkpointing:
         pipe.transformer.enable_gradient_checkpointing()
     edited, _ = training_samples(pipe)
-    shorter = replace(edited, prompt_embeds=edited.prompt_embeds[:, :11], timestep=0.7, source_latents=None)
-    samples = [edited, shorter, replace(edited, prompt_embeds=edited.prompt_embeds[:, 3:])]
+    embeds = edited.prompt["prompt_embeds"]
+    shorter = replace(edited, prompt={"prompt_embeds": embeds[:, :11]}, timestep=0.7, source_latents=None)
+    samples = [edited, shorter, replace(edited, prompt={"prompt_embeds": embeds[:, 3:]})]
     losses, gradients = [], []
     for groups in (group_by_shape(samples), [[sample] for sample in samples]):
         losses.append(sum(squared_error(pipe.transformer, group) for group in groups))

@@ -37,6 +37,7 @@ from accelerate.state import AcceleratorState, PartialState
 from conftest import FIXTURES
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import Qwen3VLModel
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel
 from loomvideo_diffusers.training import TrainingConfig, load_config, train
@@ -52,7 +53,13 @@ from loomvideo_diffusers.training.data import (
     record_of,
 )
 from loomvideo_diffusers.training.features import Encoders, FeatureStore, hash_inputs
-from loomvideo_diffusers.training.objective import dynamic_shift, sample_timestep, squared_error
+from loomvideo_diffusers.training.objective import (
+    TransformerWithTextEncoder,
+    dynamic_shift,
+    group_by_shape,
+    sample_timestep,
+    squared_error,
+)
 from loomvideo_diffusers.training.trainer import make_sample
 from loomvideo_diffusers.video import read_image, read_video, write_image, write_video
 
@@ -385,12 +392,12 @@ def test_dropped_conditions(make_config):
 def test_timesteps():
     """Logit-normal where nothing is shifted, and towards noise where there are many tokens."""
     generator = torch.Generator().manual_seed(0)
-    timesteps = torch.tensor([sample_timestep(64, generator) for _ in range(4000)])
+    timesteps = torch.tensor([sample_timestep(1.0, generator) for _ in range(4000)])
     logits = timesteps.logit()
     assert logits.mean().item() == pytest.approx(0, abs=0.06)
     assert logits.std().item() == pytest.approx(1, abs=0.04)
-    shifted = sample_timestep(4096, torch.Generator().manual_seed(1))
-    plain = sample_timestep(64, torch.Generator().manual_seed(1))
+    shifted = sample_timestep(dynamic_shift(4096), torch.Generator().manual_seed(1))
+    plain = sample_timestep(dynamic_shift(64), torch.Generator().manual_seed(1))
     assert dynamic_shift(4096) == 4.0
     assert shifted == pytest.approx(4 * plain / (1 + 3 * plain))
 
@@ -414,7 +421,7 @@ def test_features_are_those_of_the_pipelines(make_config, model_folder, edit):
         inputs |= {"height": record.height, "width": record.width, "num_frames": record.num_frames}
         with torch.no_grad():
             expected = pipe.encode_prompt(record.prompt, **inputs)[0]
-        assert torch.equal(features.prompt_embeds, expected[0])
+        assert torch.equal(features.prompt["prompt_embeds"], expected[0])
         assert features.latents.shape == (8, (record.num_frames - 1) // 4 + 1, 4, 4)
         assert len(features.reference_latents) == len(record.references)
 
@@ -475,7 +482,7 @@ def test_sources_that_are_shorter_than_their_targets(make_config, clips, tmp_pat
         features = store.read(record_of(row), dropped)
         assert features.latents.shape[1] == length
         assert (features.latents - expected.latents).abs().max() < 1e-5
-        assert torch.equal(features.prompt_embeds, expected.prompt_embeds)
+        assert torch.equal(features.prompt["prompt_embeds"], expected.prompt["prompt_embeds"])
 
 
 def test_interrupted_features(make_config, clips, tmp_path):
@@ -522,7 +529,8 @@ def test_lora_overfits(make_config, clips, model_folder, tmp_path, pipe):
     store = FeatureStore(config.data.features, digests, 4, torch.float32, config.data.variants())
     dataset = TrainingDataset(records, store.read, 0.0, 0.0)
     samples = [
-        make_sample(dataset[Draw(seed % 4, 1000 + seed)], None, (1, 2, 2), torch.device("cpu")) for seed in range(32)
+        make_sample(dataset[Draw(seed % 4, 1000 + seed)], None, (1, 2, 2), None, torch.device("cpu"))
+        for seed in range(32)
     ]
 
     @torch.no_grad()
@@ -546,6 +554,12 @@ def test_lora_overfits(make_config, clips, model_folder, tmp_path, pipe):
 RESUMED = {
     "lora": {"lora": {"rank": 4, "dropout": 0.1, "target_modules": ALL_LAYERS}, "ema_decay": 0.9},
     "full": {"lora": None, "ema_decay": 0.9},
+    "text encoder, muon": {
+        "lora": None,
+        "train_text_encoder": True,
+        "ema_decay": 0.9,
+        "optimizer": {"name": "muon", "lr_scheduler": "constant"},
+    },
     "checkpointing, accumulation, workers": {
         "gradient_checkpointing": True,
         "gradient_accumulation_steps": 2,
@@ -558,7 +572,7 @@ RESUMED = {
 def test_resumed_equals_unbroken(make_config, kind, tmp_path):
     """20 steps, and 10 and 10: the same weights, bit for bit, and the same optimizer."""
     options = RESUMED[kind] | {"checkpoint_every": 10}
-    results = []
+    results, text_encoders = [], []
     for name, stages in (("unbroken", [20]), ("resumed", [10, 20])):
         for steps in stages:
             torch.manual_seed(random.randrange(1000))
@@ -566,18 +580,20 @@ def test_resumed_equals_unbroken(make_config, kind, tmp_path):
                 make_config(**options, steps=steps, output_dir=str(tmp_path / name)), resume=steps > stages[0]
             )
         if result.is_dir():
+            if (text_encoder := result.parent / "text_encoder" / "model.safetensors").exists():
+                text_encoders.append(text_encoder)
             result = result / "diffusion_pytorch_model.safetensors"
         results.append((result, tmp_path / name / "checkpoints" / "step-000020"))
     (unbroken, unbroken_checkpoint), (resumed, resumed_checkpoint) = results
     assert equal_files(unbroken, resumed)
+    assert len(text_encoders) == (2 if options.get("train_text_encoder") else 0)
+    assert not text_encoders or equal_files(*text_encoders)
     for file in unbroken_checkpoint.glob("*.safetensors"):
         assert equal_files(file, resumed_checkpoint / file.name)
-    states = [
-        torch.load(checkpoint / "optimizer.bin", weights_only=True)["state"]
-        for checkpoint in (unbroken_checkpoint, resumed_checkpoint)
-    ]
-    for index, state in states[0].items():
-        assert all(torch.equal(value, states[1][index][name]) for name, value in state.items())
+    for file in unbroken_checkpoint.glob("optimizer*.bin"):
+        states = [torch.load(path, weights_only=True)["state"] for path in (file, resumed_checkpoint / file.name)]
+        for index, state in states[0].items():
+            assert all(torch.equal(value, states[1][index][name]) for name, value in state.items())
 
 
 def kill_and_resume(config: TrainingConfig, times: int, tmp_path: Path, seed: int) -> int:
@@ -733,6 +749,71 @@ def test_full_fine_tune(make_config, model_folder):
     assert set(changed) == set(before)
     pipe = LoomVideoEditPipeline.from_pretrained(model_folder, transformer=trained)
     assert pipe.transformer is trained
+
+
+def test_text_encoder_and_transformer_as_one_model(make_config, model_folder):
+    """Trained with its MLLM, a batch of prompts of any lengths has the loss that it has with embeds made before."""
+    config = make_config(lora=None)
+    items = {}
+    for num_layers in (None, 4):
+        encoders = Encoders(str(model_folder), num_layers, torch.device("cpu"), torch.float32)
+        dataset = TrainingDataset(read_records(config.data), read_clip, 0.0, 0.0)
+        items[num_layers] = [
+            make_sample(dataset[Draw(row, row)], encoders, (1, 2, 2), None, torch.device("cpu")) for row in (0, 2, 4)
+        ]
+    transformer = LoomVideoTransformer3DModel.from_pretrained(model_folder, subfolder="transformer")
+    text_encoder = Qwen3VLModel.from_pretrained(model_folder, subfolder="text_encoder")
+    as_one = TransformerWithTextEncoder(transformer, text_encoder)
+    for group, embedded in zip(group_by_shape(items[None]), group_by_shape(items[4])):
+        error = squared_error(as_one, group)
+        assert error.item() == pytest.approx(squared_error(transformer, embedded).item(), rel=1e-5)
+        error.backward()
+    assert text_encoder.language_model.layers[0].mlp.up_proj.weight.grad.abs().max() > 0
+    assert text_encoder.visual.blocks[0].mlp.linear_fc1.weight.grad.abs().max() > 0
+
+
+def test_training_the_text_encoder(make_config, clips, model_folder, tmp_path):
+    """It learns too, from features on disk as from clips, is shown as it is then, and loads with the transformer."""
+    options = {"lora": None, "train_text_encoder": True, "optimizer": {"learning_rate": 1e-2}}
+    sample = {"prompt": "invert it", "video": str(clips / "cat-1.mp4"), "height": 64, "width": 64}
+    options["validation"] = {"samples": [sample], "every": 2, "num_inference_steps": 1}
+    result = train(make_config(**options))
+    trained = load_file(result.parent / "text_encoder" / "model.safetensors")
+    before = load_file(model_folder / "text_encoder" / "model.safetensors")
+    assert trained.keys() == before.keys()
+    assert (
+        trained["language_model.embed_tokens.weight"] - before["language_model.embed_tokens.weight"]
+    ).abs().max() > 0
+    sheets = sorted((tmp_path / "run" / "samples").glob("*.png"))
+    assert len(sheets) == 2
+    assert sheets[0].read_bytes() != sheets[1].read_bytes()
+    stored = make_config(**options, data={"features": str(tmp_path / "features")}, output_dir=str(tmp_path / "stored"))
+    again = run_again(stored)
+    assert equal_files(result / "diffusion_pytorch_model.safetensors", again / "diffusion_pytorch_model.safetensors")
+    pipe = LoomVideoPipeline.from_pretrained(
+        model_folder,
+        transformer=LoomVideoTransformer3DModel.from_pretrained(result),
+        text_encoder=Qwen3VLModel.from_pretrained(result.parent / "text_encoder"),
+    )
+    assert pipe("a cat", height=64, width=64, num_frames=1, num_inference_steps=1).frames.shape == (1, 1, 64, 64, 3)
+
+
+def test_what_is_read_when_all_is_dropped(make_config):
+    config = make_config(data={"drop_all_prompt": "nothing at all"})
+    record = record_of(read_records(config.data)[2])
+    prompts = [record.full_prompt(dropped) for dropped in ("nothing", "text", "all")]
+    assert prompts == ["Edit this video: invert it", "", "nothing at all"]
+
+
+def test_timestep_shift(make_config, model_folder):
+    """A shift of the settings takes the place of that by the number of tokens."""
+    encoders = Encoders(str(model_folder), 4, torch.device("cpu"), torch.float32)
+    item = TrainingDataset(read_records(make_config().data), read_clip, 0.0, 0.0)[Draw(1, 5)]
+    own, plain, shifted = (
+        make_sample(item, encoders, (1, 2, 2), shift, torch.device("cpu")).timestep for shift in (None, 1.0, 4.0)
+    )
+    assert own == plain
+    assert shifted == pytest.approx(4 * plain / (1 + 3 * plain))
 
 
 def test_learning_rate(make_config):

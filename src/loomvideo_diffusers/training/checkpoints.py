@@ -33,7 +33,7 @@ from ..pipelines import LoomVideoPipeline
 
 
 STATE_FILE = "trainer_state.json"
-STATE_KEYS = {"step", "batches", "batches_per_step", "num_processes", "records", "scheduler", "failures", "config"}
+STATE_KEYS = {"step", "batches", "batches_per_step", "num_processes", "records", "schedulers", "failures", "config"}
 EMA_FILE = "ema.safetensors"
 LORA_FILE = "pytorch_lora_weights.safetensors"
 

@@ -100,6 +100,8 @@ class DataSettings(Settings):
         tokens_per_batch: samples of one shape go into a batch until it has so many tokens; a larger one goes alone.
         drop_all: probability of training a sample without any condition, which guidance needs.
         drop_text: probability of training a sample without its text.
+        drop_all_prompt: what the MLLM reads of a sample without any condition; by default nothing. Guidance at
+            inference has it read the negative prompt, which only an MLLM that knows the language understands.
         features: a folder in which latents and MLLM features are kept, so that neither the VAE nor the MLLM is in
             memory while training. Without it they are computed as needed.
         num_workers: processes that read clips or features ahead.
@@ -111,6 +113,7 @@ class DataSettings(Settings):
     tokens_per_batch: int = Field(16384, gt=0)
     drop_all: Probability = 0.1
     drop_text: Probability = 0.1
+    drop_all_prompt: str = ""
     features: str | None = None
     num_workers: int = Field(2, ge=0)
 
@@ -137,14 +140,15 @@ class DataSettings(Settings):
 class OptimizerSettings(Settings):
     """
     Attributes:
-        name: `adamw`, or `adamw8bit` of bitsandbytes.
+        name: `adamw`, or `adamw8bit` of bitsandbytes, or `muon` of PyTorch 2.9 for matrices, with `adamw` for the
+            rest; it needs fewer steps to train a model from nothing.
         learning_rate, betas, weight_decay, eps: as of `torch.optim.AdamW`.
         max_grad_norm: what the norm of all gradients together is clipped to.
         lr_scheduler: a schedule of diffusers.
         lr_warmup_steps: steps in which the learning rate grows from 0.
     """
 
-    name: Literal["adamw", "adamw8bit"] = "adamw"
+    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     learning_rate: float = Field(2e-5, gt=0)
     betas: tuple[Probability, Probability] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
@@ -200,6 +204,8 @@ class TrainingConfig(Settings):
         output_dir: the folder for checkpoints, samples, logs and the result.
         data: the clips.
         lora: trains a LoRA; without it, all weights of the transformer are trained.
+        train_text_encoder: trains the MLLM too, together with all weights of the transformer. For small models.
+        timestep_shift: how far timesteps are shifted towards noise; by default as far as a sample has tokens.
         optimizer: how the weights are changed.
         validation: what to look at on the way.
         steps: optimizer steps.
@@ -218,6 +224,8 @@ class TrainingConfig(Settings):
     output_dir: str
     data: DataSettings
     lora: LoraSettings | None = None
+    train_text_encoder: bool = False
+    timestep_shift: float | None = Field(None, ge=1)
     optimizer: OptimizerSettings = OptimizerSettings()
     validation: ValidationSettings | None = None
     steps: int = Field(1000, gt=0)
@@ -230,6 +238,12 @@ class TrainingConfig(Settings):
     keep_checkpoints: int = Field(2, gt=0)
     tracker: Literal["tensorboard", "wandb"] | None = None
     hub_model_id: str | None = None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "TrainingConfig":
+        if self.train_text_encoder and self.lora is not None:
+            raise ValueError("`train_text_encoder` trains all weights: leave `lora` out")
+        return self
 
 
 def load_config(path: str | os.PathLike) -> TrainingConfig:

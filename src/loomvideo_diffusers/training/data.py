@@ -60,6 +60,7 @@ class Record:
         is_video: whether the target is a video; an image is a video of one frame.
         width, height: in pixels, one of the sizes of the settings.
         num_frames: how many frames source and target are cut to, 4k + 1.
+        drop_all_prompt: what the MLLM reads when all is dropped.
     """
 
     where: str
@@ -71,6 +72,7 @@ class Record:
     width: int
     height: int
     num_frames: int
+    drop_all_prompt: str
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -84,7 +86,7 @@ class Record:
     def full_prompt(self, dropped: Dropped) -> str:
         """The text that the MLLM reads (spec: prompts)."""
         if dropped != "nothing":
-            return ""
+            return self.drop_all_prompt if dropped == "all" else ""
         task = f"{'generate' if self.source is None else 'edit'} {'video' if self.is_video else 'image'}"
         return PROMPT_PREFIXES[task, bool(self.references)] + self.prompt
 
@@ -106,7 +108,7 @@ def read_records(settings: DataSettings) -> datasets.Dataset:
             raise ValueError(
                 f"{dataset.records} has no records: each is a JSON object, on a line of its own in JSONL."
             )
-        rows += [row | {"dataset": number} for row in found]
+        rows += [row | {"dataset": number, "drop_all_prompt": settings.drop_all_prompt} for row in found]
     return datasets.Dataset.from_list(rows).map(
         _add_shape,
         fn_kwargs={"sizes": settings.size_list(), "max_frames": settings.max_frames},

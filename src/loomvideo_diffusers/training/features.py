@@ -21,8 +21,8 @@ from pathlib import Path
 
 import PIL.Image
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from ..pipelines import LoomVideoEditPipeline
@@ -32,7 +32,7 @@ from .data import Clip, Dropped, Record, read_frames
 
 
 # Raised when what is computed of the same inputs changes.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -40,13 +40,13 @@ class Features:
     """
     Attributes:
         latents: of the target, normalized, float32 `[C, T, h, w]`.
-        prompt_embeds: the MLLM layers that the transformer reads, `[num_layers, L, mllm_dim]`.
+        prompt: of the prompt, as in a `TrainingSample`.
         source_latents: of the source, of the shape of `latents`, or None.
         reference_latents: of the references, each `[C, 1, h, w]`.
     """
 
     latents: torch.Tensor
-    prompt_embeds: torch.Tensor
+    prompt: dict[str, torch.Tensor]
     source_latents: torch.Tensor | None
     reference_latents: list[torch.Tensor]
 
@@ -57,22 +57,25 @@ class Encoders:
 
     Args:
         folder: the model.
-        num_layers: how many of the MLLM's last layers the transformer reads.
+        num_layers: how many of the MLLM's last layers the transformer reads; None if the MLLM is trained, so that only
+            its processor is needed here.
         device: where they run.
-        dtype: precision of the MLLM.
+        dtype: precision of the MLLM, and of the pixels that it is shown.
     """
 
-    def __init__(self, folder: str, num_layers: int, device: torch.device, dtype: torch.dtype):
+    def __init__(self, folder: str, num_layers: int | None, device: torch.device, dtype: torch.dtype):
+        without = {"transformer": None} | ({"text_encoder": None} if num_layers is None else {})
         self.pipe = LoomVideoEditPipeline.from_pretrained(
-            folder, transformer=None, dtype={"default": torch.float32, "text_encoder": dtype}
+            folder, **without, dtype={"default": torch.float32, "text_encoder": dtype}
         ).to(device)
         self.num_layers = num_layers
+        self.dtype = dtype
 
     @torch.no_grad()
     def encode(self, clip: Clip) -> Features:
         return Features(
             latents=self.latents(clip.target),
-            prompt_embeds=self.prompt_embeds(clip),
+            prompt=self.prompt(clip),
             source_latents=None if clip.source is None else self.latents(clip.source),
             reference_latents=[self.latents(reference[None]) for reference in clip.references],
         )
@@ -83,15 +86,21 @@ class Encoders:
         return self.pipe.encode_pixels(frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1)[0]
 
     @torch.no_grad()
-    def prompt_embeds(self, clip: Clip) -> torch.Tensor:
-        """Encodes what the MLLM sees of a clip as `[num_layers, L, mllm_dim]`."""
+    def prompt(self, clip: Clip) -> dict[str, torch.Tensor]:
+        """Encodes what the MLLM sees of a clip, or prepares it for the MLLM."""
         source = clip.source
         if source is not None:
             frames = [PIL.Image.fromarray(frame.numpy()) for frame in source]
             source = mllm_frames(frames) if clip.is_video else frames[0]
         references = [PIL.Image.fromarray(reference.numpy()) for reference in clip.references]
         inputs = self.pipe.tokenize([clip.prompt], [references], [source])
-        return self.pipe.get_mllm_hidden_states(inputs)[0][0, -self.num_layers :]
+        if self.num_layers is None:
+            return {
+                name: value.to(self.dtype) if value.is_floating_point() else value
+                for name, value in inputs.items()
+                if isinstance(value, torch.Tensor)
+            }
+        return {"prompt_embeds": self.pipe.get_mllm_hidden_states(inputs)[0][0, -self.num_layers :]}
 
 
 class FeatureStore:
@@ -103,13 +112,13 @@ class FeatureStore:
     Args:
         folder: where the features are kept.
         digests: what `hash_inputs` returned for the model and all files of the records.
-        num_layers: how many of the MLLM's layers are kept.
+        num_layers: how many of the MLLM's layers are kept; None to keep what the processor made for it.
         dtype: precision of the MLLM.
         variants: what prompts are encoded without: nothing, and what is dropped now and then.
     """
 
     def __init__(
-        self, folder: str, digests: dict[str, str], num_layers: int, dtype: torch.dtype, variants: list[Dropped]
+        self, folder: str, digests: dict[str, str], num_layers: int | None, dtype: torch.dtype, variants: list[Dropped]
     ):
         self.folder = Path(folder)
         self.digests = digests
@@ -161,44 +170,44 @@ class FeatureStore:
             if not path.exists():
                 # Where one of the two turned out to be short, the clip has the other one cut.
                 is_whole = len(frames) == record.num_frames
-                _write(path, encoders.latents(frames if is_whole else read_frames(video, record)))
+                _write(path, {"latents": encoders.latents(frames if is_whole else read_frames(video, record))})
         for reference, pixels in zip(record.references, clip.references):
             path = self._latents_path(reference, record, 1)
             if not path.exists():
-                _write(path, encoders.latents(pixels[None]))
+                _write(path, {"latents": encoders.latents(pixels[None])})
         for dropped in self.variants:
             path = self._prompt_path(record, dropped)
             if not path.exists():
                 seen = clip if dropped != "all" else Clip("", clip.target, None, [], clip.is_video)
-                _write(path, encoders.prompt_embeds(replace(seen, prompt=record.full_prompt(dropped))))
+                _write(path, encoders.prompt(replace(seen, prompt=record.full_prompt(dropped))))
 
     def read(self, record: Record, dropped: Dropped) -> Features:
         """Reads a record's features. Raises ValueError if a file is damaged."""
-        latents = _read(self._latents_path(record.target, record, record.num_frames))
+        latents = _read(self._latents_path(record.target, record, record.num_frames))["latents"]
         source_latents, references = None, []
         if dropped != "all":
             if record.source is not None:
-                source_latents = _read(self._latents_path(record.source, record, record.num_frames))
+                source_latents = _read(self._latents_path(record.source, record, record.num_frames))["latents"]
                 # A file may have turned out to be shorter than it says, and the VAE is causal.
                 length = min(latents.shape[1], source_latents.shape[1])
                 latents, source_latents = latents[:, :length], source_latents[:, :length]
-            references = [_read(self._latents_path(path, record, 1)) for path in record.references]
+            references = [_read(self._latents_path(path, record, 1))["latents"] for path in record.references]
         return Features(
             latents=latents,
-            prompt_embeds=_read(self._prompt_path(record, dropped)),
+            prompt=_read(self._prompt_path(record, dropped)),
             source_latents=source_latents,
             reference_latents=references,
         )
 
 
-def _write(path: Path, tensor: torch.Tensor) -> None:
-    write_whole(path, lambda file: save_file({"features": tensor.cpu().contiguous()}, file))
+def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda file: save_file(tensors, file))
 
 
-def _read(path: Path) -> torch.Tensor:
+def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        with safe_open(path, "pt") as file:
-            return file.get_tensor("features")
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read ({error}): delete it, and it will be made again.") from error
 

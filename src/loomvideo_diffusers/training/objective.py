@@ -15,9 +15,13 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+
+from ..pipelines.loomvideo_prompts import run_mllm
 
 
 # Keeps a trace of noise in the clean end of the path.
@@ -31,7 +35,8 @@ class TrainingSample:
 
     Attributes:
         latents: the clean target, normalized, float32 `[C, T, h, w]`.
-        prompt_embeds: the MLLM's hidden states, one layer for each block, `[num_layers, L, mllm_dim]`.
+        prompt: what the MLLM makes of the prompt, one layer for each block, as `prompt_embeds`
+            `[num_layers, L, mllm_dim]`; or where the MLLM is trained, what the processor makes of it for the MLLM.
         noise: standard normal, of the shape of `latents`.
         timestep: the noise level, in [0, 1].
         source_latents: the clean source, of the shape of `latents`, or None.
@@ -39,7 +44,7 @@ class TrainingSample:
     """
 
     latents: torch.Tensor
-    prompt_embeds: torch.Tensor
+    prompt: dict[str, torch.Tensor]
     noise: torch.Tensor
     timestep: float
     source_latents: torch.Tensor | None = None
@@ -51,10 +56,9 @@ def dynamic_shift(num_tokens: int) -> float:
     return min(max(1 + 0.5 * math.log2(num_tokens / 64), 1.0), 8.0)
 
 
-def sample_timestep(num_tokens: int, generator: torch.Generator) -> float:
-    """Draws a timestep in [0, 1] from a logit-normal distribution, shifted for a sample of so many tokens."""
+def sample_timestep(shift: float, generator: torch.Generator) -> float:
+    """Draws a timestep in [0, 1] from a logit-normal distribution, shifted towards noise if `shift` is above 1."""
     timestep = torch.randn((), generator=generator, dtype=torch.float64).sigmoid().item()
-    shift = dynamic_shift(num_tokens)
     return shift * timestep / (1 + (shift - 1) * timestep)
 
 
@@ -78,20 +82,17 @@ def group_by_shape(samples: list[TrainingSample]) -> list[list[TrainingSample]]:
     return list(groups.values())
 
 
-def squared_error(transformer: torch.nn.Module, samples: list[TrainingSample]) -> torch.Tensor:
+def squared_error(model: torch.nn.Module, samples: list[TrainingSample]) -> torch.Tensor:
     """
     The sum of the squared errors over all elements of samples of the same shapes, in float32.
 
     Prompts are padded to the longest and masked. A sample without a source gets zeros for one, like the published
-    model. Divided by the number of elements of a batch, the sums of its groups add up to its loss.
+    model. Divided by the number of elements of a batch, the sums of its groups add up to its loss. `model` is the
+    transformer, or a `TransformerWithTextEncoder`.
     """
     latents = torch.stack([sample.latents for sample in samples])
     noise = torch.stack([sample.noise for sample in samples])
     timesteps = torch.tensor([sample.timestep for sample in samples], dtype=torch.float32, device=latents.device)
-
-    lengths = [sample.prompt_embeds.shape[1] for sample in samples]
-    prompt_embeds = pad_sequence([sample.prompt_embeds.transpose(0, 1) for sample in samples], batch_first=True)
-    mask = torch.arange(max(lengths), device=latents.device) < torch.tensor(lengths, device=latents.device)[:, None]
 
     source_latents = None
     if any(sample.source_latents is not None for sample in samples):
@@ -103,14 +104,53 @@ def squared_error(transformer: torch.nn.Module, samples: list[TrainingSample]) -
         )
     references = zip(*(sample.reference_latents for sample in samples))
 
-    velocity = transformer(
+    velocity = model(
         hidden_states=add_noise(latents, noise, timesteps),
         timestep=1000 * timesteps,
-        encoder_hidden_states=prompt_embeds.transpose(1, 2),
-        encoder_attention_mask=None if len(set(lengths)) == 1 else mask,
+        **_collate_prompts([sample.prompt for sample in samples]),
         source_hidden_states=source_latents,
         source_scale=timesteps,
         reference_hidden_states=[torch.stack(place) for place in references],
         return_dict=False,
     )[0]
     return (velocity.float() - velocity_target(latents, noise)).square().sum()
+
+
+def _collate_prompts(prompts: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """Puts the prompts of a batch together, as arguments of the model."""
+    if "prompt_embeds" in prompts[0]:
+        embeds = [prompt["prompt_embeds"].transpose(0, 1) for prompt in prompts]
+        lengths = [len(embed) for embed in embeds]
+        places = torch.arange(max(lengths), device=embeds[0].device)
+        mask = places < torch.tensor(lengths, device=places.device)[:, None]
+        return {
+            "encoder_hidden_states": pad_sequence(embeds, batch_first=True).transpose(1, 2),
+            "encoder_attention_mask": None if len(set(lengths)) == 1 else mask,
+        }
+    inputs = {}
+    for name in {name for prompt in prompts for name in prompt}:
+        tensors = [prompt[name] for prompt in prompts if name in prompt]
+        # Pixels and grids are those of all samples, in order; of words each sample has a row.
+        if name.startswith(("pixel_values", "image_grid", "video_grid")):
+            inputs[name] = torch.cat(tensors)
+        else:
+            inputs[name] = pad_sequence([tensor[0] for tensor in tensors], batch_first=True)
+    return {"prompt_inputs": inputs}
+
+
+class TransformerWithTextEncoder(nn.Module):
+    """
+    The transformer and the MLLM, to train them as one model.
+
+    Its arguments are those of the transformer, but for `prompt_inputs`, what the processor made of the prompts, in the
+    place of `encoder_hidden_states` and their mask.
+    """
+
+    def __init__(self, transformer: nn.Module, text_encoder: nn.Module):
+        super().__init__()
+        self.transformer = transformer
+        self.text_encoder = text_encoder
+
+    def forward(self, prompt_inputs: dict[str, torch.Tensor], **inputs: Any) -> tuple[torch.Tensor]:
+        hidden_states, mask = run_mllm(self.text_encoder, prompt_inputs, self.transformer.config.num_layers)
+        return self.transformer(encoder_hidden_states=hidden_states, encoder_attention_mask=mask, **inputs)

@@ -83,6 +83,7 @@ def push_to_hub(config: TrainingConfig, output_dir: Path, repo_id: str) -> str:
                 "README.md",
                 LORA_FILE,
                 "transformer/*",
+                "text_encoder/*",
                 f"samples/step-{config.steps:06d}-*",
             ],
             commit_message=f"{'LoRA' if config.lora is not None else 'Fine-tune'} of {config.steps} steps",

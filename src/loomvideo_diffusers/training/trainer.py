@@ -28,7 +28,14 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    set_seed,
+)
 from diffusers import AutoencoderKLWan
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, cast_training_params, free_memory
@@ -36,8 +43,9 @@ from peft import LoraConfig
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import Qwen3VLModel
 
-from ..pipelines import LoomVideoPipeline
+from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
 from ..video import check_writable
 from .checkpoints import (
@@ -54,7 +62,14 @@ from .checkpoints import (
 from .config import LoraSettings, OptimizerSettings, TrainingConfig
 from .data import Clip, Item, TokenBatchSampler, TrainingDataset, read_clip, read_records, record_of, shapes_of
 from .features import Encoders, Features, FeatureStore, hash_inputs
-from .objective import TrainingSample, group_by_shape, sample_timestep, squared_error
+from .objective import (
+    TrainingSample,
+    TransformerWithTextEncoder,
+    dynamic_shift,
+    group_by_shape,
+    sample_timestep,
+    squared_error,
+)
 from .publishing import create_repository, push_to_hub, write_card
 from .validation import Validation
 
@@ -75,7 +90,7 @@ def train(
     precompute_only: bool = False,
 ) -> Path | None:
     """
-    Trains a LoRA or a whole transformer (spec: training objective).
+    Trains a LoRA, or a whole transformer with or without its MLLM (spec: training objective).
 
     Args:
         config: the settings.
@@ -85,7 +100,8 @@ def train(
         precompute_only: compute the features, and do not train.
 
     Returns:
-        The file of the LoRA, or the folder of the transformer; None if nothing was to be trained.
+        The file of the LoRA, or the folder of the transformer, beside which is that of the MLLM if it was trained;
+        None if nothing was to be trained.
 
     Raises:
         ValueError: if something in the settings or the data is wrong, or the loss is no longer a number.
@@ -97,7 +113,11 @@ def train(
         mixed_precision=config.mixed_precision,
         log_with=config.tracker,
         project_dir=output_dir / "logs",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
+            # Without images in a batch, the vision tower has nothing to do.
+            DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder),
+        ],
     )
     is_main = accelerator.is_main_process
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
@@ -120,11 +140,12 @@ def train(
 
     # 2. What the frozen models make of the clips
     encoders = None
+    num_layers = None if config.train_text_encoder else model_config["num_layers"]
 
     def load_encoders() -> Encoders:
         nonlocal encoders
         if encoders is None:
-            encoders = Encoders(folder, model_config["num_layers"], accelerator.device, frozen_dtype)
+            encoders = Encoders(folder, num_layers, accelerator.device, frozen_dtype)
         return encoders
 
     failures = {}
@@ -132,9 +153,7 @@ def train(
     if config.data.features is not None:
         files = sorted({file for row in records for file in record_of(row).files})
         digests = _share(accelerator, lambda: hash_inputs(folder, files))
-        store = FeatureStore(
-            config.data.features, digests, model_config["num_layers"], frozen_dtype, config.data.variants()
-        )
+        store = FeatureStore(config.data.features, digests, num_layers, frozen_dtype, config.data.variants())
         failures = _precompute(accelerator, store, records, load_encoders, strict)
         records = records.select([index for index, where in enumerate(records["where"]) if where not in failures])
         if len(records) == 0:
@@ -148,7 +167,9 @@ def train(
     if config.validation is not None:
         # A sharded model runs in all processes at once, on the same sample.
         share = (0, 1) if is_sharded else (accelerator.process_index, accelerator.num_processes)
-        validation = Validation(config.validation, load_encoders, *share)
+        validation = Validation(config.validation, model_config["num_layers"], *share)
+        if not config.train_text_encoder:
+            validation.prepare(lambda: load_encoders().pipe)
     if config.data.features is None:
         load_encoders()
     else:
@@ -168,17 +189,24 @@ def train(
         save_only_lora(accelerator)
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    transformer.train()
+    model = transformer
+    if config.train_text_encoder:
+        text_encoder = Qwen3VLModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
+        model = TransformerWithTextEncoder(transformer, text_encoder)
+    model.train()
     patch_size = tuple(transformer.config.patch_size)
-    transformer, optimizer = accelerator.prepare(transformer, _make_optimizer(transformer, config.optimizer))
-    parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    model, *optimizers = accelerator.prepare(model, *_make_optimizers(model, config.optimizer))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Not prepared: that would step it once for each process.
-    scheduler = get_scheduler(
-        config.optimizer.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.optimizer.lr_warmup_steps,
-        num_training_steps=config.steps,
-    )
+    schedulers = [
+        get_scheduler(
+            config.optimizer.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.optimizer.lr_warmup_steps,
+            num_training_steps=config.steps,
+        )
+        for optimizer in optimizers
+    ]
     ema = None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay)
     set_seed(config.seed, device_specific=True)
 
@@ -199,7 +227,8 @@ def train(
             )
         load_checkpoint(accelerator, path, state, ema)
         first_step, first_batch = state["step"], state["batches"]
-        scheduler.load_state_dict(state["scheduler"])
+        for scheduler, scheduler_state in zip(schedulers, state["schedulers"]):
+            scheduler.load_state_dict(scheduler_state)
         failures |= state["failures"]
     sampler = TokenBatchSampler(
         shapes=shapes_of(records),
@@ -236,7 +265,7 @@ def train(
     def validate_if_due(step: int) -> None:
         if validation is not None and (step % config.validation.every == 0 or step == config.steps):
             with _averaged(ema, parameters):
-                _validate(accelerator, validation, transformer, encoders, folder, output_dir / "samples", step)
+                _validate(accelerator, validation, model, encoders, folder, output_dir / "samples", step)
 
     # A run that ended while it validated has its checkpoint already. All processes validate, or none.
     if first_step > 0 and validation is not None:
@@ -253,12 +282,14 @@ def train(
 
         loss = torch.zeros((), device=accelerator.device)
         for index, batch in enumerate(items):
-            samples = [make_sample(item, encoders, patch_size, accelerator.device) for item in batch]
+            samples = [
+                make_sample(item, encoders, patch_size, config.timestep_shift, accelerator.device) for item in batch
+            ]
             groups = group_by_shape(samples)
             for group in groups:
                 is_last = index == len(items) - 1 and group is groups[-1]
-                with nullcontext() if is_last else accelerator.no_sync(transformer):
-                    error = squared_error(transformer, group) / num_elements
+                with nullcontext() if is_last else accelerator.no_sync(model):
+                    error = squared_error(model, group) / num_elements
                     # The gradients of all processes are averaged.
                     accelerator.backward(error * accelerator.num_processes)
                 loss += error.detach()
@@ -272,10 +303,11 @@ def train(
                 f"The {what} of step {step} is no longer a number: try a lower `optimizer.learning_rate`"
                 f"{_last_checkpoint(checkpoints)}."
             )
-        learning_rate = scheduler.get_last_lr()[0]
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
+        learning_rate = schedulers[0].get_last_lr()[0]
+        for optimizer, scheduler in zip(optimizers, schedulers):
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
         if ema is not None:
             ema.step(parameters)
 
@@ -290,7 +322,7 @@ def train(
                 "batches_per_step": batches_per_step,
                 "num_processes": accelerator.num_processes,
                 "records": records_digest,
-                "scheduler": scheduler.state_dict(),
+                "schedulers": [scheduler.state_dict() for scheduler in schedulers],
                 "failures": _gather(failures),
                 "config": config.model_dump(mode="json"),
             }
@@ -300,7 +332,7 @@ def train(
 
     # 6. The result
     with _averaged(ema, parameters):
-        result = _save_result(accelerator, transformer, config, output_dir)
+        result = _save_result(accelerator, model, config, output_dir)
     if is_main:
         write_card(config, output_dir, repo_id)
     _report(_gather(failures), is_main)
@@ -331,8 +363,13 @@ def _check(
     if config.data.features is not None:
         for kind in ("latents", "prompts"):
             check_writable(Path(config.data.features) / kind / "features")
-    if config.ema_decay is not None and is_sharded:
-        raise ValueError("`ema_decay` does not work with FSDP: leave it out.")
+    for key in ("ema_decay", "train_text_encoder"):
+        if getattr(config, key) and is_sharded:
+            raise ValueError(f"`{key}` does not work with FSDP: leave it out.")
+    if config.optimizer.name == "muon" and not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"`optimizer.name` muon needs PyTorch 2.9, this is {torch.__version__}: choose adamw.")
+    if config.optimizer.name == "muon" and is_sharded:
+        raise ValueError("`optimizer.name` muon does not work with FSDP: choose adamw.")
     if config.optimizer.name == "adamw8bit" and find_spec("bitsandbytes") is None:
         raise ValueError("`optimizer.name` adamw8bit needs bitsandbytes: install it with `pip install bitsandbytes`.")
     for index, sample in enumerate(config.validation.samples if config.validation is not None else []):
@@ -416,18 +453,31 @@ def _add_lora(transformer: LoomVideoTransformer3DModel, settings: LoraSettings) 
     cast_training_params(transformer, torch.float32)
 
 
-def _make_optimizer(transformer: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def _make_optimizers(model: torch.nn.Module, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
     if settings.name == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit as optimizer_class
+        from bitsandbytes.optim import AdamW8bit as adamw_class
     else:
-        optimizer_class = torch.optim.AdamW
-    return optimizer_class(
-        [parameter for parameter in transformer.parameters() if parameter.requires_grad],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        eps=settings.eps,
-    )
+        adamw_class = torch.optim.AdamW
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizers = []
+    if settings.name == "muon":
+        embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+        matrices = [parameter for parameter in parameters if parameter.ndim == 2 and parameter not in embeddings]
+        parameters = [parameter for parameter in parameters if parameter.ndim != 2 or parameter in embeddings]
+        # With this, one learning rate suits both.
+        options = {"weight_decay": settings.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+        optimizers.append(torch.optim.Muon(matrices, lr=settings.learning_rate, **options))
+    if parameters:
+        optimizers.append(
+            adamw_class(
+                parameters,
+                lr=settings.learning_rate,
+                betas=settings.betas,
+                weight_decay=settings.weight_decay,
+                eps=settings.eps,
+            )
+        )
+    return optimizers
 
 
 def _weights(config: TrainingConfig) -> list[float] | None:
@@ -498,17 +548,22 @@ def _num_elements(content: Clip | Features, vae_config: dict[str, Any]) -> int:
 
 
 def make_sample(
-    item: Item, encoders: Encoders | None, patch_size: tuple[int, int, int], device: torch.device
+    item: Item,
+    encoders: Encoders | None,
+    patch_size: tuple[int, int, int],
+    timestep_shift: float | None,
+    device: torch.device,
 ) -> TrainingSample:
     """Encodes a clip if that is not done, and draws its timestep and its noise by the seed of its draw."""
     features = item.content if isinstance(item.content, Features) else encoders.encode(item.content)
     generator = torch.Generator().manual_seed(item.seed)
     positions = sum(latents[0].numel() for latents in (features.latents, *features.reference_latents))
-    timestep = sample_timestep(positions // math.prod(patch_size), generator)
+    shift = dynamic_shift(positions // math.prod(patch_size)) if timestep_shift is None else timestep_shift
+    timestep = sample_timestep(shift, generator)
     noise = torch.randn(features.latents.shape, generator=generator)
     return TrainingSample(
         latents=features.latents.to(device),
-        prompt_embeds=features.prompt_embeds.to(device),
+        prompt={name: tensor.to(device) for name, tensor in features.prompt.items()},
         noise=noise.to(device),
         timestep=timestep,
         source_latents=None if features.source_latents is None else features.source_latents.to(device),
@@ -533,34 +588,37 @@ def _averaged(ema: EMAModel | None, parameters: list[torch.nn.Parameter]) -> Ite
 def _validate(
     accelerator: Accelerator,
     validation: Validation,
-    transformer: torch.nn.Module,
+    model: torch.nn.Module,
     encoders: Encoders | None,
     folder: str,
     samples_dir: Path,
     step: int,
 ) -> None:
-    transformer.eval()
+    model.eval()
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    transformer = model if is_sharded else accelerator.unwrap_model(model)
+    has_text_encoder = isinstance(transformer, TransformerWithTextEncoder)
     if encoders is not None:
         pipe = encoders.pipe
     else:
-        pipe = LoomVideoPipeline.from_pretrained(folder, text_encoder=None, processor=None, transformer=None)
-        pipe.to(accelerator.device)
-    is_sharded = accelerator.distributed_type == DistributedType.FSDP
-    model = transformer if is_sharded else accelerator.unwrap_model(transformer)
-    sheets = validation.run(model, pipe.vae, pipe.scheduler, samples_dir, step)
-    transformer.train()
+        without = {"transformer": None, "text_encoder": None} | ({} if has_text_encoder else {"processor": None})
+        pipe = LoomVideoEditPipeline.from_pretrained(folder, **without).to(accelerator.device)
+    if has_text_encoder:
+        # What it makes of the prompts changes from step to step.
+        validation.prepare(lambda: LoomVideoEditPipeline.from_pipe(pipe, text_encoder=transformer.text_encoder))
+        transformer = transformer.transformer
+    sheets = validation.run(transformer, pipe.vae, pipe.scheduler, samples_dir, step)
+    model.train()
     images = {f"sample {name.split('-')[-1]}": np.asarray(sheet)[None] for name, sheet in sheets.items()}
     for tracker in accelerator.trackers:
         tracker.log_images(images, step=step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}))
     accelerator.wait_for_everyone()
 
 
-def _save_result(
-    accelerator: Accelerator, transformer: torch.nn.Module, config: TrainingConfig, output_dir: Path
-) -> Path:
-    """Writes the LoRA or the transformer into the output folder, whole or not at all."""
-    state_dict = accelerator.get_state_dict(transformer)
-    model = accelerator.unwrap_model(transformer)
+def _save_result(accelerator: Accelerator, model: torch.nn.Module, config: TrainingConfig, output_dir: Path) -> Path:
+    """Writes the LoRA, or the transformer and the MLLM, into the output folder, each whole or not at all."""
+    state_dict = accelerator.get_state_dict(model)
+    model = accelerator.unwrap_model(model)
     if config.lora is not None:
         path = output_dir / LORA_FILE
         if accelerator.is_main_process:
@@ -571,6 +629,9 @@ def _save_result(
     else:
         path = output_dir / "transformer"
         if accelerator.is_main_process:
+            if config.train_text_encoder:
+                replace_folder(output_dir / "text_encoder", model.text_encoder.save_pretrained)
+                model, state_dict = model.transformer, model.transformer.state_dict()
             with torch.device("meta"):
                 whole = LoomVideoTransformer3DModel.from_config(model.config)
             whole.load_state_dict(state_dict, assign=True)

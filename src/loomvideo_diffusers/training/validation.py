@@ -24,32 +24,30 @@ from diffusers import AutoencoderKLWan, SchedulerMixin
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..video import contact_sheet, read_image, read_video, write_image, write_video
 from .config import ValidationSample, ValidationSettings
-from .features import Encoders
 
 
 class Validation:
     """
-    Reads the inputs and encodes the prompts of all samples at once, so that later only transformer and VAE are needed.
+    Makes samples, in steps: once their prompts are encoded, only transformer and VAE are needed.
 
     Args:
         settings: what to make.
-        load_encoders: of the model that is trained; only called where there is something to encode.
+        num_layers: how many of the MLLM's last layers the transformer reads.
         process_index, num_processes: every process makes its share.
     """
 
-    def __init__(
-        self,
-        settings: ValidationSettings,
-        load_encoders: Callable[[], Encoders],
-        process_index: int,
-        num_processes: int,
-    ):
+    def __init__(self, settings: ValidationSettings, num_layers: int, process_index: int, num_processes: int):
         self.settings = settings
+        self.num_layers = num_layers
+        self.indices = range(process_index, len(settings.samples), num_processes)
         self.calls = {}
-        for index in range(process_index, len(settings.samples), num_processes):
-            self.calls[index] = self._prepare(settings.samples[index], load_encoders())
 
-    def _prepare(self, sample: ValidationSample, encoders: Encoders) -> dict[str, Any]:
+    def prepare(self, load_pipe: Callable[[], LoomVideoEditPipeline]) -> None:
+        """Reads the inputs and encodes the prompts with a pipeline, loaded only if there is something to encode."""
+        for index in self.indices:
+            self.calls[index] = self._prepare(self.settings.samples[index], load_pipe())
+
+    def _prepare(self, sample: ValidationSample, pipe: LoomVideoEditPipeline) -> dict[str, Any]:
         """The arguments of a sample's call: pixels, size, and embeds in place of the prompt."""
         inputs = {}
         if sample.video is not None:
@@ -61,14 +59,13 @@ class Validation:
         for name in ("height", "width", "num_frames"):
             if getattr(sample, name) is not None:
                 inputs[name] = getattr(sample, name)
-        pipe = encoders.pipe
         if not {"video", "image"} & set(inputs):
             pipe = LoomVideoPipeline(**pipe.components)
         with torch.no_grad():
             embeds = pipe.encode_prompt(sample.prompt, **inputs)
         for name, tensor in zip(("prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds"), embeds[::2]):
             if tensor is not None:
-                inputs[name] = tensor[:, -encoders.num_layers :].cpu()
+                inputs[name] = tensor[:, -self.num_layers :].cpu()
         return inputs
 
     def is_complete(self, folder: Path, step: int) -> bool:
