@@ -27,7 +27,7 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
-from av.video.reformatter import Colorspace
+from av.video.reformatter import Colorspace, VideoReformatter
 from diffusers.utils import logging
 from tqdm import tqdm
 
@@ -154,11 +154,12 @@ def _read_frames(container: av.container.InputContainer, max_frames: int) -> Ite
     else:
         moments = (index / FRAMES_PER_SECOND for index in range(max_frames))
     moment = next(moments)
+    reformatter = VideoReformatter()  # takes longer to make than to use
     previous, previous_time = None, 0.0
     for frame, time in _decode(container, fps):
         pixels = None
         while previous is not None and moment <= (previous_time + time) / 2:
-            pixels = _to_pixels(previous) if pixels is None else pixels
+            pixels = _to_pixels(previous, reformatter) if pixels is None else pixels
             yield pixels
             moment = next(moments, None)
             if moment is None:
@@ -194,9 +195,10 @@ def _has_constant_rate(stream: av.VideoStream) -> bool:
     return stream.base_rate is None or stream.base_rate == stream.average_rate
 
 
-def _to_pixels(frame: av.VideoFrame) -> np.ndarray:
+def _to_pixels(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    pixels = reformatter.reformat(frame, format="rgb24").to_ndarray()
     # The angle is counterclockwise, as NumPy's turns are.
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 def read_image(path: str | os.PathLike) -> PIL.Image.Image:
@@ -287,8 +289,10 @@ def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progre
         context = stream.codec_context
         # BT.709, and luma from 16 to 235, in the numbers of H.273: players guess what is not written down.
         context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1
+        reformatter = VideoReformatter()
         for image in tqdm(images, desc="Writing frames", disable=not show_progress):
-            frame = av.VideoFrame.from_image(image).reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            frame = av.VideoFrame.from_image(image)
+            frame = reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU709)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
