@@ -166,7 +166,6 @@ def test_bad_input(model_folder, tmp_path):
     output, model = tmp_path / "out.mp4", ["--model", model_folder]
     edit, generate = ["edit", CLIP, "make it blue", "-o"], ["generate", "a cat", "-o"]
     for arguments, message in (
-        ([*edit, output], "required: --model"),
         (["edit", CLIP, "-o", output, *model], "required: prompt"),
         (["generate", " ", "-o", output, *model], "the prompt is empty"),
         (["edit", tmp_path / "none.mp4", "blue", "-o", output, *model], "none.mp4 cannot be read as a video"),

@@ -25,6 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import nano
+
 
 # torch, diffusers and transformers take seconds to import, so the functions that need them do it.
 if TYPE_CHECKING:
@@ -51,9 +53,10 @@ class Stopwatch:
 def generate(arguments: argparse.Namespace) -> None:
     from .video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
 
+    _use_nano(arguments)
     num_frames = arguments.frames
     if num_frames is None:
-        num_frames = 1 if arguments.output.suffix.lower() in IMAGE_SUFFIXES else 81
+        num_frames = 1 if arguments.output.suffix.lower() in IMAGE_SUFFIXES else arguments.longest or 81
     check_output_path(arguments.output, IMAGE_SUFFIXES if num_frames == 1 else VIDEO_SUFFIXES)
     stopwatch = Stopwatch()
     with stopwatch.stage("read"):
@@ -66,6 +69,7 @@ def generate(arguments: argparse.Namespace) -> None:
 def edit(arguments: argparse.Namespace) -> None:
     from .video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image, read_video
 
+    _use_nano(arguments)
     is_image = arguments.input.suffix.lower() in IMAGE_SUFFIXES
     check_output_path(arguments.output, IMAGE_SUFFIXES if is_image else VIDEO_SUFFIXES)
     if arguments.contact_sheet is not None:
@@ -74,11 +78,24 @@ def edit(arguments: argparse.Namespace) -> None:
     with stopwatch.stage("read"):
         references = [read_image(path) for path in arguments.reference]
         source = read_image(arguments.input) if is_image else read_video(arguments.input, show_progress=True)
+        if not is_image and arguments.frames is None:
+            source = source[: arguments.longest]
     inputs = {"image" if is_image else "video": source, "num_frames": arguments.frames}
     frames = _run("LoomVideoEditPipeline", inputs | {"reference_images": references or None}, arguments, stopwatch)
     _write(frames, arguments.output, stopwatch)
     if arguments.contact_sheet is not None:
         _write_contact_sheet([source] if is_image else source[: len(frames)], frames, arguments.contact_sheet)
+
+
+def _use_nano(arguments: argparse.Namespace) -> None:
+    """Puts the model of the package in the place of its name, and what it was trained on where nothing is said."""
+    arguments.longest = None
+    if arguments.model == "nano":
+        arguments.model, arguments.longest = str(nano.MODEL), nano.NUM_FRAMES
+        if arguments.height is None and arguments.width is None:
+            arguments.height = arguments.width = nano.SIDE
+        if arguments.steps is None:
+            arguments.steps = nano.NUM_INFERENCE_STEPS
 
 
 def _prompt(text: str) -> str:
@@ -276,7 +293,13 @@ def build_parser() -> argparse.ArgumentParser:
     option(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="mp4 or gif; for an image png, jpg or webp"
     )
-    option("--model", required=True, metavar="PATH|REPO", help="folder of a converted model, or a repository")
+    option(
+        "--model",
+        default="nano",
+        metavar="nano|PATH|REPO",
+        help="folder of a converted model, or a repository (default: nano, which knows coloured shapes and is part of "
+        "the package)",
+    )
     option("--lora", nargs="+", default=[], metavar="PATH|REPO", help="file, folder or repository of a LoRA")
     option("--lora-scale", type=float, metavar="S", help="weight of the LoRAs (default: 1)")
     option("--reference", nargs="+", type=Path, default=[], metavar="IMAGE", help="called @Image 1, ... in the prompt")
@@ -284,7 +307,7 @@ def build_parser() -> argparse.ArgumentParser:
     option("--frames", type=int, metavar="N", help="number of frames, 4k + 1")
     option("--height", type=int, metavar="PIXELS", help="a multiple of 32")
     option("--width", type=int, metavar="PIXELS", help="a multiple of 32")
-    option("--steps", type=int, metavar="N", help="denoising steps (default: 50)")
+    option("--steps", type=int, metavar="N", help="denoising steps (default: 50, of nano 20)")
     option(
         "--guidance-scale", type=float, metavar="S", help="weight of the words (default: to generate 5, to edit 2.5)"
     )

@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from ..training.checkpoints import replace_folder
 from ..video import write_whole
-from .world import NUM_FRAMES, SIDE, STYLES, Scene, add_thing, draw_frame, render, sample_scene
+from . import NUM_FRAMES, SIDE
+from .world import STYLES, Scene, add_thing, draw_frame, render, sample_scene
 
 
 CONFIG = {
@@ -153,10 +154,11 @@ def train_autoencoder(output_dir: Path, seed: int = 0) -> Path:
     progress_bar = tqdm(batches, total=steps, initial=first_step, desc="Training the autoencoder")
     for step, (pixels, noise) in enumerate(progress_bar, start=first_step + 1):
         pixels = pixels.to(memory_format=torch.channels_last_3d)
+        generator = torch.Generator().manual_seed(2**32 * seed + step)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
-            latents = posterior.sample()
-            latents = latents + noise * latents.std().detach() * torch.randn_like(latents)
+            latents = posterior.sample(generator)
+            latents = latents + noise * latents.std().detach() * torch.randn(latents.shape, generator=generator)
             decoded = vae.decode(latents).sample
         decoded = decoded.float()
         square = F.mse_loss(decoded, pixels)

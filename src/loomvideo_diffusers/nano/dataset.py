@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from ..training.checkpoints import replace_folder
 from ..video import FRAMES_PER_SECOND, write_image
+from . import SIDE
 from .tasks import Example, sample_family
-from .world import SIDE, Scene, render
+from .world import Scene, render
 
 
 def write_dataset(folder: Path, num_families: int, seed: int = 0) -> None:

@@ -19,6 +19,7 @@ from functools import cache
 
 import numpy as np
 
+from . import SIDE
 from .tasks import Example
 from .world import (
     BACKGROUNDS,
@@ -26,7 +27,6 @@ from .world import (
     CORNER_RADIUS,
     DIRECTIONS,
     SHAPES,
-    SIDE,
     TRAVEL,
     Thing,
     background_pixels,

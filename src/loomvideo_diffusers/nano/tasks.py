@@ -18,12 +18,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from . import NUM_FRAMES, SIDE
 from .world import (
     BACKGROUNDS,
     COLORS,
-    NUM_FRAMES,
     SHAPES,
-    SIDE,
     SIZES,
     Scene,
     Thing,

@@ -21,9 +21,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
+from . import NUM_FRAMES, SIDE
 
-SIDE = 96
-NUM_FRAMES = 17
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 COLORS = {

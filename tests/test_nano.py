@@ -1,0 +1,236 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""LoomVideo-nano: its world, its judge, and the recipe that makes it."""
+
+from collections import Counter
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, PartialState
+from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file
+
+from loomvideo_diffusers import LoomVideoPipeline, LoomVideoTransformer3DModel
+from loomvideo_diffusers.nano import NUM_FRAMES, SIDE, autoencoder
+from loomvideo_diffusers.nano.autoencoder import Stage, train_autoencoder
+from loomvideo_diffusers.nano.dataset import write_dataset
+from loomvideo_diffusers.nano.judge import judge, look
+from loomvideo_diffusers.nano.tasks import TASKS, sample_family, sample_held_out
+from loomvideo_diffusers.nano.untrained import make_processor, make_untrained
+from loomvideo_diffusers.nano.world import (
+    BACKGROUNDS,
+    COLORS,
+    DIRECTIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    draw_mask,
+    is_held_out,
+    render,
+    sample_scene,
+)
+from loomvideo_diffusers.pipelines.loomvideo_prompts import DEFAULT_NEGATIVE_PROMPT, NEGATIVE_PROMPT_PREFIX
+from loomvideo_diffusers.training import TrainingConfig, load_config, train
+from loomvideo_diffusers.video import read_image, read_video
+
+
+# World
+
+
+def test_a_scene_is_drawn_as_described():
+    scene = Scene((Thing("square", "red", 17, "right", (30.0, 40.0)),), "black")
+    video = render(scene)
+    assert video.shape == (NUM_FRAMES, SIDE, SIDE, 3)
+    assert video.dtype == np.uint8
+    assert tuple(video[0, 40, 30]) == tuple(video[-1, 40, 62]) == COLORS["red"]
+    assert tuple(video[0, 40, 62]) == tuple(video[-1, 40, 30]) == (14, 14, 18)
+    inverted = Scene(scene.things, "black", "inverted")
+    assert np.array_equal(render(inverted), 255 - video)
+    outline = render(Scene(scene.things, "black", "outline"))
+    assert tuple(outline[0, 40, 30]) == (14, 14, 18)
+    assert tuple(outline[0, 40, 30 - 12]) == COLORS["red"]
+
+
+def test_shapes_cover_fractions_of_pixels():
+    """A shape's area stays the same wherever it lies, and what is outside of the frame is cut off."""
+    areas = [draw_mask("star", 15, (x, 40.25)).sum() for x in (40, 40.25, 40.5, 40.75)]
+    assert max(areas) - min(areas) < 1e-3
+    assert draw_mask("circle", 15, (0, 48)).sum() == pytest.approx(
+        draw_mask("circle", 15, (48, 48)).sum() / 2, rel=0.05
+    )
+    assert draw_mask("circle", 15, (-40, 48)).sum() == 0
+
+
+def test_things_stay_within_the_frame():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        (thing,) = sample_scene(rng).things
+        for time in (0, 1):
+            assert all(thing.radius < position < SIDE - thing.radius for position in thing.center(time))
+
+
+def test_training_never_shows_what_is_held_out():
+    """One color of every shape is held out of sources, targets and references; everything else comes up."""
+    held_out = [(shape, color) for shape in SHAPES for color in COLORS if is_held_out(shape, color)]
+    assert Counter(shape for shape, _ in held_out) == dict.fromkeys(SHAPES, 1)
+    seen, backgrounds, directions, radii, tasks = set(), set(), set(), set(), set()
+    for index in range(60):
+        for example in sample_family(np.random.default_rng([1, index])):
+            tasks.add(example.task)
+            for scene in (example.target, example.source, *example.references):
+                for thing in scene.things if scene is not None else ():
+                    seen.add((thing.shape, thing.color))
+                    directions.add(thing.direction)
+                    radii.add(thing.radius)
+                backgrounds |= {scene.background} if scene is not None else set()
+    assert seen == {(shape, color) for shape in SHAPES for color in COLORS} - set(held_out)
+    assert backgrounds == set(BACKGROUNDS)
+    assert directions == set(DIRECTIONS)
+    assert radii > set(SIZES.values())
+    assert tasks == set(TASKS)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_held_out_examples(task):
+    """What is measured was never seen: the result, and the words that ask for it are those of the scenes."""
+    for index in range(20):
+        example = sample_held_out(task, np.random.default_rng([2, index]))
+        thing = example.target.things[0]
+        assert is_held_out(thing.shape, thing.color)
+        for reference in example.references:
+            if "recolor" in task or "replace" in task or "shape and color" in task:
+                assert not any(is_held_out(thing.shape, thing.color) for thing in reference.things)
+        if task == "text to video":
+            assert thing.shape in example.prompt
+            assert thing.color in example.prompt
+            assert example.target.background in ("white", *example.prompt.replace("board", "ed").split()) or (
+                "stripes" in example.prompt
+            )
+        for number in range(1, len(example.references) + 1):
+            assert f"@Image {number}" in example.prompt
+
+
+# Judge
+
+
+def test_the_judge_is_right():
+    """On results drawn as they should be, at least 99 times in 100."""
+    judgements = []
+    for task in TASKS:
+        for index in range(7):
+            example = sample_held_out(task, np.random.default_rng([3, index]))
+            judgements.append(judge(example, render(example.target, example.num_frames))["success"])
+    assert np.mean(judgements) >= 0.99
+
+
+def test_the_judge_sees_what_is_wrong():
+    """Each kind of mistake is found, and only that."""
+    right = Thing("heart", "green", 17, "right", (30.0, 40.0))
+    example = next(
+        example
+        for index in range(1000)
+        if (example := sample_held_out("recolor", np.random.default_rng([4, index]))).target.background == "black"
+    )
+    thing = example.target.things[0]
+    wrong = {
+        "color": Thing(thing.shape, example.source.things[0].color, thing.radius, thing.direction, thing.start),
+        "shape": Thing(right.shape if thing.shape != "heart" else "cross", thing.color, thing.radius, *_path(thing)),
+        "path": Thing(thing.shape, thing.color, thing.radius, thing.direction, (thing.start[0] + 4, thing.start[1])),
+    }
+    for name, other in wrong.items():
+        judgement = judge(example, render(Scene((other,), "black")))
+        assert not judgement["success"]
+        assert [key for key in ("shape", "color", "background", "path") if not judgement[key]] == [name]
+    judgement = judge(example, render(Scene((thing,), "white")))
+    assert not judgement["background"]
+    assert judgement["untouched"] < 10
+    noise = np.random.default_rng(0).integers(0, 256, (NUM_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
+    assert not judge(example, noise)["success"]
+    assert look(render(Scene((), "striped"))).shape is None
+
+
+def _path(thing: Thing) -> tuple[str, tuple[float, float]]:
+    return thing.direction, thing.start
+
+
+# Recipe
+
+
+def test_prompts_are_short():
+    """Every word of the tasks is a token of its own, and the whole negative prompt is a handful."""
+    tokenizer = make_processor().tokenizer
+    prompt = "Generate a video: A small red square moves right"
+    assert tokenizer.tokenize(prompt) == tokenizer.tokenize(prompt.lower())
+    assert len(tokenizer(prompt).input_ids) == len(prompt.split()) + 1
+    assert len(tokenizer(NEGATIVE_PROMPT_PREFIX + DEFAULT_NEGATIVE_PROMPT).input_ids) < 16
+    other = "Pferde, 馬! 1234"
+    assert tokenizer.decode(tokenizer(other).input_ids) == other.lower()
+
+
+def test_settings():
+    """The settings in the package are complete, and train the branch of guidance that the pipelines run."""
+    config = load_config(files("loomvideo_diffusers.nano").joinpath("nano.yaml"))
+    assert config.data.drop_all_prompt == NEGATIVE_PROMPT_PREFIX + DEFAULT_NEGATIVE_PROMPT
+    assert config.data.sizes == [(SIDE, SIDE)]
+    assert config.data.max_frames == NUM_FRAMES
+
+
+def test_recipe(tmp_path, monkeypatch):
+    """In a few steps of each part: autoencoder (interrupted and resumed), random weights, data, training."""
+    monkeypatch.setattr(autoencoder, "STAGES", (Stage(2, 2, 1, 32, 0.0), Stage(2, 1, 5, 32, 0.05)))
+    monkeypatch.setattr(autoencoder, "CHECKPOINT_EVERY", 2)
+    unbroken = train_autoencoder(tmp_path / "unbroken")
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(autoencoder, "_write_log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_autoencoder(tmp_path / "resumed")
+    assert (tmp_path / "resumed" / "autoencoder.pt").exists()
+    resumed = train_autoencoder(tmp_path / "resumed")
+    weights = [load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (unbroken, resumed)]
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name])
+    vae = AutoencoderKLWan.from_pretrained(resumed)
+    assert len(vae.config.latents_std) == vae.config.z_dim
+
+    make_untrained(tmp_path / "untrained", resumed)
+    write_dataset(tmp_path / "data", 2)
+    records = (tmp_path / "data" / "records.jsonl").read_text().splitlines()
+    assert len(records) == 2 * len(sample_family(np.random.default_rng([0, 0])))
+    family = sample_family(np.random.default_rng([0, 0]))
+    source, target = yaml.safe_load(records[0])["source_video_path"], yaml.safe_load(records[0])["target_video_path"]
+    assert np.array_equal(read_video(tmp_path / "data" / source), render(family[0].source))
+    assert np.array_equal(read_video(tmp_path / "data" / target), render(family[0].target))
+    image = yaml.safe_load(records[len(family) - 1])["target_image_path"]
+    assert np.array_equal(np.asarray(read_image(tmp_path / "data" / image)), render(family[-1].target, 1)[0])
+
+    values = yaml.safe_load(files("loomvideo_diffusers.nano").joinpath("nano.yaml").read_text(encoding="utf-8"))
+    values |= {"model": str(tmp_path / "untrained"), "output_dir": str(tmp_path / "run"), "steps": 1, "tracker": None}
+    values["data"] |= {"datasets": [{"records": str(tmp_path / "data" / "records.jsonl")}], "tokens_per_batch": 400}
+    values["data"] |= {"features": str(tmp_path / "features"), "num_workers": 0}
+    result = train(TrainingConfig.model_validate(values))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    pipe = LoomVideoPipeline.from_pretrained(
+        tmp_path / "untrained", transformer=LoomVideoTransformer3DModel.from_pretrained(result)
+    )
+    video = pipe("a red square moves right", height=SIDE, width=SIDE, num_frames=5, num_inference_steps=1).frames
+    assert video.shape == (1, 5, SIDE, SIDE, 3)
