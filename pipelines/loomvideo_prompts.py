@@ -45,6 +45,11 @@ DEFAULT_NEGATIVE_PROMPT = (
 # The rate that the MLLM was told in training, whatever the clip's own.
 MLLM_FRAMES_PER_SECOND = 24.0
 
+NO_MLLM = (
+    "This pipeline has no MLLM: pass `prompt_embeds`, for guidance `negative_prompt_embeds` too, and with a source or "
+    "references `visual_prompt_embeds` as well."
+)
+
 # Hidden states [B, layers, L, E] and their mask, bool [B, L] or None where no token is padding.
 PromptEmbeds = tuple[torch.Tensor | None, torch.Tensor | None]
 
@@ -103,10 +108,7 @@ class LoomVideoPromptMixin:
         sources: list[PIL.Image.Image | np.ndarray | None],
     ) -> dict[str, torch.Tensor]:
         if self.processor is None:
-            raise ValueError(
-                "This pipeline has no MLLM: pass `prompt_embeds`, for guidance `negative_prompt_embeds` too, and with "
-                "a source or references `visual_prompt_embeds` as well."
-            )
+            raise ValueError(NO_MLLM)
         markers = (
             self.processor.vision_start_token,
             self.processor.vision_end_token,
@@ -173,6 +175,8 @@ class LoomVideoPromptMixin:
 
     def get_mllm_hidden_states(self, inputs: dict[str, torch.Tensor]) -> PromptEmbeds:
         """Runs the MLLM and returns what its last `num_layers` decoder layers put out, before the final norm."""
+        if self.text_encoder is None:
+            raise ValueError(NO_MLLM)
         num_layers = None
         if getattr(self, "transformer", None) is not None:
             num_layers = self.transformer.config.num_layers
