@@ -32,8 +32,8 @@ NUM_FAMILIES = 1000
 
 
 def main() -> None:
-    train_autoencoder(OUTPUT_DIR)
-    make_untrained(OUTPUT_DIR / "untrained", OUTPUT_DIR / "vae")
+    autoencoder = train_autoencoder(OUTPUT_DIR)
+    make_untrained(OUTPUT_DIR / "untrained", autoencoder)
     write_dataset(OUTPUT_DIR / "data", NUM_FAMILIES)
     settings = str(files("loomvideo_diffusers.nano").joinpath("nano.yaml"))
     # Clips are independent of each other, so a process for each core encodes more of them than threads would.

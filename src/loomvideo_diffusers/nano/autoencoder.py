@@ -14,7 +14,6 @@
 """Trains LoomVideo-nano's autoencoder on scenes that are drawn as they are needed."""
 
 import csv
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from tqdm import tqdm
 from ..training.checkpoints import replace_folder
 from ..video import write_whole
 from . import NUM_FRAMES, SIDE
-from .world import STYLES, Scene, add_thing, draw_frame, render, sample_scene
+from .world import STYLES, Scene, add_thing, draw_frame, frame_times, render, sample_scene
 
 
 CONFIG = {
@@ -50,7 +49,7 @@ CONFIG = {
     "scale_factor_spatial": 8,
 }
 
-LEARNING_RATE = 2e-3
+SEED = 0
 WARMUP_STEPS = 50
 CHECKPOINT_EVERY = 200
 
@@ -74,19 +73,23 @@ STAGES = (
     Stage(steps=1300, batch_size=8, num_frames=9, side=64, noise=0.05),
     Stage(steps=120, batch_size=8, num_frames=NUM_FRAMES, side=SIDE, noise=0.05),
 )
+LEARNING_RATE = 2e-3
+# The latents stay what they are while the decoder learns to keep whole clips sharp to their end.
+DECODER_STAGES = (Stage(steps=600, batch_size=6, num_frames=NUM_FRAMES, side=SIDE, noise=0.05),)
+DECODER_LEARNING_RATE = 1e-3
 
 # Small enough to cost the pictures nothing, large enough to keep the latents in bounds.
 KL_WEIGHT = 3e-5
 # Without it, the posterior's noise drowns the latents at first.
 FIRST_LOG_VARIANCE = -10.0
+NUM_MEASURED_CLIPS = 64
 
 
 class Batches(Dataset):
     """Batches of random scenes in all styles, float32 `[B, 3, F, H, W]` in [-1, 1], one for each step from `first`."""
 
-    def __init__(self, seed: int, first: int):
-        self.stages = [stage for stage in STAGES for _ in range(stage.steps)]
-        self.seed = seed
+    def __init__(self, stages: tuple[Stage, ...], first: int):
+        self.stages = [stage for stage in stages for _ in range(stage.steps)]
         self.first = first
 
     def __len__(self) -> int:
@@ -95,7 +98,7 @@ class Batches(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, float]:
         index += self.first
         stage = self.stages[index]
-        rng = np.random.default_rng([self.seed, index])
+        rng = np.random.default_rng([SEED, index])
         clips = [_crop(sample_any_scene(rng), stage, rng) for _ in range(stage.batch_size)]
         return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1, stage.noise
 
@@ -103,7 +106,7 @@ class Batches(Dataset):
 def _crop(scene: Scene, stage: Stage, rng: np.random.Generator) -> np.ndarray:
     top, left = rng.integers(0, SIDE - stage.side + 1, 2)
     start = rng.integers(0, NUM_FRAMES - stage.num_frames + 1)
-    times = np.linspace(0, 1, NUM_FRAMES)[start : start + stage.num_frames]
+    times = frame_times(NUM_FRAMES)[start : start + stage.num_frames]
     frames = np.stack([draw_frame(scene, time) for time in times])
     return frames[:, top : top + stage.side, left : left + stage.side]
 
@@ -116,29 +119,61 @@ def sample_any_scene(rng: np.random.Generator) -> Scene:
     return Scene(scene.things, scene.background, str(rng.choice(STYLES, p=[0.5, 0.25, 0.25])))
 
 
-def train_autoencoder(output_dir: Path, seed: int = 0) -> Path:
+def train_autoencoder(output_dir: Path) -> Path:
     """
     Trains the autoencoder from nothing, or on from its last checkpoint, and measures its latents.
 
     Args:
         output_dir: the folder for the checkpoint, the log `autoencoder.csv` and the result.
-        seed: of the weights and the scenes.
 
     Returns:
         The folder of the `AutoencoderKLWan`, with its latents' mean and standard deviation in its config.
     """
-    result = output_dir / "vae"
+    result = output_dir / "autoencoder"
     if result.exists():
         return result
-    output_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint = output_dir / "autoencoder.pt"
-    log = output_dir / "autoencoder.csv"
-    torch.manual_seed(seed)
+    torch.manual_seed(SEED)
     vae = AutoencoderKLWan(**CONFIG)
     with torch.no_grad():
         vae.quant_conv.bias[CONFIG["z_dim"] :] = FIRST_LOG_VARIANCE
-    steps = sum(stage.steps for stage in STAGES)
-    matrices, optimizers = _make_optimizers(vae)
+    _train(vae, STAGES, LEARNING_RATE, result)
+    mean, std = measure_latents(vae)
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    replace_folder(result, vae.save_pretrained)
+    result.with_suffix(".pt").unlink()
+    return result
+
+
+def refine_decoder(autoencoder: Path, output_dir: Path) -> Path:
+    """
+    Trains the decoder of a trained autoencoder on, alone, so that all that was learned of its latents stays right.
+
+    Args:
+        autoencoder: folder of the `AutoencoderKLWan`.
+        output_dir: the folder for the checkpoint, the log `decoder.csv` and the result.
+
+    Returns:
+        The folder of the whole `AutoencoderKLWan`.
+    """
+    result = output_dir / "decoder"
+    if result.exists():
+        return result
+    vae = AutoencoderKLWan.from_pretrained(autoencoder)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    _train(vae, DECODER_STAGES, DECODER_LEARNING_RATE, result)
+    replace_folder(result, vae.save_pretrained)
+    result.with_suffix(".pt").unlink()
+    return result
+
+
+def _train(vae: AutoencoderKLWan, stages: tuple[Stage, ...], learning_rate: float, result: Path) -> None:
+    """Trains what of the autoencoder needs gradients, with a checkpoint and a log named like the result."""
+    result.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = result.with_suffix(".pt"), result.with_suffix(".csv")
+    steps = sum(stage.steps for stage in stages)
+    parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    matrices, optimizers = _make_optimizers(parameters, learning_rate)
     schedulers = [get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps) for optimizer in optimizers]
     first_step = 0
     if checkpoint.exists():
@@ -150,11 +185,11 @@ def train_autoencoder(output_dir: Path, seed: int = 0) -> Path:
             schedulers[place].load_state_dict(state["schedulers"][place])
     rows = _read_log(log, first_step)
 
-    batches = DataLoader(Batches(seed, first_step), batch_size=None, num_workers=1)
-    progress_bar = tqdm(batches, total=steps, initial=first_step, desc="Training the autoencoder")
+    batches = DataLoader(Batches(stages, first_step), batch_size=None, num_workers=1)
+    progress_bar = tqdm(batches, total=steps, initial=first_step, desc=f"Training the {result.name}")
     for step, (pixels, noise) in enumerate(progress_bar, start=first_step + 1):
         pixels = pixels.to(memory_format=torch.channels_last_3d)
-        generator = torch.Generator().manual_seed(2**32 * seed + step)
+        generator = torch.Generator().manual_seed(2**32 * SEED + step)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
             latents = posterior.sample(generator)
@@ -165,7 +200,7 @@ def train_autoencoder(output_dir: Path, seed: int = 0) -> Path:
         kl = posterior.kl().sum() / pixels.numel()
         loss = F.l1_loss(decoded, pixels) + 2 * square + KL_WEIGHT * kl
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for weight, matrix in matrices.items():
             # In single pictures, nothing is convolved over time.
             matrix.grad = None if weight.grad is None else weight.grad.movedim(1, -1).flatten(1)
@@ -183,42 +218,37 @@ def train_autoencoder(output_dir: Path, seed: int = 0) -> Path:
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "schedulers": [scheduler.state_dict() for scheduler in schedulers],
             }
-            write_whole(checkpoint, partial(_write_checkpoint, state=state))
+            # First what may have rows too many
             write_whole(log, partial(_write_log, rows=rows))
-
-    mean, std = measure_latents(vae, seed)
-    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
-    replace_folder(result, vae.save_pretrained)
-    os.unlink(checkpoint)
-    return result
+            write_whole(checkpoint, partial(_write_checkpoint, state=state))
 
 
 def _make_optimizers(
-    vae: AutoencoderKLWan,
+    parameters: list[torch.nn.Parameter], learning_rate: float
 ) -> tuple[dict[torch.nn.Parameter, torch.nn.Parameter], list[torch.optim.Optimizer]]:
     """
-    Muon for the convolutions, which learn in an eighth of the steps that AdamW needs, and AdamW for the rest.
+    Muon for the convolutions, which learn in a third of the steps that AdamW needs, and AdamW for the rest.
 
     Muon takes matrices alone: returns for each kernel the matrix that shares its memory, and the two optimizers.
     """
     matrices, others = {}, []
-    for parameter in vae.parameters():
+    for parameter in parameters:
         if parameter.ndim < 4 or min(parameter.shape[0], parameter[0].numel()) < 16:
             others.append(parameter)
             continue
         # Channels last is what convolutions compute with, and what makes a matrix of a kernel without a copy.
         parameter.data = parameter.data.movedim(1, -1).contiguous().movedim(-1, 1)
         matrices[parameter] = torch.nn.Parameter(parameter.data.movedim(1, -1).flatten(1))
-    muon = torch.optim.Muon(matrices.values(), lr=LEARNING_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    return matrices, [muon, torch.optim.AdamW(others, lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)]
+    muon = torch.optim.Muon(matrices.values(), lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    return matrices, [muon, torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)]
 
 
 @torch.no_grad()
-def measure_latents(vae: AutoencoderKLWan, seed: int, num_clips: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+def measure_latents(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean and the standard deviation of each channel over whole clips, float32 `[z_dim]`."""
     latents = []
-    for index in tqdm(range(num_clips), desc="Measuring latents"):
-        pixels = render(sample_any_scene(np.random.default_rng([seed, 1, index])))
+    for index in tqdm(range(NUM_MEASURED_CLIPS), desc="Measuring latents"):
+        pixels = render(sample_any_scene(np.random.default_rng([SEED, 1, index])))
         pixels = torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         latents.append(vae.encode(pixels).latent_dist.mode()[0].flatten(1))
     latents = torch.cat(latents, dim=1)

@@ -28,9 +28,9 @@ from .world import (
     DIRECTIONS,
     SHAPES,
     TRAVEL,
-    Thing,
     background_pixels,
     draw_mask,
+    frame_times,
     render,
 )
 
@@ -163,41 +163,35 @@ def judge(example: Example, frames: np.ndarray) -> dict[str, bool | float]:
         `path_error`, the farthest in pixels that the center strays from where it should be, and `untouched`, the PSNR
         in dB of what should have stayed as it was.
     """
-    target = example.target
+    source, target = example.source, example.target
     main = target.things[0]
-    region = None
-    if len(target.things) > 1 or (example.source is not None and len(example.source.things) > 1):
-        corner = (target if len(target.things) > 1 else example.source).things[1].start
-        region = ~_square(corner)
-    seen = look(255 - frames if target.style == "inverted" else frames, region)
+    # A second thing, which was to be added or removed, stands in a corner of its own.
+    second = next((scene.things[1] for scene in (target, source) if scene is not None and len(scene.things) > 1), None)
+    corner = np.zeros((SIDE, SIDE), bool) if second is None else _square(second.start)
+    seen = look(255 - frames if target.style == "inverted" else frames, ~corner)
     right = {
         "shape": seen.shape == main.shape and seen.is_outline == (target.style == "outline"),
         "color": seen.color == main.color,
         "background": seen.background == target.background,
     }
     measured = {"overlap": seen.overlap}
-    if region is not None:
-        # In the corner there has to be what was added, or nothing more of what was removed.
-        other = look(frames, ~region)
-        added = target.things[1] if len(target.things) > 1 else None
-        right["other"] = (other.shape, other.color) == (getattr(added, "shape", None), getattr(added, "color", None))
-    if example.source is not None:
-        expected = np.array([_center(main, index, len(frames)) for index in range(len(frames))])
+    if second is not None:
+        expected = (second.shape, second.color) if second in target.things else (None, None)
+        other = look(frames, corner)
+        right["other"] = (other.shape, other.color) == expected
+    if source is not None:
+        expected = np.array([main.center(time) for time in frame_times(len(frames))])
         error = np.inf if seen.path is None else np.linalg.norm(seen.path - expected, axis=1).max()
         measured["path_error"] = float(error)
         right["path"] = bool(error <= PATH_TOLERANCE)
-        source, ideal = render(example.source, len(frames)), render(target, len(frames))
-        same = (source == ideal).all(axis=-1)
+        before, ideal = render(source, len(frames)), render(target, len(frames))
+        same = (before == ideal).all(axis=-1)
         if same.any():
-            square = np.square(frames[same].astype(np.float32) - source[same]).mean()
+            square = np.square(frames[same].astype(np.float32) - before[same]).mean()
             measured["untouched"] = float(10 * np.log10(255**2 / max(square, 1e-3)))
     elif len(frames) > 1:
         right["direction"] = seen.direction == main.direction
     return right | {"success": all(right.values())} | measured
-
-
-def _center(thing: Thing, index: int, num_frames: int) -> tuple[float, float]:
-    return thing.center(index / (num_frames - 1) if num_frames > 1 else 0.5)
 
 
 def _square(corner: tuple[float, float]) -> np.ndarray:

@@ -79,16 +79,62 @@ BACKGROUND_WORDS = {
 }
 
 
+# What edits are asked for with
+PHRASES = {
+    "recolor": (
+        "make the {noun} {color}",
+        "turn the {noun} {color}",
+        "paint the {noun} {color}",
+        "color the {noun} {color}",
+        "change the color of the {noun} to {color}",
+    ),
+    "replace": (
+        "turn the {noun} into a {shape}",
+        "replace the {noun} with a {shape}",
+        "change the {noun} to a {shape}",
+        "make the {noun} a {shape}",
+    ),
+    "background": (
+        "change the background to {background}",
+        "put the {noun} on {background}",
+        "replace the background with {background}",
+        "give it {background}",
+    ),
+    "outline": (
+        "draw only the outline of the {noun}",
+        "make the {noun} an outline",
+        "draw it as an outline",
+        "outline style",
+    ),
+    "recolor by reference": (
+        "make the {noun} the color of @Image 1",
+        "give the {noun} the color in @Image 1",
+        "paint the {noun} in the color of @Image 1",
+    ),
+    "replace by reference": (
+        "turn the {noun} into the shape of @Image 1",
+        "give the {noun} the shape in @Image 1",
+        "replace the {noun} with the shape of @Image 1",
+    ),
+    "background by reference": (
+        "use the background of @Image 1",
+        "put the {noun} on the background of @Image 1",
+        "change the background to that of @Image 1",
+    ),
+}
+# What was changed like this can be changed back.
+REVERSIBLE = ("recolor", "replace", "background")
+
+
 def sample_family(rng: np.random.Generator) -> list[Example]:
     """Draws a scene for training and all that can be asked of it, so that many examples share few clips."""
     scene = sample_scene(rng)
     examples = [make(scene, rng, False) for make in TASKS.values()]
-    for example in examples[: len(CHANGES)]:
-        # What was changed can be changed back, and described.
-        back = CHANGES[example.task](example.source, example.target, rng)
+    for example in examples[: len(REVERSIBLE)]:
+        back = _ask(example.task, example.target, example.source, rng)
         examples.append(replace(example, prompt=back, source=example.target, target=example.source))
         examples.append(text_to_video(example.target, rng))
-    example = examples[rng.integers(len(CHANGES))]
+    example = examples[rng.integers(len(REVERSIBLE))]
     return [*examples, replace(example, num_frames=1)]
 
 
@@ -110,6 +156,13 @@ def _pick(rng: np.random.Generator, options: tuple | list) -> str:
 
 def _noun(thing: Thing, rng: np.random.Generator) -> str:
     return _pick(rng, (thing.shape, thing.shape, f"{thing.color} {thing.shape}"))
+
+
+def _ask(task: str, source: Scene, target: Scene, rng: np.random.Generator) -> str:
+    """Asks for an edit of `PHRASES`."""
+    words = {"background": _background(target.background, rng)} if task == "background" else {}
+    words |= {"noun": _noun(source.things[0], rng), "color": target.things[0].color, "shape": target.things[0].shape}
+    return _pick(rng, PHRASES[task]).format(**words)
 
 
 def _describe(thing: Thing, rng: np.random.Generator) -> str:
@@ -152,21 +205,7 @@ def recolor(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
         rng, [color for color in COLORS if color != thing.color and is_held_out(thing.shape, color) == held_out]
     )
     target = replace(scene, things=(replace(thing, color=color),))
-    return Example("recolor", _recolor_words(scene, target, rng), target, scene)
-
-
-def _recolor_words(source: Scene, target: Scene, rng: np.random.Generator) -> str:
-    noun, color = _noun(source.things[0], rng), target.things[0].color
-    return _pick(
-        rng,
-        (
-            f"make the {noun} {color}",
-            f"turn the {noun} {color}",
-            f"paint the {noun} {color}",
-            f"color the {noun} {color}",
-            f"change the color of the {noun} to {color}",
-        ),
-    )
+    return Example("recolor", _ask("recolor", scene, target, rng), target, scene)
 
 
 def replace_shape(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
@@ -175,38 +214,12 @@ def replace_shape(scene: Scene, rng: np.random.Generator, held_out: bool) -> Exa
         rng, [shape for shape in SHAPES if shape != thing.shape and is_held_out(shape, thing.color) == held_out]
     )
     target = replace(scene, things=(replace(thing, shape=shape),))
-    return Example("replace", _replace_words(scene, target, rng), target, scene)
-
-
-def _replace_words(source: Scene, target: Scene, rng: np.random.Generator) -> str:
-    noun, shape = _noun(source.things[0], rng), target.things[0].shape
-    return _pick(
-        rng,
-        (
-            f"turn the {noun} into a {shape}",
-            f"replace the {noun} with a {shape}",
-            f"change the {noun} to a {shape}",
-            f"make the {noun} a {shape}",
-        ),
-    )
+    return Example("replace", _ask("replace", scene, target, rng), target, scene)
 
 
 def change_background(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
     target = replace(scene, background=_pick(rng, [name for name in BACKGROUNDS if name != scene.background]))
-    return Example("background", _background_words(scene, target, rng), target, scene)
-
-
-def _background_words(source: Scene, target: Scene, rng: np.random.Generator) -> str:
-    background, noun = _background(target.background, rng), _noun(source.things[0], rng)
-    return _pick(
-        rng,
-        (
-            f"change the background to {background}",
-            f"put the {noun} on {background}",
-            f"replace the background with {background}",
-            f"give it {background}",
-        ),
-    )
+    return Example("background", _ask("background", scene, target, rng), target, scene)
 
 
 def add(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
@@ -232,17 +245,8 @@ def remove(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
 
 
 def outline(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    noun = _noun(scene.things[0], rng)
-    prompt = _pick(
-        rng,
-        (
-            f"draw only the outline of the {noun}",
-            f"make the {noun} an outline",
-            "draw it as an outline",
-            "outline style",
-        ),
-    )
-    return Example("outline", prompt, replace(scene, style="outline"), scene)
+    target = replace(scene, style="outline")
+    return Example("outline", _ask("outline", scene, target, rng), target, scene)
 
 
 def invert(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
@@ -254,15 +258,7 @@ def recolor_by_reference(scene: Scene, rng: np.random.Generator, held_out: bool)
     target = recolor(scene, rng, held_out).target
     color = target.things[0].color
     shapes = [shape for shape in SHAPES if shape != scene.things[0].shape and not is_held_out(shape, color)]
-    noun = _noun(scene.things[0], rng)
-    prompt = _pick(
-        rng,
-        (
-            f"make the {noun} the color of @Image 1",
-            f"give the {noun} the color in @Image 1",
-            f"paint the {noun} in the color of @Image 1",
-        ),
-    )
+    prompt = _ask("recolor by reference", scene, target, rng)
     reference = _portrait(_pick(rng, shapes), color, rng)
     return Example("recolor by reference", prompt, target, scene, (reference,))
 
@@ -271,30 +267,14 @@ def replace_by_reference(scene: Scene, rng: np.random.Generator, held_out: bool)
     target = replace_shape(scene, rng, held_out).target
     shape = target.things[0].shape
     colors = [color for color in COLORS if color != scene.things[0].color and not is_held_out(shape, color)]
-    noun = _noun(scene.things[0], rng)
-    prompt = _pick(
-        rng,
-        (
-            f"turn the {noun} into the shape of @Image 1",
-            f"give the {noun} the shape in @Image 1",
-            f"replace the {noun} with the shape of @Image 1",
-        ),
-    )
+    prompt = _ask("replace by reference", scene, target, rng)
     reference = _portrait(shape, _pick(rng, colors), rng, scene.things[0].radius)
     return Example("replace by reference", prompt, target, scene, (reference,))
 
 
 def background_by_reference(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
     target = change_background(scene, rng, held_out).target
-    noun = _noun(scene.things[0], rng)
-    prompt = _pick(
-        rng,
-        (
-            "use the background of @Image 1",
-            f"put the {noun} on the background of @Image 1",
-            "change the background to that of @Image 1",
-        ),
-    )
+    prompt = _ask("background by reference", scene, target, rng)
     return Example("background by reference", prompt, target, scene, (Scene((), target.background),))
 
 
@@ -340,13 +320,6 @@ def _portrait(shape: str, color: str, rng: np.random.Generator, radius: int | No
 
 
 # Edits that can be turned round, with the words for it
-CHANGES: dict[str, Callable[[Scene, Scene, np.random.Generator], str]] = {
-    "recolor": _recolor_words,
-    "replace": _replace_words,
-    "background": _background_words,
-}
-
-# Each makes an example of a scene. Of those that change a shape or a color, the result is held out of training or not.
 TASKS: dict[str, Callable[[Scene, np.random.Generator, bool], Example]] = {
     "recolor": recolor,
     "replace": replace_shape,

@@ -106,8 +106,12 @@ def is_held_out(shape: str, color: str) -> bool:
 
 def render(scene: Scene, num_frames: int = NUM_FRAMES) -> np.ndarray:
     """Draws a scene as uint8 `[num_frames, SIDE, SIDE, 3]`; a lone frame shows the middle of the motion."""
-    times = np.linspace(0, 1, num_frames) if num_frames > 1 else [0.5]
-    return np.stack([draw_frame(scene, time) for time in times])
+    return np.stack([draw_frame(scene, time) for time in frame_times(num_frames)])
+
+
+def frame_times(num_frames: int) -> np.ndarray:
+    """The times of the frames of a clip, from 0 to 1."""
+    return np.linspace(0, 1, num_frames) if num_frames > 1 else np.array([0.5])
 
 
 def draw_frame(scene: Scene, time: float) -> np.ndarray:
