@@ -161,13 +161,14 @@ def test_python(document, results, workplace, model_folder):
     assert set(results) <= {path.name for path in workplace.iterdir()}
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", "full", "full with its MLLM"])
 def test_cards_of_what_was_trained(kind, workplace, model_folder):
     """The card that a run writes says how to use what it wrote."""
     shutil.copytree(model_folder, "loomvideo-5b")
     settings = yaml.safe_load(Path("cat.yaml").read_text())
-    if kind == "full":
+    if kind != "lora":
         del settings["lora"]
+        settings["train_text_encoder"] = kind == "full with its MLLM"
     Path("cat.yaml").write_text(yaml.safe_dump(settings))
     assert cli.main(["train", "cat.yaml"]) == 0
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -176,6 +177,7 @@ def test_cards_of_what_was_trained(kind, workplace, model_folder):
     namespace = {}
     exec(snippet, namespace)
     assert namespace["video"].shape == (5, 64, 64, 3)
+    assert ("text_encoder" in namespace) == (kind == "full with its MLLM")
     assert ("lora" in ModelCard.load(card).data.tags) == (kind == "lora")
 
 

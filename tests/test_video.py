@@ -27,6 +27,7 @@ import torch
 from conftest import FIXTURES
 
 from loomvideo_diffusers.video import (
+    LABEL_HEIGHT,
     check_output_path,
     contact_sheet,
     read_image,
@@ -211,6 +212,18 @@ def test_contact_sheet():
     assert sheet[40, 60::120, 0].tolist() == [0, 60, 120, 180, 240]
     assert sheet[120, 60::120, 0].tolist() == [5, 65, 125, 185, 245]
     assert contact_sheet([source[:1], result[:1]]).size == (192, 256)
+
+
+def test_labels_of_a_contact_sheet():
+    """They stand above their rows, which stay as they are."""
+    rows = [np.full((3, 64, 96, 3), value, np.uint8) for value in (120, 200)]
+    plain = np.asarray(contact_sheet(rows, height=64))
+    labelled = np.asarray(contact_sheet(rows, height=64, labels=["source", "result"]))
+    above, first, between, second = np.split(labelled, (LABEL_HEIGHT, LABEL_HEIGHT + 64, 2 * LABEL_HEIGHT + 64))
+    assert np.array_equal(np.concatenate([first, second]), plain)
+    assert above.min() < 100
+    assert between.min() < 100
+    assert not np.array_equal(above, between)
 
 
 def test_unreadable_files(tmp_path):

@@ -26,6 +26,8 @@ import av.logging
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import PIL.ImageOps
 from av.video.reformatter import Colorspace, VideoReformatter
 from diffusers.utils import logging
@@ -41,6 +43,9 @@ MAX_FRAMES = loomvideo_frames.MAX_SOURCE_FRAMES
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+# Of what is written above the rows of a contact sheet, in pixels
+LABEL_HEIGHT = 20
 
 Frames = loomvideo_frames.Video
 
@@ -305,7 +310,9 @@ def write_image(path: str | os.PathLike, image: loomvideo_frames.Image) -> None:
     write_whole(path, lambda file: picture.save(file, format=image_format))
 
 
-def contact_sheet(rows: list[Frames], columns: int = 6, height: int = 128) -> PIL.Image.Image:
+def contact_sheet(
+    rows: list[Frames], columns: int = 6, height: int = 128, labels: list[str] | None = None
+) -> PIL.Image.Image:
     """
     Shows videos below each other, each as a row of pictures spread over its length.
 
@@ -313,16 +320,23 @@ def contact_sheet(rows: list[Frames], columns: int = 6, height: int = 128) -> PI
         rows: videos, as for `write_video`.
         columns: pictures in a row; fewer for a shorter video.
         height: height of a row in pixels.
+        labels: what to write above each row.
     """
     strips = []
     for row in rows:
         frames = loomvideo_frames.read_video(row, "frames")
         chosen = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
         width = round(frames[0].width * height / frames[0].height)
-        strips.append(np.hstack([frames[index].resize((width, height)) for index in chosen]))
-    sheet = PIL.Image.new("RGB", (max(strip.shape[1] for strip in strips), height * len(strips)), "white")
+        strips.append(PIL.Image.fromarray(np.hstack([frames[index].resize((width, height)) for index in chosen])))
+    label_height = 0 if labels is None else LABEL_HEIGHT
+    row_height = label_height + height
+    sheet = PIL.Image.new("RGB", (max(strip.width for strip in strips), row_height * len(strips)), "white")
     for index, strip in enumerate(strips):
-        sheet.paste(PIL.Image.fromarray(strip), (0, index * height))
+        if labels is not None:
+            font = PIL.ImageFont.load_default(LABEL_HEIGHT * 2 / 3)
+            place = (LABEL_HEIGHT // 4, index * row_height + LABEL_HEIGHT // 2)
+            PIL.ImageDraw.Draw(sheet).text(place, labels[index], fill="black", font=font, anchor="lm")
+        sheet.paste(strip, (0, index * row_height + label_height))
     return sheet
 
 

@@ -15,7 +15,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,67 +25,102 @@ import torch
 from tqdm import tqdm
 
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
-from ..video import contact_sheet, write_image
+from ..video import contact_sheet, write_image, write_whole
 from . import NUM_INFERENCE_STEPS, SIDE
 from .judge import judge
 from .tasks import TASKS, Example, sample_held_out
 from .world import render
 
 
+NUM_EXAMPLES = 40
+SEEDS = (0, 1, 2)
 BATCH_SIZE = 12
 
+EDITS = ("recolor", "replace", "background")
+REFERENCE_TASKS = (
+    "recolor by reference",
+    "replace by reference",
+    "background by reference",
+    "reference to video",
+    "thing and background to video",
+    "shape and color to video",
+)
 
-def evaluate(
-    model: str | Path,
-    tasks: list[str] | None = None,
-    num_examples: int = 24,
-    seeds: tuple[int, ...] = (0, 1, 2),
-    without: str | None = None,
-    sheets_dir: Path | None = None,
-    **options: Any,
-) -> dict[str, dict[str, float]]:
+# What is measured: the tasks, and how the model is called. Means over all examples and seeds are kept of each.
+EVALUATIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "whole": (tuple(TASKS), {}),
+    "without the source": (EDITS, {"without": "source"}),
+    "without references": (REFERENCE_TASKS, {"without": "references"}),
+    "with the last layer alone": (tuple(TASKS), {"without": "deepstack"}),
+    "guidance_scale 1": (EDITS, {"guidance_scale": 1.0}),
+    "guidance_scale 5": (EDITS, {"guidance_scale": 5.0}),
+    "guidance_scale_visual 1": (EDITS, {"guidance_scale_visual": 1.0}),
+    "guidance_scale_visual 3": (EDITS, {"guidance_scale_visual": 3.0}),
+}
+
+
+def evaluate(model: Path, results_file: Path, sheets_dir: Path) -> dict[str, dict[str, dict[str, float]]]:
     """
-    Makes examples of each task, each with several seeds, and judges the results.
+    Measures all of `EVALUATIONS`, and goes on where it was interrupted.
 
     Args:
         model: folder of the model.
-        tasks: of `TASKS`; by default all.
-        num_examples: how many of each task.
-        seeds: of the noise.
-        without: a key of `ABLATIONS`, or None.
+        results_file: the JSON file that the results are kept in.
         sheets_dir: where to show what succeeded and what failed, a picture of each for every task.
+
+    Returns:
+        By evaluation and task: the number of results, the share of successes, and the mean of every other judgement.
+    """
+    results = json.loads(results_file.read_text(encoding="utf-8")) if results_file.exists() else {}
+    pipe = LoomVideoPipeline.from_pretrained(model, dtype=torch.float32)
+    jobs = [(name, task) for name, (tasks, _) in EVALUATIONS.items() for task in tasks]
+    for name, task in tqdm(jobs, desc="Evaluating"):
+        if task in results.setdefault(name, {}):
+            continue
+        judged = evaluate_task(pipe, task, **EVALUATIONS[name][1])
+        results[name][task] = _means([judgement for *_, judgement in judged])
+        if name == "whole":
+            _show(judged, sheets_dir, task)
+        text = json.dumps(results, indent=2) + "\n"
+        write_whole(results_file, lambda file, text=text: Path(file).write_text(text, encoding="utf-8"))
+    return results
+
+
+def evaluate_task(
+    pipe: LoomVideoPipeline,
+    task: str,
+    num_examples: int = NUM_EXAMPLES,
+    seeds: tuple[int, ...] = SEEDS,
+    without: str | None = None,
+    **options: Any,
+) -> list[tuple[Example, np.ndarray, dict[str, bool | float]]]:
+    """
+    Makes held-out examples of a task, each with every seed, and judges the results.
+
+    Args:
+        pipe: the model.
+        task: of `TASKS`.
+        num_examples: how many.
+        seeds: of the noise.
+        without: what to take away, a key of `ABLATIONS`.
         options: arguments of the pipelines' calls.
 
     Returns:
-        By task: the share of successes, and the mean of every other judgement.
+        Of each result what was asked for, its frames, uint8 `[F, SIDE, SIDE, 3]`, and the judgement.
     """
-    pipe = LoomVideoPipeline.from_pretrained(model)
-    edit = LoomVideoEditPipeline.from_pipe(pipe)
-    for pipeline in (pipe, edit):
-        pipeline.set_progress_bar_config(disable=True)
-    table = {}
-    with ABLATIONS[without](pipe.transformer) if without in ABLATIONS else _nothing(pipe.transformer):
-        for task in tqdm(tasks or list(TASKS), desc=f"Evaluating{f' without {without}' if without else ''}"):
-            rng = np.random.default_rng([len(TASKS), list(TASKS).index(task)])
-            examples = [sample_held_out(task, rng) for _ in range(num_examples)]
-            jobs = [(example, seed) for example in examples for seed in seeds]
-            judged = []
-            for start in range(0, len(jobs), BATCH_SIZE):
-                batch = jobs[start : start + BATCH_SIZE]
-                results = run_examples(pipe, edit, *zip(*batch), with_references=without != "references", **options)
-                judged += [(example, frames, judge(example, frames)) for (example, _), frames in zip(batch, results)]
-            names = sorted({name for _, _, judgement in judged for name in judgement})
-            table[task] = {"number": len(judged)} | {
-                name: float(np.mean([min(judgement[name], SIDE) for *_, judgement in judged])) for name in names
-            }
-            if sheets_dir is not None:
-                _show(judged, sheets_dir, task)
-    return table
+    rng = np.random.default_rng([7, list(TASKS).index(task)])
+    jobs = [(example, seed) for example in [sample_held_out(task, rng) for _ in range(num_examples)] for seed in seeds]
+    judged = []
+    with ABLATIONS[without](pipe.transformer):
+        for start in range(0, len(jobs), BATCH_SIZE):
+            examples, batch_seeds = zip(*jobs[start : start + BATCH_SIZE])
+            results = run_examples(pipe, examples, batch_seeds, without != "references", **options)
+            judged += [(example, frames, judge(example, frames)) for example, frames in zip(examples, results)]
+    return judged
 
 
 def run_examples(
     pipe: LoomVideoPipeline,
-    edit: LoomVideoEditPipeline,
     examples: tuple[Example, ...],
     seeds: tuple[int, ...],
     with_references: bool = True,
@@ -102,9 +137,10 @@ def run_examples(
         inputs |= {"height": SIDE, "width": SIDE, "num_frames": first.num_frames}
     else:
         inputs["video"] = [render(example.source, example.num_frames) for example in examples]
+        pipe = LoomVideoEditPipeline.from_pipe(pipe)
+    pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    inputs |= {"num_inference_steps": NUM_INFERENCE_STEPS, "generator": generators} | options
-    frames = (pipe if first.source is None else edit)(**inputs).frames
+    frames = pipe(**inputs, num_inference_steps=NUM_INFERENCE_STEPS, generator=generators, **options).frames
     return list((frames * 255).round().astype(np.uint8))
 
 
@@ -120,29 +156,26 @@ def _change_inputs(transformer: torch.nn.Module, change: Callable[[dict[str, Any
         hook.remove()
 
 
-def _nothing(transformer: torch.nn.Module) -> Any:
-    return _change_inputs(transformer, lambda inputs: {})
-
-
-def _without_source(transformer: torch.nn.Module) -> Any:
-    return _change_inputs(transformer, lambda inputs: {"source_scale": torch.zeros_like(inputs["source_scale"])})
-
-
-def _with_last_layer(transformer: torch.nn.Module) -> Any:
-    return _change_inputs(
+# What can be taken away. Without references, neither the MLLM nor the transformer sees them.
+ABLATIONS: dict[str | None, Callable] = {
+    None: nullcontext,
+    "references": nullcontext,
+    "source": lambda transformer: _change_inputs(
+        transformer, lambda inputs: {"source_scale": torch.zeros_like(inputs["source_scale"])}
+    ),
+    "deepstack": lambda transformer: _change_inputs(
         transformer,
         lambda inputs: {
             "encoder_hidden_states": inputs["encoder_hidden_states"][:, -1:].expand_as(inputs["encoder_hidden_states"])
         },
-    )
-
-
-# What can be taken away. Without references, neither the MLLM nor the transformer sees them.
-ABLATIONS = {
-    "source": _without_source,
-    "references": _nothing,
-    "deepstack": _with_last_layer,
+    ),
 }
+
+
+def _means(judgements: list[dict[str, bool | float]]) -> dict[str, float]:
+    # An error or a PSNR can be infinite, which no mean survives.
+    means = {name: float(np.mean([min(one[name], SIDE) for one in judgements])) for name in sorted(judgements[0])}
+    return {"number": len(judgements)} | means
 
 
 def _show(judged: list[tuple[Example, np.ndarray, dict[str, Any]]], folder: Path, task: str) -> None:
@@ -153,7 +186,3 @@ def _show(judged: list[tuple[Example, np.ndarray, dict[str, Any]]], folder: Path
             rows += [frames] if example.source is None else [render(example.source, len(frames)), frames]
         if rows:
             write_image(folder / f"{task.replace(' ', '-')}-{name}.png", contact_sheet(rows, columns=5, height=SIDE))
-
-
-def write_table(table: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")

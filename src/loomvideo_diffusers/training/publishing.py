@@ -47,6 +47,7 @@ def write_card(config: TrainingConfig, output_dir: Path, repo_id: str | None) ->
         location=repo_id or config.output_dir,
         base_model_name=Path(config.model).name if is_local else config.model,
         is_lora=is_lora,
+        has_text_encoder=config.train_text_encoder,
         steps=config.steps,
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip(),
         samples=_last_samples(config, output_dir),
