@@ -13,6 +13,8 @@
 # limitations under the License.
 """LoomVideo-nano: its world, its judge, and the recipe that makes it."""
 
+import itertools
+import json
 from collections import Counter
 from dataclasses import replace
 from importlib.resources import files
@@ -25,10 +27,12 @@ from accelerate.state import AcceleratorState, PartialState
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
 
-from loomvideo_diffusers import LoomVideoPipeline, LoomVideoTransformer3DModel
+from loomvideo_diffusers import LoomVideoPipeline
 from loomvideo_diffusers.nano import NUM_FRAMES, SIDE, autoencoder
-from loomvideo_diffusers.nano.autoencoder import Stage, train_autoencoder
+from loomvideo_diffusers.nano.autoencoder import Stage, refine_decoder, train_autoencoder
 from loomvideo_diffusers.nano.dataset import write_dataset
+from loomvideo_diffusers.nano.evaluation import ABLATIONS, evaluate_task
+from loomvideo_diffusers.nano.export import assemble
 from loomvideo_diffusers.nano.judge import judge, look
 from loomvideo_diffusers.nano.tasks import BACKGROUND_WORDS, DIRECTION_WORDS, TASKS, sample_family, sample_held_out
 from loomvideo_diffusers.nano.untrained import make_processor, make_untrained
@@ -47,7 +51,7 @@ from loomvideo_diffusers.nano.world import (
 )
 from loomvideo_diffusers.pipelines.loomvideo_prompts import DEFAULT_NEGATIVE_PROMPT, NEGATIVE_PROMPT_PREFIX
 from loomvideo_diffusers.training import TrainingConfig, load_config, train
-from loomvideo_diffusers.video import read_image, read_video
+from loomvideo_diffusers.video import read_image, read_video, write_whole
 
 
 # World
@@ -212,47 +216,138 @@ def test_settings():
     assert config.data.max_frames == NUM_FRAMES
 
 
-def test_recipe(tmp_path, monkeypatch):
-    """In a few steps of each part: autoencoder (interrupted and resumed), random weights, data, training."""
-    monkeypatch.setattr(autoencoder, "STAGES", (Stage(2, 2, 1, 32, 0.0), Stage(2, 1, 5, 32, 0.05)))
-    monkeypatch.setattr(autoencoder, "CHECKPOINT_EVERY", 2)
-    unbroken = train_autoencoder(tmp_path / "unbroken")
+@pytest.fixture(scope="module")
+def trained_autoencoder(tmp_path_factory):
+    """Trained for four steps without a break."""
+    with pytest.MonkeyPatch.context() as context:
+        shorten(context)
+        return train_autoencoder(tmp_path_factory.mktemp("unbroken"))
 
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
+
+def shorten(context):
+    context.setattr(autoencoder, "STAGES", (Stage(2, 2, 1, 32, 0.0), Stage(2, 1, 5, 32, 0.05)))
+    context.setattr(autoencoder, "DECODER_STAGES", (Stage(2, 1, 5, 32, 0.05),))
+    context.setattr(autoencoder, "CHECKPOINT_EVERY", 2)
+    context.setattr(autoencoder, "NUM_MEASURED_CLIPS", 2)
+
+
+@pytest.fixture(scope="module")
+def untrained(trained_autoencoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nano") / "untrained"
+    make_untrained(folder, trained_autoencoder)
+    return folder
+
+
+def test_the_autoencoder_resumes(trained_autoencoder, tmp_path, monkeypatch):
+    """Interrupted after its first checkpoint, it ends with the same weights and the same log."""
+    shorten(monkeypatch)
+
+    def write_and_stop(path, write):
+        write_whole(path, write)
+        if path.suffix == ".pt":
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(autoencoder, "_write_log", interrupt)
+        context.setattr(autoencoder, "write_whole", write_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            train_autoencoder(tmp_path / "resumed")
-    assert (tmp_path / "resumed" / "autoencoder.pt").exists()
-    resumed = train_autoencoder(tmp_path / "resumed")
-    weights = [load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (unbroken, resumed)]
+            train_autoencoder(tmp_path)
+    resumed = train_autoencoder(tmp_path)
+    assert not resumed.with_suffix(".pt").exists()
+    assert resumed.with_suffix(".csv").read_text() == trained_autoencoder.with_suffix(".csv").read_text()
+    weights = [load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (trained_autoencoder, resumed)]
     for name, tensor in weights[0].items():
         assert torch.equal(tensor, weights[1][name])
-    vae = AutoencoderKLWan.from_pretrained(resumed)
-    assert len(vae.config.latents_std) == vae.config.z_dim
 
-    make_untrained(tmp_path / "untrained", resumed)
+
+def test_the_decoder_is_refined_alone(trained_autoencoder, tmp_path, monkeypatch):
+    shorten(monkeypatch)
+    before = AutoencoderKLWan.from_pretrained(trained_autoencoder)
+    after = AutoencoderKLWan.from_pretrained(refine_decoder(trained_autoencoder, tmp_path))
+    assert before.config.latents_std == after.config.latents_std
+    pixels = torch.rand(1, 3, 5, 32, 32)
+    latents = [vae.encode(pixels).latent_dist.mode() for vae in (before, after)]
+    assert torch.equal(*latents)
+    assert not torch.equal(*[vae.decode(latents[0]).sample for vae in (before, after)])
+
+
+def test_dataset(tmp_path):
+    """The files that the records name hold exactly what the examples are."""
     write_dataset(tmp_path / "data", 2)
-    records = (tmp_path / "data" / "records.jsonl").read_text().splitlines()
-    assert len(records) == 2 * len(sample_family(np.random.default_rng([0, 0])))
-    family = sample_family(np.random.default_rng([0, 0]))
-    source, target = yaml.safe_load(records[0])["source_video_path"], yaml.safe_load(records[0])["target_video_path"]
-    assert np.array_equal(read_video(tmp_path / "data" / source), render(family[0].source))
-    assert np.array_equal(read_video(tmp_path / "data" / target), render(family[0].target))
-    image = yaml.safe_load(records[len(family) - 1])["target_image_path"]
-    assert np.array_equal(np.asarray(read_image(tmp_path / "data" / image)), render(family[-1].target, 1)[0])
+    records = [json.loads(line) for line in (tmp_path / "data" / "records.jsonl").read_text().splitlines()]
+    families = [sample_family(np.random.default_rng([0, index])) for index in range(2)]
+    examples = list(itertools.chain.from_iterable(families))
+    assert [record["instruction"] for record in records] == [example.prompt for example in examples]
+    for record, example in zip(records, examples):
+        shown = {"source": example.source, "target": example.target}
+        for role, scene in shown.items():
+            if scene is not None and example.num_frames == 1:
+                image = read_image(tmp_path / "data" / record[f"{role}_image_path"])
+                assert np.array_equal(np.asarray(image), render(scene, 1)[0])
+            elif scene is not None:
+                video = read_video(tmp_path / "data" / record[f"{role}_video_path"])
+                assert np.array_equal(video, render(scene))
+        for path, scene in zip(record.get("reference_image_paths", []), example.references, strict=True):
+            assert np.array_equal(np.asarray(read_image(tmp_path / "data" / path)), render(scene, 1)[0])
 
+
+def test_training(untrained, tmp_path):
+    """The settings in the package train the untrained model, for a step, into one that the pipelines run."""
+    write_dataset(tmp_path / "data", 1)
     values = yaml.safe_load(files("loomvideo_diffusers.nano").joinpath("nano.yaml").read_text(encoding="utf-8"))
-    values |= {"model": str(tmp_path / "untrained"), "output_dir": str(tmp_path / "run"), "steps": 1, "tracker": None}
+    values |= {"model": str(untrained), "output_dir": str(tmp_path / "run"), "steps": 1, "tracker": None}
     values["data"] |= {"datasets": [{"records": str(tmp_path / "data" / "records.jsonl")}], "tokens_per_batch": 400}
     values["data"] |= {"features": str(tmp_path / "features"), "num_workers": 0}
-    result = train(TrainingConfig.model_validate(values))
+    train(TrainingConfig.model_validate(values))
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
-    pipe = LoomVideoPipeline.from_pretrained(
-        tmp_path / "untrained", transformer=LoomVideoTransformer3DModel.from_pretrained(result)
-    )
+    assemble(untrained, tmp_path / "run", untrained / "vae", tmp_path / "model")
+    pipe = LoomVideoPipeline.from_pretrained(tmp_path / "model")
     video = pipe("a red square moves right", height=SIDE, width=SIDE, num_frames=5, num_inference_steps=1).frames
     assert video.shape == (1, 5, SIDE, SIDE, 3)
+    trained = load_file(tmp_path / "run" / "transformer" / "diffusion_pytorch_model.safetensors")
+    name = "blocks.0.ffn.net.0.proj.weight"
+    assert torch.equal(pipe.transformer.get_parameter(name).half(), trained[name].half())
+
+
+# Evaluation
+
+
+def test_what_is_taken_away(untrained):
+    """Without the source or all layers, the transformer gives what it gives for the arguments that mean that."""
+    transformer = LoomVideoPipeline.from_pretrained(untrained).transformer
+    torch.nn.init.normal_(transformer.proj_out.weight)  # zeros before training
+    torch.nn.init.normal_(transformer.source_patch_embedding.weight)
+    inputs = {
+        "hidden_states": torch.randn(1, 16, 2, 4, 4),
+        "timestep": torch.tensor([500.0]),
+        "encoder_hidden_states": torch.randn(1, 8, 3, 192),
+        "source_hidden_states": torch.randn(1, 16, 2, 4, 4),
+        "source_scale": torch.tensor([0.5]),
+    }
+    changed = {
+        "source": {"source_scale": torch.zeros(1)},
+        "deepstack": {"encoder_hidden_states": inputs["encoder_hidden_states"][:, -1:].repeat(1, 8, 1, 1)},
+    }
+
+    def run(**others):
+        with torch.no_grad():
+            return transformer(**(inputs | others), return_dict=False)[0]
+
+    for without, others in changed.items():
+        with ABLATIONS[without](transformer):
+            result = run()
+        assert torch.equal(result, run(**others))
+        assert not torch.equal(result, run())
+
+
+def test_evaluation(untrained):
+    """An example's results for two seeds are judged, and depend on the seed; references are taken away."""
+    pipe = LoomVideoPipeline.from_pretrained(untrained)
+    torch.nn.init.normal_(pipe.transformer.proj_out.weight)
+    options = {"num_examples": 1, "seeds": (0, 1), "num_inference_steps": 1}
+    judged = evaluate_task(pipe, "reference to video", **options)
+    assert [judgement["success"] for *_, judgement in judged] == [False, False]
+    assert not np.array_equal(judged[0][1], judged[1][1])
+    (without, _) = evaluate_task(pipe, "reference to video", without="references", **options)
+    assert without[0] == judged[0][0]
+    assert not np.array_equal(without[1], judged[0][1])

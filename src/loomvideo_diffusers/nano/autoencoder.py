@@ -264,7 +264,7 @@ def _read_log(path: Path, last_step: int) -> list[tuple[float, ...]]:
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        rows = [tuple(map(float, row)) for row in list(csv.reader(file))[1:]]
+        rows = [(int(step), *map(float, values)) for step, *values in list(csv.reader(file))[1:]]
     return [row for row in rows if row[0] <= last_step]
 
 

@@ -140,7 +140,8 @@ def run_examples(
         pipe = LoomVideoEditPipeline.from_pipe(pipe)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    frames = pipe(**inputs, num_inference_steps=NUM_INFERENCE_STEPS, generator=generators, **options).frames
+    inputs |= {"num_inference_steps": NUM_INFERENCE_STEPS, "generator": generators} | options
+    frames = pipe(**inputs).frames
     return list((frames * 255).round().astype(np.uint8))
 
 
