@@ -15,24 +15,29 @@
 
 import itertools
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
 from diffusers import AutoencoderKLWan
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from torch.utils.tensorboard import SummaryWriter
 
 from loomvideo_diffusers import LoomVideoPipeline
-from loomvideo_diffusers.nano import NUM_FRAMES, SIDE, autoencoder
+from loomvideo_diffusers.nano import NUM_FRAMES, SIDE, autoencoder, evaluation, export
 from loomvideo_diffusers.nano.autoencoder import Stage, refine_decoder, train_autoencoder
+from loomvideo_diffusers.nano.curves import plot_curves
 from loomvideo_diffusers.nano.dataset import write_dataset
-from loomvideo_diffusers.nano.evaluation import ABLATIONS, evaluate_task
-from loomvideo_diffusers.nano.export import assemble
+from loomvideo_diffusers.nano.evaluation import ABLATIONS, evaluate, evaluate_task
+from loomvideo_diffusers.nano.export import assemble, write_card
 from loomvideo_diffusers.nano.judge import judge, look
 from loomvideo_diffusers.nano.tasks import BACKGROUND_WORDS, DIRECTION_WORDS, TASKS, sample_family, sample_held_out
 from loomvideo_diffusers.nano.untrained import make_processor, make_untrained
@@ -351,3 +356,42 @@ def test_evaluation(untrained):
     (without, _) = evaluate_task(pipe, "reference to video", without="references", **options)
     assert without[0] == judged[0][0]
     assert not np.array_equal(without[1], judged[0][1])
+
+
+def test_card(untrained, trained_autoencoder, tmp_path, monkeypatch):
+    """What is measured, once and not again, is in the card's tables; samples and curves are pictures."""
+    results_file, samples = tmp_path / "results.json", tmp_path / "model" / "samples"
+    shutil.copytree(untrained, tmp_path / "model")
+    some = {"whole": (("recolor", "text to image"), {}), "without the source": (("recolor",), {"without": "source"})}
+    for module in (evaluation, export):
+        monkeypatch.setattr(module, "EVALUATIONS", some)
+        monkeypatch.setattr(module, "NUM_INFERENCE_STEPS", 1)
+    with monkeypatch.context() as context:
+        context.setattr(evaluation, "EVALUATIONS", {"whole": (("recolor",), {})})
+        evaluate(tmp_path / "model", results_file, samples, 1)
+    first = json.loads(results_file.read_text())
+    first["whole"]["recolor"]["shape"] = 0.5  # so that measuring it again would show
+    results_file.write_text(json.dumps(first))
+    results = evaluate(tmp_path / "model", results_file, samples, 1)
+    assert results == json.loads(results_file.read_text())
+    assert results["whole"]["recolor"]["shape"] == 0.5
+    assert {name: list(tasks) for name, tasks in results.items()} == {name: list(some[name][0]) for name in some}
+    assert {file.name for file in samples.iterdir()} == {"recolor-failures.png", "text-to-image-failures.png"}
+
+    writer = SummaryWriter(tmp_path / "logs")
+    for step in (1, 2, 3):
+        writer.add_scalar("loss", 1 / step, step)
+    writer.close()
+    log = trained_autoencoder.with_suffix(".csv")
+    plot_curves(log, log, tmp_path / "logs", samples / "curves.png")
+    assert PIL.Image.open(samples / "curves.png").size == (1200, 350)
+
+    write_card(tmp_path / "model", results)
+    card = ModelCard.load(tmp_path / "model" / "README.md")
+    assert card.data.license == "apache-2.0"
+    row = next(line for line in card.text.splitlines() if line.startswith("| recolor |"))
+    assert "| 50% |" in row
+    assert "(samples/text-to-image-failures.png)" in card.text
+    pipe = LoomVideoPipeline.from_pretrained(untrained)
+    assert f"| transformer | {pipe.transformer.num_parameters():,} |" in card.text
+    assert f"| text_encoder | {pipe.text_encoder.num_parameters():,} |" in card.text

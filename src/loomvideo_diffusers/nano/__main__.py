@@ -13,6 +13,7 @@
 # limitations under the License.
 """Makes LoomVideo-nano from nothing, or goes on where it was interrupted: `python -m loomvideo_diffusers.nano`."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -21,39 +22,51 @@ from pathlib import Path
 
 import torch
 
-from .autoencoder import train_autoencoder
+from .autoencoder import refine_decoder, train_autoencoder
+from .curves import plot_curves
 from .dataset import write_dataset
+from .evaluation import evaluate
+from .export import assemble, write_card
 from .untrained import make_untrained
 
 
-# The paths of the settings, nano.yaml, begin with it.
 OUTPUT_DIR = Path("outputs/nano")
 NUM_FAMILIES = 1000
 
 
 def main() -> None:
+    argparse.ArgumentParser(prog="python -m loomvideo_diffusers.nano", description=__doc__).parse_args()
     autoencoder = train_autoencoder(OUTPUT_DIR)
     make_untrained(OUTPUT_DIR / "untrained", autoencoder)
     write_dataset(OUTPUT_DIR / "data", NUM_FAMILIES)
-    settings = str(files("loomvideo_diffusers.nano").joinpath("nano.yaml"))
     # Clips are independent of each other, so a process for each core encodes more of them than threads would.
     num_processes = 1 if torch.cuda.is_available() else os.cpu_count()
-    _run(
-        "torch.distributed.run",
-        f"--nproc_per_node={num_processes}",
-        "-m",
-        "loomvideo_diffusers.training",
-        settings,
-        "--precompute-only",
+    _train(num_processes, "--precompute-only")
+    _train(1, "--resume")
+    decoder = refine_decoder(autoencoder, OUTPUT_DIR)
+
+    model = OUTPUT_DIR / "model"
+    assemble(OUTPUT_DIR / "untrained", OUTPUT_DIR / "run", decoder, model)
+    results = evaluate(model, OUTPUT_DIR / "results.json", model / "samples")
+    plot_curves(
+        autoencoder.with_suffix(".csv"),
+        decoder.with_suffix(".csv"),
+        OUTPUT_DIR / "run" / "logs",
+        model / "samples" / "curves.png",
     )
-    _run("loomvideo_diffusers.training", settings, "--resume")
+    write_card(model, results)
+    print(f"Wrote {model}.")
 
 
-def _run(module: str, *arguments: str) -> None:
-    environment = os.environ | ({} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"})
-    if module.startswith("torch."):
-        environment["OMP_NUM_THREADS"] = "1"
-    subprocess.run([sys.executable, "-m", module, *arguments], check=True, env=environment)
+def _train(num_processes: int, *options: str) -> None:
+    """Runs the training in so many processes."""
+    settings = str(files("loomvideo_diffusers.nano").joinpath("nano.yaml"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={num_processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() // num_processes)}
+    if not torch.cuda.is_available():
+        environment["ACCELERATE_USE_CPU"] = "true"
+    command = [*launcher, "-m", "loomvideo_diffusers.training", settings, *options]
+    subprocess.run(command, check=True, env=environment)
 
 
 if __name__ == "__main__":

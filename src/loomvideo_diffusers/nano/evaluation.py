@@ -59,7 +59,9 @@ EVALUATIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-def evaluate(model: Path, results_file: Path, sheets_dir: Path) -> dict[str, dict[str, dict[str, float]]]:
+def evaluate(
+    model: Path, results_file: Path, sheets_dir: Path, num_examples: int = NUM_EXAMPLES
+) -> dict[str, dict[str, dict[str, float]]]:
     """
     Measures all of `EVALUATIONS`, and goes on where it was interrupted.
 
@@ -67,6 +69,7 @@ def evaluate(model: Path, results_file: Path, sheets_dir: Path) -> dict[str, dic
         model: folder of the model.
         results_file: the JSON file that the results are kept in.
         sheets_dir: where to show what succeeded and what failed, a picture of each for every task.
+        num_examples: how many of each task, each with every seed.
 
     Returns:
         By evaluation and task: the number of results, the share of successes, and the mean of every other judgement.
@@ -77,7 +80,7 @@ def evaluate(model: Path, results_file: Path, sheets_dir: Path) -> dict[str, dic
     for name, task in tqdm(jobs, desc="Evaluating"):
         if task in results.setdefault(name, {}):
             continue
-        judged = evaluate_task(pipe, task, **EVALUATIONS[name][1])
+        judged = evaluate_task(pipe, task, num_examples, **EVALUATIONS[name][1])
         results[name][task] = _means([judgement for *_, judgement in judged])
         if name == "whole":
             _show(judged, sheets_dir, task)

@@ -13,15 +13,25 @@
 # limitations under the License.
 """Puts LoomVideo-nano together, as a folder that `from_pretrained` loads, and writes its card."""
 
+from importlib.resources import files
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors.torch import load_file
 from transformers import Qwen3VLModel
 
 from ..pipelines import LoomVideoPipeline
 from ..training.checkpoints import replace_folder
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
+from ..video import write_whole
+from . import NUM_INFERENCE_STEPS
+from .evaluation import EVALUATIONS, NUM_EXAMPLES, SEEDS
+from .world import BACKGROUNDS, COLORS, SHAPES, SIZES
+
+
+PARTS = ("transformer", "text_encoder", "vae")
 
 
 def assemble(untrained: Path, run: Path, vae: Path, folder: Path) -> None:
@@ -43,3 +53,47 @@ def assemble(untrained: Path, run: Path, vae: Path, folder: Path) -> None:
         vae=AutoencoderKLWan.from_pretrained(vae),
     )
     replace_folder(folder, pipe.to(torch.float16).save_pretrained)
+
+
+def write_card(folder: Path, results: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Writes the card, `README.md`, of what `evaluate` measured and of the pictures in the folder's `samples`."""
+    weights = {name: [load_file(file) for file in (folder / name).glob("*.safetensors")] for name in PARTS}
+    card = ModelCard.from_template(
+        ModelCardData(
+            license="apache-2.0",
+            library_name="diffusers",
+            pipeline_tag="text-to-video",
+            tags=["text-to-video", "video-to-video", "diffusers", "loomvideo"],
+        ),
+        template_str=files("loomvideo_diffusers.model_cards").joinpath("nano.md").read_text(encoding="utf-8"),
+        parameters={
+            name: sum(tensor.numel() for file in state for tensor in file.values()) for name, state in weights.items()
+        },
+        megabytes=sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6,
+        shapes=", ".join(SHAPES),
+        colors=", ".join(COLORS),
+        backgrounds=", ".join(BACKGROUNDS),
+        sizes=", ".join(SIZES),
+        num_examples=NUM_EXAMPLES,
+        num_seeds=len(SEEDS),
+        num_inference_steps=NUM_INFERENCE_STEPS,
+        whole={task: _cells(means) for task, means in results["whole"].items()},
+        evaluations=list(EVALUATIONS),
+        compared={task: [_success(results[name].get(task)) for name in EVALUATIONS] for task in results["whole"]},
+        sheets=sorted(file.stem for file in (folder / "samples").glob("*s.png") if file.stem != "curves"),
+    )
+    write_whole(folder / "README.md", lambda file: Path(file).write_text(str(card), encoding="utf-8"))
+
+
+def _cells(means: dict[str, float]) -> list[str]:
+    """A row of the table: the success, and what it is made of."""
+    motion = means.get("path", means.get("direction"))
+    shares = (means["shape"], means["color"], means["background"], motion)
+    untouched = f"{means['untouched']:.1f}" if "untouched" in means else ""
+    return [f"**{means['success']:.0%}**", *("" if share is None else f"{share:.0%}" for share in shares), untouched]
+
+
+def _success(means: dict[str, float] | None) -> str:
+    if means is None:
+        return ""
+    return f"{means['success']:.0%}" + (f" (path {means['path']:.0%})" if "path" in means else "")

@@ -1,0 +1,75 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Draws how LoomVideo-nano learned."""
+
+import csv
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ..video import write_whole
+
+
+matplotlib.use("agg")
+
+
+def plot_curves(autoencoder_log: Path, decoder_log: Path, training_logs: Path, path: Path) -> None:
+    """
+    Writes a png of the PSNR of autoencoder and decoder, and of the loss of transformer and MLLM, by step.
+
+    Args:
+        autoencoder_log, decoder_log: CSV files with the columns `step` and `psnr`.
+        training_logs: folder with event files of TensorBoard, of one run in one or several parts.
+        path: the png to write.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+    curves = {
+        "Autoencoder": (*_read_csv(autoencoder_log), "PSNR (dB)"),
+        "Decoder, on whole clips": (*_read_csv(decoder_log), "PSNR (dB)"),
+        "Transformer and MLLM": (*_read_events(training_logs), "loss"),
+    }
+    for axis, (title, (steps, values, unit)) in zip(axes, curves.items()):
+        axis.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.5)
+        axis.plot(steps, _smooth(values), color="tab:blue")
+        axis.set(title=title, xlabel="step", ylabel=unit)
+    axes[2].set(yscale="log")
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
+    plt.close(figure)
+
+
+def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return np.array([int(row["step"]) for row in rows]), np.array([float(row["psnr"]) for row in rows])
+
+
+def _read_events(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    values = {}
+    # What was interrupted did some steps twice; the later ones count.
+    for file in sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        if "loss" in events.Tags()["scalars"]:
+            values |= {event.step: event.value for event in events.Scalars("loss")}
+    steps = sorted(values)
+    return np.array(steps), np.array([values[step] for step in steps])
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """The mean over a fiftieth of the curve around each value."""
+    width = max(1, len(values) // 50)
+    weights = np.ones(width)
+    return np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same")
