@@ -88,10 +88,10 @@ def edit(arguments: argparse.Namespace) -> None:
 
 
 def _use_nano(arguments: argparse.Namespace) -> None:
-    """Puts the model of the package in the place of its name, and what it was trained on where nothing is said."""
+    """Where nothing is said, sets what the model of the package was trained on."""
     arguments.longest = None
     if arguments.model == "nano":
-        arguments.model, arguments.longest = str(nano.MODEL), nano.NUM_FRAMES
+        arguments.longest = nano.NUM_FRAMES
         if arguments.height is None and arguments.width is None:
             arguments.height = arguments.width = nano.SIDE
         if arguments.steps is None:
@@ -129,7 +129,7 @@ def _run(
         raise ValueError(f"{device} is no device of this machine: choose cpu, or leave --device out.") from error
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
     with stopwatch.stage("load"):
-        pipe = getattr(pipelines, pipeline_name).from_pretrained(_check_model(arguments.model), dtype=dtype)
+        pipe = getattr(pipelines, pipeline_name).from_pretrained(_find_model(arguments.model), dtype=dtype)
         for lora in arguments.lora:
             pipe.load_lora_weights(lora)
         if len(arguments.lora) > 1:
@@ -191,7 +191,9 @@ def _progress_bar(description: str, modules: Iterable["nn.Module"], total: int |
             bar.close()
 
 
-def _check_model(model: str) -> str:
+def _find_model(model: str) -> str:
+    if model == "nano":
+        return str(nano.MODEL)
     folder = Path(model)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ValueError(f"{model} has no model_index.json: make a model folder with `loomvideo convert`.")
@@ -246,7 +248,7 @@ def train(arguments: argparse.Namespace) -> None:
         ) from error
 
     config = training.load_config(arguments.config)
-    _check_model(config.model)
+    config.model = _find_model(config.model)
     _silence_libraries()
     result = training.train(
         config,
@@ -270,7 +272,7 @@ def info(arguments: argparse.Namespace) -> None:
         print(f"{'device':20} {', '.join(devices) or ('mps' if torch.backends.mps.is_available() else 'cpu')}")
         return
 
-    folder = Path(arguments.model)
+    folder = nano.MODEL if arguments.model == "nano" else Path(arguments.model)
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json: make a model folder with `loomvideo convert`.")
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
@@ -355,7 +357,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     summary = "Show what a model folder holds, or without one, the versions that are installed."
     command = commands.add_parser("info", help=summary, description=summary)
-    command.add_argument("model", nargs="?", metavar="PATH", help="folder of a converted model")
+    command.add_argument("model", nargs="?", metavar="nano|PATH", help="folder of a converted model")
     command.set_defaults(function=info)
     return parser
 

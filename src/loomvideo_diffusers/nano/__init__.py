@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 # The folder of the trained model, which is part of the package
-MODEL = Path(__file__).parent / "model"
+MODEL = Path(__file__).parent / "loomvideo-nano"
 
 # What it was trained on: the sides in pixels and the frames of its videos; and the steps that it needs
 SIDE = 96

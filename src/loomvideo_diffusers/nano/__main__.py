@@ -45,7 +45,7 @@ def main() -> None:
     _train(1, "--resume")
     decoder = refine_decoder(autoencoder, OUTPUT_DIR)
 
-    model = OUTPUT_DIR / "model"
+    model = OUTPUT_DIR / "loomvideo-nano"
     assemble(OUTPUT_DIR / "untrained", OUTPUT_DIR / "run", decoder, model)
     results = evaluate(model, OUTPUT_DIR / "results.json", model / "samples")
     plot_curves(
