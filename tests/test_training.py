@@ -697,6 +697,18 @@ def test_bfloat16(make_config, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
+@pytest.mark.slow
+def test_compiled_blocks(make_config, tmp_path):
+    """They compute what the others compute, and are saved under the same names."""
+    results = {}
+    for compile_blocks in (False, True):
+        config = make_config(lora=None, compile_blocks=compile_blocks, output_dir=str(tmp_path / str(compile_blocks)))
+        results[compile_blocks] = load_file(run_again(config) / "diffusion_pytorch_model.safetensors")
+    assert results[True].keys() == results[False].keys()
+    for name, tensor in results[False].items():
+        torch.testing.assert_close(results[True][name], tensor, atol=1e-4, rtol=1e-3)
+
+
 def read_log(config: TrainingConfig, name: str) -> list[float]:
     log = EventAccumulator(str(Path(config.output_dir) / "logs" / "loomvideo"))
     log.Reload()

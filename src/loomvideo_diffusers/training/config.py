@@ -211,6 +211,7 @@ class TrainingConfig(Settings):
         steps: optimizer steps.
         gradient_accumulation_steps: batches of each process that make a step.
         gradient_checkpointing: computes activations twice instead of keeping them.
+        compile_blocks: compiles the transformer's blocks, which takes minutes and makes each step faster.
         mixed_precision: `bf16`, or `no` for float32.
         ema_decay: keeps a moving average of the trained weights, which is validated and saved in their place.
         seed: of everything that is random.
@@ -231,6 +232,7 @@ class TrainingConfig(Settings):
     steps: int = Field(1000, gt=0)
     gradient_accumulation_steps: int = Field(1, gt=0)
     gradient_checkpointing: bool = True
+    compile_blocks: bool = False
     mixed_precision: Literal["bf16", "no"] = "bf16"
     ema_decay: Probability | None = None
     seed: Seed = 0

@@ -76,7 +76,7 @@ from .validation import Validation
 
 # What may change between a checkpoint and its continuation without changing what the steps compute.
 FREE_KEYS = ("output_dir", "data.num_workers", "validation", "gradient_checkpointing", "checkpoint_every")
-FREE_KEYS += ("keep_checkpoints", "tracker", "hub_model_id")
+FREE_KEYS += ("compile_blocks", "keep_checkpoints", "tracker", "hub_model_id")
 
 # How long processes wait for each other: one may have many more features to compute than the others.
 PROCESS_TIMEOUT = timedelta(hours=4)
@@ -189,6 +189,10 @@ def train(
         save_only_lora(accelerator)
     if config.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
+    if config.compile_blocks:
+        # Groups of one sample and of many, with and without references, with and without padding: each is compiled.
+        torch._dynamo.config.recompile_limit = 64
+        transformer.compile_repeated_blocks(dynamic=True)
     model = transformer
     if config.train_text_encoder:
         text_encoder = Qwen3VLModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
