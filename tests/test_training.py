@@ -828,6 +828,12 @@ def test_timestep_shift(make_config, model_folder):
     assert shifted == pytest.approx(4 * plain / (1 + 3 * plain))
 
 
+def test_lora_with_muon(make_config):
+    """All of an adapter is matrices, so that AdamW has nothing to do beside it."""
+    adapter = load_file(run_again(make_config(optimizer={"name": "muon"}, steps=2)))
+    assert all(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+
+
 def test_learning_rate(make_config):
     config = make_config(
         optimizer={"lr_warmup_steps": 2, "lr_scheduler": "linear", "learning_rate": 1e-3}, tracker="tensorboard"

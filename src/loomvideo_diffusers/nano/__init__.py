@@ -23,3 +23,6 @@ MODEL = Path(__file__).parent / "loomvideo-nano"
 SIDE = 96
 NUM_FRAMES = 17
 NUM_INFERENCE_STEPS = 20
+
+# Of everything that is random in making it
+SEED = 0

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..training.checkpoints import replace_folder
 from ..video import write_whole
-from . import NUM_FRAMES, SIDE
+from . import NUM_FRAMES, SEED, SIDE
 from .world import STYLES, Scene, add_thing, draw_frame, frame_times, render, sample_scene
 
 
@@ -49,7 +49,6 @@ CONFIG = {
     "scale_factor_spatial": 8,
 }
 
-SEED = 0
 WARMUP_STEPS = 50
 CHECKPOINT_EVERY = 200
 

@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from ..training.checkpoints import replace_folder
 from ..video import FRAMES_PER_SECOND, write_image
-from . import SIDE
+from . import SEED, SIDE
 from .tasks import Example, sample_family
 from .world import Scene, render
 
 
-def write_dataset(folder: Path, num_families: int, seed: int = 0) -> None:
+def write_dataset(folder: Path, num_families: int) -> None:
     """Writes so many families of examples, each into a folder of its own, unless `folder` is there already."""
     if folder.exists():
         return
@@ -36,7 +36,7 @@ def write_dataset(folder: Path, num_families: int, seed: int = 0) -> None:
     def write(unfinished: Path) -> None:
         records = []
         for index in tqdm(range(num_families), desc="Drawing clips"):
-            family = sample_family(np.random.default_rng([seed, index]))
+            family = sample_family(np.random.default_rng([SEED, index]))
             records += _write_family(unfinished, f"{index:05d}", family)
         lines = (json.dumps(record) for record in records)
         (unfinished / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -33,6 +33,7 @@ from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_prompts import DEFAULT_NEGATIVE_PROMPT, NEGATIVE_PROMPT_PREFIX, PROMPT_PREFIXES
 from ..training.checkpoints import replace_folder
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
+from . import SEED
 from .tasks import sample_family
 
 
@@ -60,11 +61,11 @@ CHAT_TEMPLATE = (
 VISION_SIDE = 64
 
 
-def make_untrained(folder: Path, vae_folder: Path, seed: int = 0) -> None:
+def make_untrained(folder: Path, vae_folder: Path) -> None:
     """Writes a pipeline of a trained autoencoder and of random weights, unless the folder is there."""
     if folder.exists():
         return
-    torch.manual_seed(seed)
+    torch.manual_seed(SEED)
     processor = make_processor()
     text_encoder = make_text_encoder(processor.tokenizer)
     vae = AutoencoderKLWan.from_pretrained(vae_folder)
@@ -103,7 +104,7 @@ def make_processor() -> Qwen3VLProcessor:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    families = (sample_family(np.random.default_rng([0, index])) for index in range(500))
+    families = (sample_family(np.random.default_rng([SEED, index])) for index in range(500))
     prompts = [example.prompt for example in itertools.chain.from_iterable(families)]
     fixed = ["user\n", "assistant\n", "<0.3 seconds>", *PROMPT_PREFIXES.values()]
     fixed += [NEGATIVE_PROMPT_PREFIX + DEFAULT_NEGATIVE_PROMPT]
