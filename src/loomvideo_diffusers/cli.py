@@ -272,7 +272,7 @@ def info(arguments: argparse.Namespace) -> None:
         print(f"{'device':20} {', '.join(devices) or ('mps' if torch.backends.mps.is_available() else 'cpu')}")
         return
 
-    folder = nano.MODEL if arguments.model == "nano" else Path(arguments.model)
+    folder = Path(nano.MODEL if arguments.model == "nano" else arguments.model)
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json: make a model folder with `loomvideo convert`.")
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))

@@ -80,7 +80,7 @@ def write_card(folder: Path, results: dict[str, dict[str, dict[str, float]]]) ->
         whole={task: _cells(means) for task, means in results["whole"].items()},
         evaluations=list(EVALUATIONS),
         compared={task: [_success(results[name].get(task)) for name in EVALUATIONS] for task in results["whole"]},
-        sheets=sorted(file.stem for file in (folder / "samples").glob("*s.png") if file.stem != "curves"),
+        sheets=sorted(file.stem for file in (folder / "samples").glob("*-*.png")),
     )
     write_whole(folder / "README.md", lambda file: Path(file).write_text(str(card), encoding="utf-8"))
 

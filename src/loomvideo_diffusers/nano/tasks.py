@@ -77,8 +77,6 @@ BACKGROUND_WORDS = {
     "striped": ("striped background", "background of stripes"),
     "checkered": ("checkered background", "checkerboard background"),
 }
-
-
 # What edits are asked for with
 PHRASES = {
     "recolor": (
@@ -319,7 +317,7 @@ def _portrait(shape: str, color: str, rng: np.random.Generator, radius: int | No
     return Scene((thing,), _pick(rng, BACKGROUNDS))
 
 
-# Edits that can be turned round, with the words for it
+# Whatever can be asked of a scene, the edits of `REVERSIBLE` first
 TASKS: dict[str, Callable[[Scene, np.random.Generator, bool], Example]] = {
     "recolor": recolor,
     "replace": replace_shape,
