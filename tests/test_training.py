@@ -699,11 +699,13 @@ def test_bfloat16(make_config, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_blocks(make_config, tmp_path):
-    """They compute what the others compute, and are saved under the same names."""
+    """Those of transformer and MLLM compute what the others compute, and are saved under the same names."""
     results = {}
     for compile_blocks in (False, True):
-        config = make_config(lora=None, compile_blocks=compile_blocks, output_dir=str(tmp_path / str(compile_blocks)))
-        results[compile_blocks] = load_file(run_again(config) / "diffusion_pytorch_model.safetensors")
+        settings = {"lora": None, "train_text_encoder": True, "compile_blocks": compile_blocks}
+        folder = run_again(make_config(**settings, output_dir=str(tmp_path / str(compile_blocks))))
+        transformer = load_file(folder / "diffusion_pytorch_model.safetensors")
+        results[compile_blocks] = transformer | load_file(folder.parent / "text_encoder" / "model.safetensors")
     assert results[True].keys() == results[False].keys()
     for name, tensor in results[False].items():
         torch.testing.assert_close(results[True][name], tensor, atol=1e-4, rtol=1e-3)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Writes LoomVideo-nano's training data: clips, pictures and a file of records, as `loomvideo train` reads them."""
+"""Writes LoomVideo-nano's training data: clips, pictures and files of records, as `loomvideo train` reads them."""
 
 import json
 from pathlib import Path
@@ -24,22 +24,27 @@ from tqdm import tqdm
 from ..training.checkpoints import replace_folder
 from ..video import FRAMES_PER_SECOND, write_image
 from . import SEED, SIDE
-from .tasks import Example, sample_family
+from .tasks import TASKS, Example, sample_family
 from .world import Scene, render
 
 
 def write_dataset(folder: Path, num_families: int) -> None:
-    """Writes so many families of examples, each into a folder of its own, unless `folder` is there already."""
+    """
+    Writes so many families of examples, each into a folder of its own, unless `folder` is there already.
+
+    The records are divided by task, `text-to-video.jsonl` and so on, for the weights that the training gives them.
+    """
     if folder.exists():
         return
 
     def write(unfinished: Path) -> None:
-        records = []
+        lines = {task: [] for task in TASKS}
         for index in tqdm(range(num_families), desc="Drawing clips"):
             family = sample_family(np.random.default_rng([SEED, index]))
-            records += _write_family(unfinished, f"{index:05d}", family)
-        lines = (json.dumps(record) for record in records)
-        (unfinished / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            for example, record in zip(family, _write_family(unfinished, f"{index:05d}", family)):
+                lines[example.task].append(json.dumps(record) + "\n")
+        for task, of_task in lines.items():
+            (unfinished / f"{task.replace(' ', '-')}.jsonl").write_text("".join(of_task), encoding="utf-8")
 
     replace_folder(folder, write)
 

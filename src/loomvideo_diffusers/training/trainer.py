@@ -196,6 +196,9 @@ def train(
     model = transformer
     if config.train_text_encoder:
         text_encoder = Qwen3VLModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
+        if config.compile_blocks:
+            for layer in text_encoder.language_model.layers:
+                layer.compile(dynamic=True)
         model = TransformerWithTextEncoder(transformer, text_encoder)
     model.train()
     patch_size = tuple(transformer.config.patch_size)
