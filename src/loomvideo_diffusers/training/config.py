@@ -211,8 +211,8 @@ class TrainingConfig(Settings):
         steps: optimizer steps.
         gradient_accumulation_steps: batches of each process that make a step.
         gradient_checkpointing: computes activations twice instead of keeping them.
-        compile_blocks: compiles the transformer's blocks and the layers of a trained MLLM, which takes minutes and makes
-            each step faster.
+        compile_blocks: compiles the transformer's blocks and the layers of a trained MLLM, which takes minutes and
+            makes each step faster.
         mixed_precision: `bf16`, or `no` for float32.
         ema_decay: keeps a moving average of the trained weights, which is validated and saved in their place.
         seed: of everything that is random.
