@@ -193,7 +193,7 @@ def _progress_bar(description: str, modules: Iterable["nn.Module"], total: int |
 
 def _find_model(model: str) -> str:
     if model == "nano":
-        return str(nano.MODEL)
+        model = str(nano.MODEL)
     folder = Path(model)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise ValueError(f"{model} has no model_index.json: make a model folder with `loomvideo convert`.")
