@@ -49,6 +49,7 @@ from loomvideo_diffusers.nano.world import (
     SIZES,
     Scene,
     Thing,
+    background_pixels,
     draw_mask,
     is_held_out,
     render,
@@ -187,6 +188,11 @@ def test_the_judge_sees_what_is_wrong():
     noise = np.random.default_rng(0).integers(0, 256, (NUM_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     assert not judge(example, noise)["success"]
     assert look(render(Scene((), "striped"))).shape is None
+    # What has the shape in part is nearest to it, and still is not it.
+    clip = render(example.target)
+    clip[np.random.default_rng(0).random(clip.shape[:3]) < 0.35] = background_pixels("black")[0, 0]
+    assert look(clip).shape == thing.shape
+    assert not judge(example, clip)["shape"]
 
 
 @pytest.mark.parametrize("task", ["add", "remove"])
@@ -371,11 +377,11 @@ def test_card(untrained, trained_autoencoder, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "NUM_INFERENCE_STEPS", 1)
     with monkeypatch.context() as context:
         context.setattr(evaluation, "EVALUATIONS", {"whole": (("recolor",), {})})
-        evaluate(tmp_path / "model", results_file, samples, 1)
+        evaluate(tmp_path / "model", results_file, samples, 1, 1)
     first = json.loads(results_file.read_text())
     first["whole"]["recolor"]["shape"] = 0.5  # so that measuring it again would show
     results_file.write_text(json.dumps(first))
-    results = evaluate(tmp_path / "model", results_file, samples, 1)
+    results = evaluate(tmp_path / "model", results_file, samples, 1, 1)
     assert results == json.loads(results_file.read_text())
     assert results["whole"]["recolor"]["shape"] == 0.5
     assert {name: list(tasks) for name, tasks in results.items()} == {name: list(some[name][0]) for name in some}

@@ -33,6 +33,8 @@ from .world import render
 
 
 NUM_EXAMPLES = 40
+# Of the comparisons, which need less to show what is missing
+NUM_COMPARED = 12
 SEEDS = (0, 1, 2)
 BATCH_SIZE = 12
 
@@ -60,7 +62,11 @@ EVALUATIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 
 def evaluate(
-    model: Path, results_file: Path, sheets_dir: Path, num_examples: int = NUM_EXAMPLES
+    model: Path,
+    results_file: Path,
+    sheets_dir: Path,
+    num_examples: int = NUM_EXAMPLES,
+    num_compared: int = NUM_COMPARED,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """
     Measures all of `EVALUATIONS`, and goes on where it was interrupted.
@@ -69,7 +75,8 @@ def evaluate(
         model: folder of the model.
         results_file: the JSON file that the results are kept in.
         sheets_dir: where to show what succeeded and what failed, a picture of each for every task.
-        num_examples: how many of each task, each with every seed.
+        num_examples: how many of each task, each with every seed, by the whole model.
+        num_compared: how many by the others.
 
     Returns:
         By evaluation and task: the number of results, the share of successes, and the mean of every other judgement.
@@ -80,7 +87,8 @@ def evaluate(
     for name, task in tqdm(jobs, desc="Evaluating"):
         if task in results.setdefault(name, {}):
             continue
-        judged = evaluate_task(pipe, task, num_examples, **EVALUATIONS[name][1])
+        number = num_examples if name == "whole" else num_compared
+        judged = evaluate_task(pipe, task, number, **EVALUATIONS[name][1])
         results[name][task] = _means([judgement for *_, judgement in judged])
         if name == "whole":
             _show(judged, sheets_dir, task)

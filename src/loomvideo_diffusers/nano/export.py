@@ -27,7 +27,7 @@ from ..training.checkpoints import replace_folder
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
 from ..video import write_whole
 from . import NUM_INFERENCE_STEPS
-from .evaluation import EVALUATIONS, NUM_EXAMPLES, SEEDS
+from .evaluation import EVALUATIONS, NUM_COMPARED, NUM_EXAMPLES, SEEDS
 from .world import BACKGROUNDS, COLORS, SHAPES, SIZES
 
 
@@ -75,6 +75,7 @@ def write_card(folder: Path, results: dict[str, dict[str, dict[str, float]]]) ->
         backgrounds=", ".join(BACKGROUNDS),
         sizes=", ".join(SIZES),
         num_examples=NUM_EXAMPLES,
+        num_compared=NUM_COMPARED,
         num_seeds=len(SEEDS),
         num_inference_steps=NUM_INFERENCE_STEPS,
         whole={task: _cells(means) for task, means in results["whole"].items()},

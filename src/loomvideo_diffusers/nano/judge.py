@@ -39,6 +39,8 @@ from .world import (
 THRESHOLD = 40
 # Fewer pixels than this are no thing.
 SMALLEST_AREA = 40
+# What fits no shape better than this, intersection over union, is none. Things as drawn fit theirs to 0.8 and more.
+SMALLEST_OVERLAP = 0.75
 # How far from its place the center of a thing may be in any frame, in pixels
 PATH_TOLERANCE = 3.0
 
@@ -170,7 +172,11 @@ def judge(example: Example, frames: np.ndarray) -> dict[str, bool | float]:
     corner = np.zeros((SIDE, SIDE), bool) if second is None else _square(second.start)
     seen = look(255 - frames if target.style == "inverted" else frames, ~corner)
     right = {
-        "shape": seen.shape == main.shape and seen.is_outline == (target.style == "outline"),
+        "shape": (
+            seen.shape == main.shape
+            and seen.is_outline == (target.style == "outline")
+            and seen.overlap >= SMALLEST_OVERLAP
+        ),
         "color": seen.color == main.color,
         "background": seen.background == target.background,
     }
