@@ -35,7 +35,7 @@ from loomvideo_diffusers import LoomVideoPipeline
 from loomvideo_diffusers.nano import NUM_FRAMES, SIDE, autoencoder, evaluation, export
 from loomvideo_diffusers.nano.autoencoder import Stage, refine_decoder, train_autoencoder
 from loomvideo_diffusers.nano.curves import plot_curves
-from loomvideo_diffusers.nano.dataset import write_dataset
+from loomvideo_diffusers.nano.dataset import HARD_SHAPES, SHAPE_TASKS, write_dataset
 from loomvideo_diffusers.nano.evaluation import ABLATIONS, evaluate, evaluate_task
 from loomvideo_diffusers.nano.export import assemble, write_card
 from loomvideo_diffusers.nano.judge import judge, look
@@ -300,11 +300,15 @@ def test_dataset(tmp_path):
                 assert np.array_equal(video, render(scene))
         for path, scene in zip(record.get("reference_image_paths", []), example.references, strict=True):
             assert np.array_equal(np.asarray(read_image(tmp_path / "data" / path)), render(scene, 1)[0])
+    for shape in HARD_SHAPES:
+        lines = (tmp_path / "data" / f"{shape}.jsonl").read_text().splitlines()
+        drawn = [e.prompt for e in examples if e.target.things[0].shape == shape and e.task in SHAPE_TASKS]
+        assert sorted(json.loads(line)["instruction"] for line in lines) == sorted(drawn)
 
 
 def test_training(untrained, tmp_path):
     """The settings in the package train the untrained model, for a step, into one that the pipelines run."""
-    write_dataset(tmp_path / "data", 1)
+    write_dataset(tmp_path / "data", 2)
     values = yaml.safe_load(files("loomvideo_diffusers.nano").joinpath("nano.yaml").read_text(encoding="utf-8"))
     values |= {"model": str(untrained), "output_dir": str(tmp_path / "run"), "steps": 1, "tracker": None}
     values["compile_blocks"] = False  # takes minutes

@@ -96,6 +96,8 @@ def _use_nano(arguments: argparse.Namespace) -> None:
             arguments.height = arguments.width = nano.SIDE
         if arguments.steps is None:
             arguments.steps = nano.NUM_INFERENCE_STEPS
+        if arguments.guidance_scale is None:
+            arguments.guidance_scale = nano.GUIDANCE_SCALE
 
 
 def _prompt(text: str) -> str:

@@ -19,10 +19,11 @@ from pathlib import Path
 # The folder of the trained model, which is part of the package
 MODEL = Path(__file__).parent / "loomvideo-nano"
 
-# What it was trained on: the sides in pixels and the frames of its videos; and the steps that it needs
+# What it was trained on: the sides in pixels and the frames of its videos; and with what it is best called
 SIDE = 96
 NUM_FRAMES = 17
 NUM_INFERENCE_STEPS = 20
+GUIDANCE_SCALE = 2.5
 
 # Of everything that is random in making it
 SEED = 0

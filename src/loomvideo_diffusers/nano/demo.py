@@ -20,7 +20,7 @@ import torch
 
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..video import contact_sheet, write_image, write_video
-from . import MODEL, NUM_FRAMES, NUM_INFERENCE_STEPS, SIDE
+from . import GUIDANCE_SCALE, MODEL, NUM_FRAMES, NUM_INFERENCE_STEPS, SIDE
 from .world import Scene, Thing, draw_frame
 
 
@@ -30,7 +30,8 @@ OUTPUT_DIR = Path("outputs/nano-demo")
 def main() -> None:
     pipe = LoomVideoPipeline.from_pretrained(MODEL, dtype=torch.float32)
     edit = LoomVideoEditPipeline.from_pipe(pipe)
-    options = {"num_inference_steps": NUM_INFERENCE_STEPS, "generator": torch.Generator().manual_seed(0)}
+    options = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
+    options["generator"] = torch.Generator().manual_seed(0)
     size = {"height": SIDE, "width": SIDE, "num_frames": NUM_FRAMES}
 
     generation = "a large red heart moves right on a checkered background"

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..video import contact_sheet, write_image, write_whole
-from . import NUM_INFERENCE_STEPS, SIDE
+from . import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, SIDE
 from .judge import judge
 from .tasks import TASKS, Example, sample_held_out
 from .world import render
@@ -151,8 +151,8 @@ def run_examples(
         pipe = LoomVideoEditPipeline.from_pipe(pipe)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    inputs |= {"num_inference_steps": NUM_INFERENCE_STEPS, "generator": generators} | options
-    frames = pipe(**inputs).frames
+    inputs |= {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE, "generator": generators}
+    frames = pipe(**inputs | options).frames
     return list((frames * 255).round().astype(np.uint8))
 
 
