@@ -313,7 +313,10 @@ def build_parser() -> argparse.ArgumentParser:
     option("--width", type=int, metavar="PIXELS", help="a multiple of 32")
     option("--steps", type=int, metavar="N", help="denoising steps (default: 50, of nano 20)")
     option(
-        "--guidance-scale", type=float, metavar="S", help="weight of the words (default: to generate 5, to edit 2.5)"
+        "--guidance-scale",
+        type=float,
+        metavar="S",
+        help="weight of the words (default: to generate 5, to edit and of nano 2.5)",
     )
     option("--guidance-scale-visual", type=float, metavar="S", help="weight of source and references (default: 1.5)")
     option("--seed", type=_seed, metavar="N", help="makes the result repeatable")
