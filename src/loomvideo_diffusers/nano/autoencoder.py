@@ -74,7 +74,7 @@ STAGES = (
 )
 LEARNING_RATE = 2e-3
 # The latents stay what they are while the decoder learns to keep whole clips sharp to their end.
-DECODER_STAGES = (Stage(steps=600, batch_size=6, num_frames=NUM_FRAMES, side=SIDE, noise=0.05),)
+DECODER_STAGES = (Stage(steps=600, batch_size=6, num_frames=NUM_FRAMES, side=SIDE, noise=0.1),)
 DECODER_LEARNING_RATE = 1e-3
 
 # Small enough to cost the pictures nothing, large enough to keep the latents in bounds.
