@@ -32,12 +32,13 @@ from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 from loomvideo_diffusers import LoomVideoPipeline
-from loomvideo_diffusers.nano import NUM_FRAMES, SIDE, autoencoder, evaluation, export
+from loomvideo_diffusers.nano import NUM_FRAMES, SIDE, autoencoder, denoised, evaluation, export
 from loomvideo_diffusers.nano.autoencoder import Stage, refine_decoder, train_autoencoder
 from loomvideo_diffusers.nano.curves import plot_curves
 from loomvideo_diffusers.nano.dataset import HARD_SHAPES, SHAPE_TASKS, write_dataset
+from loomvideo_diffusers.nano.denoised import draw_targets, read_denoised, sample_batch, write_denoised
 from loomvideo_diffusers.nano.evaluation import ABLATIONS, evaluate, evaluate_task
-from loomvideo_diffusers.nano.export import assemble, write_card
+from loomvideo_diffusers.nano.export import assemble, load_trained, write_card
 from loomvideo_diffusers.nano.judge import judge, look
 from loomvideo_diffusers.nano.tasks import BACKGROUND_WORDS, DIRECTION_WORDS, TASKS, sample_family, sample_held_out
 from loomvideo_diffusers.nano.untrained import make_processor, make_untrained
@@ -237,7 +238,6 @@ def trained_autoencoder(tmp_path_factory):
 
 def shorten(context):
     context.setattr(autoencoder, "STAGES", (Stage(2, 2, 1, 32, 0.0), Stage(2, 1, 5, 32, 0.05)))
-    context.setattr(autoencoder, "DECODER_STAGES", (Stage(2, 1, 5, 32, 0.05),))
     context.setattr(autoencoder, "CHECKPOINT_EVERY", 2)
     context.setattr(autoencoder, "NUM_MEASURED_CLIPS", 2)
 
@@ -270,10 +270,37 @@ def test_the_autoencoder_resumes(trained_autoencoder, tmp_path, monkeypatch):
         assert torch.equal(tensor, weights[1][name])
 
 
-def test_the_decoder_is_refined_alone(trained_autoencoder, tmp_path, monkeypatch):
-    shorten(monkeypatch)
+def test_the_decoder_is_refined_alone(trained_autoencoder, untrained, tmp_path, monkeypatch):
+    """It learns from latents that denoising made of clips; what is encoded stays as it was."""
+    for module in (autoencoder, denoised):
+        monkeypatch.setattr(module, "NUM_BATCHES", 2)
+    monkeypatch.setattr(autoencoder, "DECODER_STEPS", 3)
+    monkeypatch.setattr(denoised, "BATCH_SIZE", 1)
+    pipe = LoomVideoPipeline.from_pretrained(untrained)
+    truths = iter([pipe.encode_pixels(draw_targets(sample_batch(index))) for index in range(2)])
+    sigmas = []
+
+    def know_all(module, args, inputs, output):
+        """The velocity from the clip to its noise, in the place of the model's."""
+        sigma = inputs["timestep"].view(-1, 1, 1, 1, 1) / 1000
+        if not sigmas or sigma[0] > sigmas[-1]:
+            know_all.truth = next(truths)
+        sigmas.append(float(sigma[0]))
+        return ((inputs["hidden_states"] - know_all.truth) / sigma,)
+
+    hook = pipe.transformer.register_forward_hook(know_all, with_kwargs=True)
+    write_denoised(pipe, tmp_path / "denoised")
+    hook.remove()
+    latents, pixels = read_denoised(tmp_path / "denoised", 1)
+    assert pixels.shape == (1, 3, NUM_FRAMES, SIDE, SIDE)
+    assert torch.allclose(latents, know_all.truth, atol=1e-2)
+    assert max(sigmas) < denoised.MOST_NOISE
+    # The scheduler is as it was.
+    pipe.scheduler.set_timesteps(20)
+    assert pipe.scheduler.sigmas[0] > 0.99
+
     before = AutoencoderKLWan.from_pretrained(trained_autoencoder)
-    after = AutoencoderKLWan.from_pretrained(refine_decoder(trained_autoencoder, tmp_path))
+    after = AutoencoderKLWan.from_pretrained(refine_decoder(trained_autoencoder, tmp_path / "denoised", tmp_path))
     assert before.config.latents_std == after.config.latents_std
     pixels = torch.rand(1, 3, 5, 32, 32)
     latents = [vae.encode(pixels).latent_dist.mode() for vae in (before, after)]
@@ -318,7 +345,7 @@ def test_training(untrained, tmp_path):
     train(TrainingConfig.model_validate(values))
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
-    assemble(untrained, tmp_path / "run", untrained / "vae", tmp_path / "model")
+    assemble(load_trained(untrained, tmp_path / "run"), untrained / "vae", tmp_path / "model")
     pipe = LoomVideoPipeline.from_pretrained(tmp_path / "model")
     video = pipe("a red square moves right", height=SIDE, width=SIDE, num_frames=5, num_inference_steps=1).frames
     assert video.shape == (1, 5, SIDE, SIDE, 3)

@@ -25,8 +25,9 @@ import torch
 from .autoencoder import refine_decoder, train_autoencoder
 from .curves import plot_curves
 from .dataset import write_dataset
+from .denoised import write_denoised
 from .evaluation import evaluate
-from .export import assemble, write_card
+from .export import assemble, load_trained, write_card
 from .untrained import make_untrained
 
 
@@ -43,10 +44,12 @@ def main() -> None:
     num_processes = 1 if torch.cuda.is_available() else os.cpu_count()
     _train(num_processes, "--precompute-only")
     _train(1, "--resume")
-    decoder = refine_decoder(autoencoder, OUTPUT_DIR)
+    pipe = load_trained(OUTPUT_DIR / "untrained", OUTPUT_DIR / "run")
+    write_denoised(pipe, OUTPUT_DIR / "denoised")
+    decoder = refine_decoder(autoencoder, OUTPUT_DIR / "denoised", OUTPUT_DIR)
 
     model = OUTPUT_DIR / "loomvideo-nano"
-    assemble(OUTPUT_DIR / "untrained", OUTPUT_DIR / "run", decoder, model)
+    assemble(pipe, decoder, model)
     results = evaluate(model, OUTPUT_DIR / "results.json", model / "samples")
     plot_curves(
         autoencoder.with_suffix(".csv"),

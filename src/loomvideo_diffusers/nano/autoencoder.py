@@ -14,6 +14,7 @@
 """Trains LoomVideo-nano's autoencoder on scenes that are drawn as they are needed."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.optimization import get_cosine_schedule_with_warmup
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from ..training.checkpoints import replace_folder
 from ..video import write_whole
 from . import NUM_FRAMES, SEED, SIDE
+from .denoised import NUM_BATCHES, read_denoised
 from .world import STYLES, Scene, add_thing, draw_frame, frame_times, render, sample_scene
 
 
@@ -73,8 +75,7 @@ STAGES = (
     Stage(steps=120, batch_size=8, num_frames=NUM_FRAMES, side=SIDE, noise=0.05),
 )
 LEARNING_RATE = 2e-3
-# The latents stay what they are while the decoder learns to keep whole clips sharp to their end.
-DECODER_STAGES = (Stage(steps=600, batch_size=6, num_frames=NUM_FRAMES, side=SIDE, noise=0.1),)
+DECODER_STEPS = 600
 DECODER_LEARNING_RATE = 1e-3
 
 # Small enough to cost the pictures nothing, large enough to keep the latents in bounds.
@@ -85,21 +86,32 @@ NUM_MEASURED_CLIPS = 64
 
 
 class Batches(Dataset):
-    """Batches of random scenes in all styles, float32 `[B, 3, F, H, W]` in [-1, 1], one for each step from `first`."""
+    """For each step random scenes in all styles, float32 `[B, 3, F, H, W]` in [-1, 1], and the noise to add."""
 
-    def __init__(self, stages: tuple[Stage, ...], first: int):
-        self.stages = [stage for stage in stages for _ in range(stage.steps)]
-        self.first = first
+    def __init__(self):
+        self.stages = [stage for stage in STAGES for _ in range(stage.steps)]
 
     def __len__(self) -> int:
-        return len(self.stages) - self.first
+        return len(self.stages)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, float]:
-        index += self.first
         stage = self.stages[index]
         rng = np.random.default_rng([SEED, index])
         clips = [_crop(sample_any_scene(rng), stage, rng) for _ in range(stage.batch_size)]
         return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1, stage.noise
+
+
+class DenoisedBatches(Dataset):
+    """For each step the latents that `write_denoised` wrote, and the pixels that they should be decoded to."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return DECODER_STEPS
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return read_denoised(self.folder, index % NUM_BATCHES)
 
 
 def _crop(scene: Scene, stage: Stage, rng: np.random.Generator) -> np.ndarray:
@@ -135,7 +147,17 @@ def train_autoencoder(output_dir: Path) -> Path:
     vae = AutoencoderKLWan(**CONFIG)
     with torch.no_grad():
         vae.quant_conv.bias[CONFIG["z_dim"] :] = FIRST_LOG_VARIANCE
-    _train(vae, STAGES, LEARNING_RATE, result)
+
+    def encode_and_decode(batch: tuple[torch.Tensor, float], step: int) -> tuple[torch.Tensor, ...]:
+        pixels, noise = batch
+        pixels = pixels.to(memory_format=torch.channels_last_3d)
+        generator = torch.Generator().manual_seed(2**32 * SEED + step)
+        posterior = vae.encode(pixels).latent_dist
+        latents = posterior.sample(generator)
+        latents = latents + noise * latents.std().detach() * torch.randn(latents.shape, generator=generator)
+        return pixels, vae.decode(latents).sample, posterior.kl().sum() / pixels.numel()
+
+    _train(vae, Batches(), encode_and_decode, LEARNING_RATE, result)
     mean, std = measure_latents(vae)
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     replace_folder(result, vae.save_pretrained)
@@ -143,12 +165,14 @@ def train_autoencoder(output_dir: Path) -> Path:
     return result
 
 
-def refine_decoder(autoencoder: Path, output_dir: Path) -> Path:
+def refine_decoder(autoencoder: Path, denoised: Path, output_dir: Path) -> Path:
     """
-    Trains the decoder of a trained autoencoder on, alone, so that all that was learned of its latents stays right.
+    Trains the decoder of a trained autoencoder on, alone, so that all that was learned of its latents stays right: it
+    learns to draw what comes out of denoising as sharp as it should be, in clips of full length.
 
     Args:
         autoencoder: folder of the `AutoencoderKLWan`.
+        denoised: folder that `write_denoised` wrote.
         output_dir: the folder for the checkpoint, the log `decoder.csv` and the result.
 
     Returns:
@@ -160,17 +184,37 @@ def refine_decoder(autoencoder: Path, output_dir: Path) -> Path:
     vae = AutoencoderKLWan.from_pretrained(autoencoder)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    _train(vae, DECODER_STAGES, DECODER_LEARNING_RATE, result)
+    mean, std = (
+        torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+
+    def decode(batch: tuple[torch.Tensor, torch.Tensor], step: int) -> tuple[torch.Tensor, ...]:
+        latents, pixels = batch
+        latents = (latents * std + mean).to(memory_format=torch.channels_last_3d)
+        return pixels, vae.decode(latents).sample, torch.zeros(())
+
+    _train(vae, DenoisedBatches(denoised), decode, DECODER_LEARNING_RATE, result)
     replace_folder(result, vae.save_pretrained)
     result.with_suffix(".pt").unlink()
     return result
 
 
-def _train(vae: AutoencoderKLWan, stages: tuple[Stage, ...], learning_rate: float, result: Path) -> None:
-    """Trains what of the autoencoder needs gradients, with a checkpoint and a log named like the result."""
+def _train(
+    vae: AutoencoderKLWan,
+    batches: Dataset,
+    decode: Callable[[Any, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    learning_rate: float,
+    result: Path,
+) -> None:
+    """
+    Trains what of the autoencoder needs gradients, with a checkpoint and a log named like the result.
+
+    Of a batch and the number of its step, `decode` makes pixels, what they are decoded to, and the divergence (KL) of
+    the latents from a normal distribution.
+    """
     result.parent.mkdir(parents=True, exist_ok=True)
     checkpoint, log = result.with_suffix(".pt"), result.with_suffix(".csv")
-    steps = sum(stage.steps for stage in stages)
+    steps = len(batches)
     parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     matrices, optimizers = _make_optimizers(parameters, learning_rate)
     schedulers = [get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps) for optimizer in optimizers]
@@ -184,19 +228,13 @@ def _train(vae: AutoencoderKLWan, stages: tuple[Stage, ...], learning_rate: floa
             schedulers[place].load_state_dict(state["schedulers"][place])
     rows = _read_log(log, first_step)
 
-    batches = DataLoader(Batches(stages, first_step), batch_size=None, num_workers=1)
-    progress_bar = tqdm(batches, total=steps, initial=first_step, desc=f"Training the {result.name}")
-    for step, (pixels, noise) in enumerate(progress_bar, start=first_step + 1):
-        pixels = pixels.to(memory_format=torch.channels_last_3d)
-        generator = torch.Generator().manual_seed(2**32 * SEED + step)
+    remaining = DataLoader(Subset(batches, range(first_step, steps)), batch_size=None, num_workers=1)
+    progress_bar = tqdm(remaining, total=steps, initial=first_step, desc=f"Training the {result.name}")
+    for step, batch in enumerate(progress_bar, start=first_step + 1):
         with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(pixels).latent_dist
-            latents = posterior.sample(generator)
-            latents = latents + noise * latents.std().detach() * torch.randn(latents.shape, generator=generator)
-            decoded = vae.decode(latents).sample
+            pixels, decoded, kl = decode(batch, step)
         decoded = decoded.float()
         square = F.mse_loss(decoded, pixels)
-        kl = posterior.kl().sum() / pixels.numel()
         loss = F.l1_loss(decoded, pixels) + 2 * square + KL_WEIGHT * kl
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

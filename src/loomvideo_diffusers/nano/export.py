@@ -34,24 +34,33 @@ from .world import BACKGROUNDS, COLORS, SHAPES, SIZES
 PARTS = ("transformer", "text_encoder", "vae")
 
 
-def assemble(untrained: Path, run: Path, vae: Path, folder: Path) -> None:
+def load_trained(untrained: Path, run: Path) -> LoomVideoPipeline:
     """
-    Writes the model in float16, with its own code, unless the folder is there.
+    Loads what was trained, in float32.
 
     Args:
         untrained: folder of the pipeline that the training began with.
         run: output folder of the training.
-        vae: folder of the autoencoder.
+    """
+    return LoomVideoPipeline.from_pretrained(
+        untrained,
+        transformer=LoomVideoTransformer3DModel.from_pretrained(run / "transformer"),
+        text_encoder=Qwen3VLModel.from_pretrained(run / "text_encoder"),
+    )
+
+
+def assemble(pipe: LoomVideoPipeline, vae: Path, folder: Path) -> None:
+    """
+    Writes the model in float16, with its own code, unless the folder is there.
+
+    Args:
+        pipe: the trained pipeline.
+        vae: folder of the autoencoder to put in the place of its own.
         folder: the folder to make.
     """
     if folder.exists():
         return
-    pipe = LoomVideoPipeline.from_pretrained(
-        untrained,
-        transformer=LoomVideoTransformer3DModel.from_pretrained(run / "transformer"),
-        text_encoder=Qwen3VLModel.from_pretrained(run / "text_encoder"),
-        vae=AutoencoderKLWan.from_pretrained(vae),
-    )
+    pipe.register_modules(vae=AutoencoderKLWan.from_pretrained(vae))
     replace_folder(folder, pipe.to(torch.float16).save_pretrained)
 
 

@@ -1,0 +1,98 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What denoising makes of clips for training, so that the decoder can learn to draw that as sharp as it should be."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from ..pipelines import LoomVideoPipeline
+from ..video import write_whole
+from . import GUIDANCE_SCALE, SEED
+from .dataset import HARD_SHAPES
+from .evaluation import call
+from .tasks import TASKS, Example
+from .world import render, sample_scene
+
+
+VIDEO_TASKS = tuple(task for task in TASKS if task != "text to image")
+NUM_BATCHES = 300
+BATCH_SIZE = 6
+# The clips get noise and lose it again. With less noise than this it is as good as none, with more the model may well
+# decide on another clip.
+LEAST_NOISE, MOST_NOISE = 0.2, 0.8
+NUM_STEPS = 4
+
+
+def sample_batch(index: int) -> list[Example]:
+    """Draws examples of one task, nothing held out among them, half of them of `HARD_SHAPES`."""
+    rng = np.random.default_rng([SEED, 2, index])
+    task = TASKS[VIDEO_TASKS[index % len(VIDEO_TASKS)]]
+    shapes = [str(rng.choice(HARD_SHAPES)) if rng.random() < 0.5 else None for _ in range(BATCH_SIZE)]
+    return [task(sample_scene(rng, shape=shape), rng, False) for shape in shapes]
+
+
+@torch.no_grad()
+def write_denoised(pipe: LoomVideoPipeline, folder: Path) -> None:
+    """
+    Gives clips noise and has the model take it away, and keeps the latents of each batch, unless they are there.
+
+    Args:
+        pipe: the model.
+        folder: for the files that `read_denoised` reads, of `NUM_BATCHES` batches.
+    """
+    scheduler = pipe.scheduler
+    shift = scheduler.config.flow_shift
+    for index in tqdm(range(NUM_BATCHES), desc="Denoising clips"):
+        path = _path(folder, index)
+        if path.exists():
+            continue
+        generator = torch.Generator().manual_seed(2**32 * SEED + index)
+        level = np.random.default_rng([SEED, 3, index]).uniform(LEAST_NOISE, MOST_NOISE)
+        examples = sample_batch(index)
+        latents = pipe.encode_pixels(draw_targets(examples))
+        noise = torch.randn(latents.shape, generator=generator)
+        # The scheduler shifts the sigmas that it is given.
+        sigmas = np.linspace(level / (shift - (shift - 1) * level), 0, NUM_STEPS + 1)[:-1]
+        scheduler.set_timesteps = partial(type(scheduler).set_timesteps, scheduler, sigmas=sigmas)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = call(
+                pipe,
+                examples,
+                latents=(1 - level) * latents + level * noise,
+                num_inference_steps=NUM_STEPS,
+                guidance_scale=GUIDANCE_SCALE,
+                output_type="latent",
+            )
+        write_whole(path, partial(save_file, {"latents": latents.half().contiguous()}))
+    del scheduler.set_timesteps
+
+
+def read_denoised(folder: Path, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch: the latents, normalized, float32 `[B, C, T, h, w]`, and the pixels that they should be decoded to."""
+    return load_file(_path(folder, index))["latents"].float(), draw_targets(sample_batch(index))
+
+
+def draw_targets(examples: list[Example]) -> torch.Tensor:
+    """Draws what examples ask for as float32 `[B, 3, F, H, W]` in [-1, 1]."""
+    clips = np.stack([render(example.target, example.num_frames) for example in examples])
+    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def _path(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.safetensors"
