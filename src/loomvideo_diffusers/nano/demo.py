@@ -14,13 +14,15 @@
 """Generates, edits, edits with a reference and composes references: `python -m loomvideo_diffusers.nano.demo`."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..video import contact_sheet, write_image, write_video
-from . import GUIDANCE_SCALE, MODEL, NUM_FRAMES, NUM_INFERENCE_STEPS, SIDE
+from . import GUIDANCE_SCALE, MODEL, NUM_FRAMES, NUM_INFERENCE_STEPS, SEED, SIDE
 from .world import Scene, Thing, draw_frame
 
 
@@ -30,23 +32,21 @@ OUTPUT_DIR = Path("outputs/nano-demo")
 def main() -> None:
     pipe = LoomVideoPipeline.from_pretrained(MODEL, dtype=torch.float32)
     edit = LoomVideoEditPipeline.from_pipe(pipe)
-    options = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
-    options["generator"] = torch.Generator().manual_seed(0)
     size = {"height": SIDE, "width": SIDE, "num_frames": NUM_FRAMES}
 
     generation = "a large red heart moves right on a checkered background"
-    heart = pipe(generation, **size, **options).frames[0]
+    heart = _run(pipe, generation, **size)
 
     change = "make the heart blue"
-    blue_heart = edit(change, video=heart, **options).frames[0]
+    blue_heart = _run(edit, change, video=heart)
 
     change_by_reference = "turn the heart into the shape of @Image 1"
     star = _picture("star", "green", "black")
-    starry = edit(change_by_reference, video=heart, reference_images=star, **options).frames[0]
+    starry = _run(edit, change_by_reference, video=heart, reference_images=star)
 
     composition = "@Image 1 moves up and to the left on @Image 2"
     pictures = [_picture("triangle", "orange", "white"), PIL.Image.fromarray(draw_frame(Scene((), "striped"), 0))]
-    composed = pipe(composition, reference_images=pictures, **size, **options).frames[0]
+    composed = _run(pipe, composition, reference_images=pictures, **size)
 
     rows = [
         (f"generate: {generation}", heart),
@@ -68,6 +68,13 @@ def main() -> None:
     labels, clips = zip(*rows)
     write_image(path, contact_sheet(clips, height=SIDE, labels=labels))
     print(f"Wrote {path}: each source above its result.")
+
+
+def _run(pipe: LoomVideoPipeline | LoomVideoEditPipeline, prompt: str, **inputs: Any) -> np.ndarray:
+    """Calls a pipeline as nano is best called; returns the video, `[F, SIDE, SIDE, 3]` in [0, 1]."""
+    generator = torch.Generator().manual_seed(SEED)
+    options = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE, "generator": generator}
+    return pipe(prompt, **inputs, **options).frames[0]
 
 
 def _picture(shape: str, color: str, background: str) -> PIL.Image.Image:

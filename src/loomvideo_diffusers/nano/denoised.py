@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import UniPCMultistepScheduler
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -39,6 +40,17 @@ LEAST_NOISE, MOST_NOISE = 0.2, 0.8
 NUM_STEPS = 4
 
 
+class LateScheduler(UniPCMultistepScheduler):
+    """Begins where there is but a share of noise, its `level`."""
+
+    level = 1.0
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        shift = self.config.flow_shift
+        first = self.level / (shift - (shift - 1) * self.level)  # before it is shifted
+        super().set_timesteps(sigmas=np.linspace(first, 0, num_inference_steps + 1)[:-1], device=device)
+
+
 def sample_batch(index: int) -> list[Example]:
     """Draws examples of one task, nothing held out among them, half of them of `HARD_SHAPES`."""
     rng = np.random.default_rng([SEED, 2, index])
@@ -56,20 +68,17 @@ def write_denoised(pipe: LoomVideoPipeline, folder: Path) -> None:
         pipe: the model.
         folder: for the files that `read_denoised` reads, of `NUM_BATCHES` batches.
     """
-    scheduler = pipe.scheduler
-    shift = scheduler.config.flow_shift
+    scheduler = LateScheduler.from_config(pipe.scheduler.config)
+    pipe = LoomVideoPipeline(**pipe.components | {"scheduler": scheduler})
     for index in tqdm(range(NUM_BATCHES), desc="Denoising clips"):
         path = _path(folder, index)
         if path.exists():
             continue
         generator = torch.Generator().manual_seed(2**32 * SEED + index)
-        level = np.random.default_rng([SEED, 3, index]).uniform(LEAST_NOISE, MOST_NOISE)
+        scheduler.level = level = np.random.default_rng([SEED, 3, index]).uniform(LEAST_NOISE, MOST_NOISE)
         examples = sample_batch(index)
         latents = pipe.encode_pixels(draw_targets(examples))
         noise = torch.randn(latents.shape, generator=generator)
-        # The scheduler shifts the sigmas that it is given.
-        sigmas = np.linspace(level / (shift - (shift - 1) * level), 0, NUM_STEPS + 1)[:-1]
-        scheduler.set_timesteps = partial(type(scheduler).set_timesteps, scheduler, sigmas=sigmas)
         with torch.autocast("cpu", torch.bfloat16):
             latents = call(
                 pipe,
@@ -80,7 +89,6 @@ def write_denoised(pipe: LoomVideoPipeline, folder: Path) -> None:
                 output_type="latent",
             )
         write_whole(path, partial(save_file, {"latents": latents.half().contiguous()}))
-    del scheduler.set_timesteps
 
 
 def read_denoised(folder: Path, index: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,9 +32,9 @@ from .tasks import TASKS, Example, sample_held_out
 from .world import render
 
 
-NUM_EXAMPLES = 30
+NUM_EXAMPLES = 20
 # Of the comparisons, which need less to show what is missing
-NUM_COMPARED = 10
+NUM_COMPARED = 6
 SEEDS = (0, 1, 2)
 BATCH_SIZE = 12
 
