@@ -35,7 +35,7 @@ from loomvideo_diffusers import LoomVideoPipeline
 from loomvideo_diffusers.nano import NUM_FRAMES, SIDE, autoencoder, denoised, evaluation, export
 from loomvideo_diffusers.nano.autoencoder import Stage, refine_decoder, train_autoencoder
 from loomvideo_diffusers.nano.curves import plot_curves
-from loomvideo_diffusers.nano.dataset import HARD_SHAPES, SHAPE_TASKS, write_dataset
+from loomvideo_diffusers.nano.dataset import write_dataset
 from loomvideo_diffusers.nano.denoised import LateScheduler, draw_targets, read_denoised, sample_batch, write_denoised
 from loomvideo_diffusers.nano.evaluation import ABLATIONS, evaluate, evaluate_task
 from loomvideo_diffusers.nano.export import assemble, load_trained, write_card
@@ -69,8 +69,8 @@ def test_a_scene_is_drawn_as_described():
     video = render(scene)
     assert video.shape == (NUM_FRAMES, SIDE, SIDE, 3)
     assert video.dtype == np.uint8
-    assert tuple(video[0, 40, 30]) == tuple(video[-1, 40, 62]) == COLORS["red"]
-    assert tuple(video[0, 40, 62]) == tuple(video[-1, 40, 30]) == (14, 14, 18)
+    assert tuple(video[0, 40, 30]) == tuple(video[-1, 40, 54]) == COLORS["red"]
+    assert tuple(video[0, 40, 54]) == tuple(video[-1, 40, 30]) == (14, 14, 18)
     inverted = Scene(scene.things, "black", "inverted")
     assert np.array_equal(render(inverted), 255 - video)
     outline = render(Scene(scene.things, "black", "outline"))
@@ -325,10 +325,6 @@ def test_dataset(tmp_path):
                 assert np.array_equal(video, render(scene))
         for path, scene in zip(record.get("reference_image_paths", []), example.references, strict=True):
             assert np.array_equal(np.asarray(read_image(tmp_path / "data" / path)), render(scene, 1)[0])
-    for shape in HARD_SHAPES:
-        lines = (tmp_path / "data" / f"{shape}.jsonl").read_text().splitlines()
-        drawn = [e.prompt for e in examples if e.target.things[0].shape == shape and e.task in SHAPE_TASKS]
-        assert sorted(json.loads(line)["instruction"] for line in lines) == sorted(drawn)
 
 
 def test_training(untrained, tmp_path):

@@ -32,7 +32,7 @@ from .untrained import make_untrained
 
 
 OUTPUT_DIR = Path("outputs/nano")
-NUM_FAMILIES = 1000
+NUM_FAMILIES = 600
 
 
 def main() -> None:

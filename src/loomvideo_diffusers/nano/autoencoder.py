@@ -70,8 +70,8 @@ class Stage:
 # of whole clips. Decoding has to bear what denoising leaves over, so at last noise is added to the latents: a share
 # of their own deviation.
 STAGES = (
-    Stage(steps=1200, batch_size=16, num_frames=1, side=64, noise=0.0),
-    Stage(steps=1300, batch_size=8, num_frames=9, side=64, noise=0.05),
+    Stage(steps=800, batch_size=16, num_frames=1, side=64, noise=0.0),
+    Stage(steps=900, batch_size=8, num_frames=9, side=64, noise=0.05),
     Stage(steps=120, batch_size=8, num_frames=NUM_FRAMES, side=SIDE, noise=0.05),
 )
 LEARNING_RATE = 2e-3

@@ -29,40 +29,23 @@ from .world import Scene, render
 
 
 # Shapes that take longest to learn, and the tasks in which a shape has to be drawn that is not there yet
-HARD_SHAPES = ("star", "cross")
-SHAPE_TASKS = (
-    "replace",
-    "replace by reference",
-    "text to video",
-    "text to image",
-    "reference to video",
-    "thing and background to video",
-    "shape and color to video",
-)
-
-
 def write_dataset(folder: Path, num_families: int) -> None:
     """
     Writes so many families of examples, each into a folder of its own, unless `folder` is there already.
 
     The records are divided by task, `text-to-video.jsonl` and so on, for the weights that the training gives them.
-    Those in which one of `HARD_SHAPES` has to be drawn come once more, in `star.jsonl` and `cross.jsonl`.
     """
     if folder.exists():
         return
 
     def write(unfinished: Path) -> None:
-        lines = {name: [] for name in (*TASKS, *HARD_SHAPES)}
+        lines = {task: [] for task in TASKS}
         for index in tqdm(range(num_families), desc="Drawing clips"):
             family = sample_family(np.random.default_rng([SEED, index]))
             for example, record in zip(family, _write_family(unfinished, f"{index:05d}", family)):
-                line = json.dumps(record) + "\n"
-                lines[example.task].append(line)
-                shape = example.target.things[0].shape
-                if example.task in SHAPE_TASKS and shape in HARD_SHAPES:
-                    lines[shape].append(line)
-        for name, of_name in lines.items():
-            (unfinished / f"{name.replace(' ', '-')}.jsonl").write_text("".join(of_name), encoding="utf-8")
+                lines[example.task].append(json.dumps(record) + "\n")
+        for task, of_task in lines.items():
+            (unfinished / f"{task.replace(' ', '-')}.jsonl").write_text("".join(of_task), encoding="utf-8")
 
     replace_folder(folder, write)
 

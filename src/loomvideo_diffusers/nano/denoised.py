@@ -25,7 +25,6 @@ from tqdm import tqdm
 from ..pipelines import LoomVideoPipeline
 from ..video import write_whole
 from . import GUIDANCE_SCALE, SEED
-from .dataset import HARD_SHAPES
 from .evaluation import call
 from .tasks import TASKS, Example
 from .world import render, sample_scene
@@ -52,11 +51,10 @@ class LateScheduler(UniPCMultistepScheduler):
 
 
 def sample_batch(index: int) -> list[Example]:
-    """Draws examples of one task, nothing held out among them, half of them of `HARD_SHAPES`."""
+    """Draws examples of one task, nothing held out among them."""
     rng = np.random.default_rng([SEED, 2, index])
     task = TASKS[VIDEO_TASKS[index % len(VIDEO_TASKS)]]
-    shapes = [str(rng.choice(HARD_SHAPES)) if rng.random() < 0.5 else None for _ in range(BATCH_SIZE)]
-    return [task(sample_scene(rng, shape=shape), rng, False) for shape in shapes]
+    return [task(sample_scene(rng), rng, False) for _ in range(BATCH_SIZE)]
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ BACKGROUNDS = ("white", "black", "striped", "checkered")
 STYLES = ("filled", "outline", "inverted")
 
 # The radius of the circle around a shape, in pixels
-SIZES = {"small": 13, "medium": 17, "large": 21}
+SIZES = {"small": 15, "medium": 19, "large": 23}
 
 # Which way a shape moves, rows counted downwards
 DIRECTIONS = {
@@ -55,11 +55,15 @@ DIRECTIONS = {
 }
 
 # How far a shape moves in a clip, along each axis on which it moves, in pixels
-TRAVEL = 32
+TRAVEL = 24
+
+# How far, along each axis, the middle of a path may lie from the middle of the frame, in pixels. It is little, so that
+# words alone say much of how a clip looks: they are learned sooner the more they foretell.
+SPREAD = 8
 
 # Where a second shape can be, which does not move
-CORNERS = {"top left": (18, 18), "top right": (78, 18), "bottom left": (18, 78), "bottom right": (78, 78)}
-CORNER_RADIUS = 12
+CORNERS = {"top left": (15, 15), "top right": (81, 15), "bottom left": (15, 81), "bottom right": (81, 81)}
+CORNER_RADIUS = 11
 
 # Shapes are drawn so many times larger, and placed to such a fraction of a pixel.
 SUPERSAMPLING = 4
@@ -181,7 +185,7 @@ def _polygon(shape: str) -> list[tuple[float, float]]:
     if shape == "triangle":
         return [(0, -1.1), (1, 0.55), (-1, 0.55)]
     if shape == "star":
-        radii = [1.12, 0.48] * 5
+        radii = [1.12, 0.56] * 5
         angles = [math.pi * (index / 5 - 0.5) for index in range(10)]
         return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in zip(radii, angles)]
     if shape == "heart":
@@ -189,7 +193,7 @@ def _polygon(shape: str) -> list[tuple[float, float]]:
         x = np.sin(angles) ** 3
         y = -(13 * np.cos(angles) - 5 * np.cos(2 * angles) - 2 * np.cos(3 * angles) - np.cos(4 * angles)) / 16
         return list(zip(x.tolist(), (y + 0.03).tolist()))
-    arm, width = 1.0, 0.34
+    arm, width = 1.0, 0.38
     return [
         (-width, -arm),
         (width, -arm),
@@ -226,9 +230,8 @@ def sample_thing(
     direction = direction or str(rng.choice(list(DIRECTIONS)))
     start = []
     for step in DIRECTIONS[direction]:
-        low, high = radius + 3, SIDE - radius - 3
-        low, high = low - min(TRAVEL * step, 0), high - max(TRAVEL * step, 0)
-        start.append(float(rng.integers(low * SUPERSAMPLING, high * SUPERSAMPLING + 1)) / SUPERSAMPLING)
+        middle = SIDE / 2 + rng.integers(-SPREAD * SUPERSAMPLING, SPREAD * SUPERSAMPLING + 1) / SUPERSAMPLING
+        start.append(float(middle - TRAVEL * step / 2))
     return Thing(shape, color, radius, direction, (start[0], start[1]))
 
 
@@ -240,8 +243,8 @@ def sample_scene(rng: np.random.Generator, held_out: bool = False, **given: str 
 def add_thing(scene: Scene, rng: np.random.Generator) -> tuple[Scene, str]:
     """Puts a still thing of another shape and color into the corner that is farthest from the first thing's path."""
     first = scene.things[0]
-    middle = first.center(0.5)
-    corner = max(CORNERS, key=lambda name: math.dist(CORNERS[name], middle))
+    path = [first.center(time) for time in (0, 0.5, 1)]
+    corner = max(CORNERS, key=lambda name: min(math.dist(CORNERS[name], center) for center in path))
     while True:
         thing = sample_thing(rng, direction="still")
         if thing.shape != first.shape and thing.color != first.color:
