@@ -11,9 +11,10 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Bringing published weights into the format of diffusers."""
+"""Bringing published weights into the format of diffusers, and models to the Hub."""
 
-from .convert import convert
+from .convert import convert, find_sources, plan_conversion, verify, write
+from .publish import push
 
 
-__all__ = ["convert"]
+__all__ = ["convert", "find_sources", "plan_conversion", "push", "verify", "write"]

@@ -14,17 +14,28 @@
 """The miniature checkpoint, what the published implementation computed with it, and a converted copy."""
 
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hub_server import Hub, start_hub
 from safetensors import safe_open
 
-from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel
-from loomvideo_diffusers.conversion import convert
-from loomvideo_diffusers.video import sample_frame_indices
+
+# Before the Hub's client is imported, which reads then where the Hub and its cache are
+HUB = start_hub()
+HOME = tempfile.TemporaryDirectory()
+ENVIRONMENT = {"HF_ENDPOINT": HUB.address, "HF_HOME": HOME.name, "HF_TOKEN": "hf_mine", "HF_HUB_DISABLE_XET": "1"}
+os.environ |= ENVIRONMENT
+
+from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel  # noqa: E402
+from loomvideo_diffusers.conversion import convert  # noqa: E402
+from loomvideo_diffusers.video import sample_frame_indices  # noqa: E402
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -80,7 +91,7 @@ def model_folder(tmp_path_factory) -> Path:
         GOLDEN / "LoomVideo",
         GOLDEN / "Qwen3-VL",
         GOLDEN / "Wan2.2-TI2V",
-        tmp_path_factory.mktemp("converted") / "model",
+        tmp_path_factory.mktemp("converted") / "loomvideo-5b",
         torch.float32,
     )
 
@@ -108,3 +119,11 @@ def edit(model_folder) -> LoomVideoEditPipeline:
 def clip() -> np.ndarray:
     """A clip of 9 frames in which every pixel and frame differs."""
     return np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def hub() -> Hub:
+    """A Hub on this machine in the place of the real one: empty, with an account that may write; nothing is cached."""
+    HUB.reset()
+    shutil.rmtree(Path(HOME.name) / "hub", ignore_errors=True)
+    return HUB

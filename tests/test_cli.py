@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def test_convert_and_edit(tmp_path):
         "--dtype", "float32",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"Wrote {tmp_path / 'model'}: ")
+    left_out, wrote = result.stdout.splitlines()
+    assert left_out.startswith("Left out, as the model does not use it: condition_embedder.text_embedder.")
+    assert wrote.startswith(f"Wrote {tmp_path / 'model'}: 2.8 MB of weights")
     assert "Converting" in result.stderr
     assert "UNEXPECTED" not in result.stderr
 
@@ -141,8 +144,9 @@ def test_info(model_folder):
     result = run("info", model_folder)
     assert result.returncode == 0
     lines = result.stdout.splitlines()
-    assert len(lines) == 5
-    assert "LoomVideoTransformer3DModel         150,400 parameters, F32" in lines[3]
+    assert "LoomVideoTransformer3DModel         150,400 parameters, float32, 0.6 MB" in lines[3]
+    assert lines[5].split() == ["made", "from", "loomvideo", "LoomVideo", "gen_model.pth"]
+    assert lines[-1].split() == ["made", "with", "torch", version("torch")]
     result = run("info")
     assert result.returncode == 0
     assert "diffusers" in result.stdout
@@ -192,7 +196,7 @@ def test_bad_input(model_folder, tmp_path):
         (["info", damaged], "Error while deserializing"),
         (
             ["convert", "--loomvideo", tmp_path, "--mllm", tmp_path, "--wan", tmp_path, "-o", tmp_path / "m"],
-            "gen_model",
+            "has no config.json",
         ),
         (["info", tmp_path], "has no model_index.json"),
     ):

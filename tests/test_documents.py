@@ -43,6 +43,7 @@ SUBSTITUTES = {
     "MSALab/LoomVideo": str(GOLDEN / "LoomVideo"),
     "Qwen/Qwen3-VL-8B-Instruct": str(GOLDEN / "Qwen3-VL"),
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": str(GOLDEN / "Wan2.2-TI2V"),
+    "OWNER/": "me/",
     '"cuda"': '"cpu"',
     "enable_model_cpu_offload()": 'enable_model_cpu_offload(device="cpu")',
 }
@@ -61,6 +62,8 @@ def snippets(document: Path, language: str) -> list[str]:
 def workplace(tmp_path, monkeypatch, model_folder):
     """A folder with the files that the snippets name, in which calls without sizes are small."""
     monkeypatch.chdir(tmp_path)
+    for source in ("LoomVideo", "Qwen3-VL", "Wan2.2-TI2V"):  # as the converted model's card calls them
+        Path(source).symlink_to(GOLDEN / source)
     shutil.copy(FIXTURES / "cat.mp4", "street.mp4")
     write_video("street.gif", read_video("street.mp4"))
     for name in ("street.jpg", "shirt.jpg", "man.jpg", "lawn.jpg"):
@@ -103,8 +106,11 @@ def workplace(tmp_path, monkeypatch, model_folder):
     return tmp_path
 
 
-@pytest.mark.parametrize(("document", "count"), [(README, 9), (CARD, 2)], ids=lambda value: getattr(value, "name", ""))
-def test_shell(document, count, workplace, model_folder):
+@pytest.mark.parametrize(
+    ("document", "count"), [(README, 10), (CARD, 2)], ids=lambda value: getattr(value, "name", "")
+)
+def test_shell(document, count, workplace, model_folder, hub):
+    document = model_folder / "README.md" if document is CARD else document
     commands = [line for snippet in snippets(document, "sh") for line in snippet.splitlines()]
     assert sum(command.startswith("loomvideo") for command in commands) == count
     # The order of the card is that of its readers, for whom the folder is there.
@@ -118,7 +124,11 @@ def test_shell(document, count, workplace, model_folder):
             assert importlib.util.find_spec(f"{arguments[2]}.__main__")
             assert arguments[3] == "cat.yaml"
         elif program == "loomvideo":
-            if arguments[0] != "convert":
+            if arguments[0] == "push":
+                assert cli.main(arguments) == 0, command
+                assert set(hub.repositories) == {"me/loomvideo-5b"}
+                continue
+            if arguments[0] not in ("convert", "info"):
                 arguments += ["--height", "64", "--width", "64", "--steps", "1"]
                 arguments += ["--frames", "5"] if arguments[arguments.index("-o") + 1].endswith("mp4") else []
             assert cli.main(arguments) == 0, command
@@ -148,7 +158,8 @@ def test_shell(document, count, workplace, model_folder):
     ],
     ids=["README.md", "base.md"],
 )
-def test_python(document, results, workplace, model_folder):
+def test_python(document, results, workplace, model_folder, hub):
+    document = model_folder / "README.md" if document is CARD else document
     shutil.copytree(model_folder, "loomvideo-5b")
     adapted = LoomVideoTransformer3DModel.from_pretrained(model_folder, subfolder="transformer")
     adapted.add_adapter(LoraConfig(target_modules=["to_q"]))

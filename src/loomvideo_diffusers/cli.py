@@ -15,7 +15,6 @@
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
@@ -232,13 +231,43 @@ def convert(arguments: argparse.Namespace) -> None:
     from . import conversion
 
     _silence_libraries()
+    dtype = arguments.dtype or ("float16" if arguments.variant == "fp16" else "bfloat16")
     stopwatch = Stopwatch()
-    with stopwatch.stage("convert"):
-        folder = conversion.convert(
-            arguments.loomvideo, arguments.mllm, arguments.wan, arguments.output, getattr(torch, arguments.dtype)
+    with stopwatch.stage("read"):
+        sources = conversion.find_sources(
+            arguments.loomvideo, arguments.mllm, arguments.wan, use_ema=not arguments.raw_weights
         )
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"Wrote {folder}: {size / 1e6:,.1f} MB ({stopwatch}).")
+        plan = conversion.plan_conversion(sources, getattr(torch, dtype), arguments.max_shard_size, arguments.variant)
+    if plan.left_out:
+        names = ", ".join([*plan.left_out[:6], *(["..."] if len(plan.left_out) > 6 else [])])
+        print(f"Left out, as the model does not use it: {names}.")
+    if arguments.dry_run:
+        for name, size in plan.files.items():
+            print(f"{size / 1e6:12,.1f} MB  {name}")
+        print(f"{plan.num_bytes / 1e6:12,.1f} MB  in all would be written to {arguments.output}.")
+    elif arguments.verify:
+        conversion.verify(plan, arguments.output)
+        print(f"Verified {arguments.output}: every tensor is that of its source.")
+    else:
+        with stopwatch.stage("write"):
+            is_new = conversion.write(plan, arguments.output, arguments.license, arguments.force)
+        verb = "Wrote" if is_new else "Verified, as it was there already,"
+        print(f"{verb} {arguments.output}: {plan.num_bytes / 1e6:,.1f} MB of weights ({stopwatch}).")
+
+
+def push(arguments: argparse.Namespace) -> None:
+    from . import conversion
+
+    _silence_libraries()
+    url = conversion.push(
+        arguments.folder,
+        arguments.repository,
+        private=arguments.private or None,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        license=arguments.license,
+    )
+    print(f"Pushed: {url}")
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -265,7 +294,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 def info(arguments: argparse.Namespace) -> None:
     import torch
-    from safetensors import safe_open
+
+    from .conversion.cards import RECORD_FILE, measure_part
 
     if arguments.model is None:
         for package in ("loomvideo-diffusers", "diffusers", "transformers", "torch", "av"):
@@ -281,14 +311,15 @@ def info(arguments: argparse.Namespace) -> None:
     for name, value in sorted(index.items()):
         if name.startswith("_"):
             continue
-        parameters, dtypes = 0, set()
-        for file in (folder / name).glob("*.safetensors"):
-            with safe_open(file, "pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118, it is not a dict
-                    parameters += math.prod(tensors.get_slice(key).get_shape())
-                    dtypes.add(tensors.get_slice(key).get_dtype())
-        weights = f"{parameters:14,} parameters, {' and '.join(sorted(dtypes))}" if parameters else ""
-        print(f"{name:14} {value[1] or 'none':28} {weights}".rstrip())
+        part = measure_part(folder, name)
+        weights = f"{part['parameters']:14,} parameters, {part['precision']}, {part['size']}"
+        print(f"{name:14} {value[1] or 'none':28} {weights if part['parameters'] else ''}".rstrip())
+    if (folder / RECORD_FILE).is_file():
+        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        for name, source in record["sources"].items():
+            print(f"{'made from':14} {name:28} {' '.join(value for value in source.values() if value)}")
+        for package, number in record["versions"].items():
+            print(f"{'made with':14} {package:28} {number}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -342,14 +373,35 @@ def build_parser() -> argparse.ArgumentParser:
     summary = "Convert the published weights into a model folder for diffusers."
     command = commands.add_parser("convert", help=summary, description=summary)
     for name, help_text in (
-        ("loomvideo", "gen_model.pth, or where it lies (released: MSALab/LoomVideo)"),
+        ("loomvideo", "file, training folder or repository[@revision] (released: MSALab/LoomVideo)"),
         ("mllm", "Qwen3-VL (released: Qwen/Qwen3-VL-8B-Instruct)"),
         ("wan", "Wan2.2 in the format of diffusers (released: Wan-AI/Wan2.2-TI2V-5B-Diffusers)"),
     ):
         command.add_argument(f"--{name}", required=True, metavar="PATH|REPO", help=help_text)
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to make")
-    command.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    option = command.add_argument
+    option(
+        "--dtype", choices=["bfloat16", "float16", "float32"], help="default: bfloat16, float16 of the variant fp16"
+    )
+    option("--max-shard-size", default="5GB", metavar="SIZE", help="of a file of weights (default: 5GB)")
+    option("--variant", metavar="NAME", help="goes into the names of the files of weights, such as fp16")
+    option("--raw-weights", action="store_true", help="of a training folder, not the moving average")
+    option("--license", metavar="ID", help="for the card, if the source states none, such as apache-2.0")
+    option("--force", action="store_true", help="replace what is in the folder")
+    option("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    option("--verify", action="store_true", help="compare all of the folder with its sources, and write nothing")
     command.set_defaults(function=convert)
+
+    summary = "Upload a model folder, or a LoRA, to the Hub, and check what has arrived."
+    command = commands.add_parser("push", help=summary, description=summary)
+    command.add_argument("folder", type=Path, metavar="DIR", help="what `convert` or `train` wrote")
+    command.add_argument("repository", metavar="REPO", help="OWNER/NAME, made if it is not there")
+    option = command.add_argument
+    option("--private", action="store_true", help="only for yourself, if the repository is new")
+    option("--revision", metavar="BRANCH", help="made if it is not there (default: main)")
+    option("--create-pr", action="store_true", help="open a pull request instead")
+    option("--license", metavar="ID", help="for a card that states none, such as apache-2.0")
+    command.set_defaults(function=push)
 
     summary = "Train a LoRA, or the whole transformer, on clips of your own."
     command = commands.add_parser("train", help=summary, description=summary)

@@ -20,6 +20,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError
 
+from ..pipelines.loomvideo_hub import push_folder
 from ..video import write_whole
 from .checkpoints import LORA_FILE
 from .config import TrainingConfig
@@ -77,18 +78,17 @@ def create_repository(name: str) -> str:
 def push_to_hub(config: TrainingConfig, output_dir: Path, repo_id: str) -> str:
     """Uploads the result with its card and its last samples, and returns the address of the upload."""
     try:
-        commit = HfApi().upload_folder(
-            repo_id=repo_id,
-            folder_path=output_dir,
-            allow_patterns=[
+        return push_folder(
+            output_dir,
+            repo_id,
+            commit_message=f"{'LoRA' if config.lora is not None else 'Fine-tune'} of {config.steps} steps",
+            patterns=[
                 "README.md",
                 LORA_FILE,
                 "transformer/*",
                 "text_encoder/*",
                 f"samples/step-{config.steps:06d}-*",
             ],
-            commit_message=f"{'LoRA' if config.lora is not None else 'Fine-tune'} of {config.steps} steps",
         )
-    except HTTPError as error:
-        raise OSError(f"The upload to {repo_id} failed, the result is in {output_dir}: {error}") from error
-    return str(commit)
+    except OSError as error:
+        raise OSError(f"{error} The result is in {output_dir}.") from error

@@ -1,0 +1,249 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Publishing to a Hub on this machine and loading from it, by the real client."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from huggingface_hub import ModelCard, snapshot_download
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+from loomvideo_diffusers import LoomVideoPipeline, LoomVideoTransformer3DModel, cli
+from loomvideo_diffusers.pipelines import loomvideo_hub
+from loomvideo_diffusers.pipelines.loomvideo_hub import push_folder
+
+
+SOURCES = {"loomvideo": GOLDEN / "LoomVideo", "mllm": GOLDEN / "Qwen3-VL", "wan": GOLDEN / "Wan2.2-TI2V"}
+
+# Runs where the package cannot be imported: does one thing after the other, and keeps the videos of each.
+WITHOUT_PACKAGE = """
+import json
+import sys
+sys.modules["loomvideo_diffusers"] = None
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+results = {}
+for task in json.loads(sys.argv[1]):
+    options = {"trust_remote_code": True, "revision": task.get("revision"), **task.get("options", {})}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(task["model"], **options)
+    except OSError as error:
+        print(task["name"], "cannot be loaded")
+        continue
+    edit = DiffusionPipeline.from_pretrained(task["model"], custom_pipeline="pipeline_loomvideo_edit", **options)
+    if "lora" in task:
+        pipe.load_lora_weights(task["lora"])
+        pipe.fuse_lora()
+    small = {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "np"}
+    video = pipe("a cat", num_frames=5, generator=torch.Generator().manual_seed(0), **small).frames[0]
+    edited = edit("make it blue", video=video, generator=torch.Generator().manual_seed(0), **small).frames[0]
+    results |= {f"{task['name']} video": video, f"{task['name']} edited": edited}
+    print(task["name"], type(pipe).__name__, type(edit).__name__, pipe.scheduler.config.flow_shift)
+    if "push" in task:
+        pipe.push_to_hub(task["push"], private=True)
+np.savez(sys.argv[2], **results)
+"""
+
+
+@pytest.fixture
+def run_without_package(hub, tmp_path):
+    def run(*tasks, **variables):
+        command = [sys.executable, "-c", WITHOUT_PACKAGE, json.dumps(tasks), str(tmp_path / "results.npz")]
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=os.environ | variables, timeout=300
+        )
+        assert result.returncode == 0, result.stderr
+        assert "hf_mine" not in result.stdout + result.stderr
+        return dict(np.load(tmp_path / "results.npz")), result.stdout.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def folder(model_folder, tmp_path):
+    """A copy of the converted checkpoint, which can be changed."""
+    return Path(shutil.copytree(model_folder, tmp_path / "loomvideo"))
+
+
+@pytest.fixture
+def push(capsys):
+    """Runs `loomvideo push`; returns its status and the last line that it printed."""
+
+    def push(*arguments):
+        status = cli.main(["push", *map(str, arguments)])
+        printed = capsys.readouterr()
+        assert "hf_" not in printed.out + printed.err
+        return status, (printed.err if status else printed.out).splitlines()[-1]
+
+    return push
+
+
+def names_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_push(hub, push, folder):
+    """What arrives is what was sent, but for the card: it names the repository, and needs a licence."""
+    status, line = push(folder, "me/loom")
+    assert status == 2
+    assert "states no licence: say which one with --license" in line
+    assert not hub.repositories
+    status, line = push(folder, "me/loom", "--license", "apache-2.0")
+    assert status == 0, line
+    assert line == f"Pushed: {hub.address}/me/loom/tree/{hub.repositories['me/loom'].branches['main']}"
+    assert hub.files("me/loom") == names_in(folder)
+    for name in names_in(folder) - {"README.md"}:
+        assert hub.read("me/loom", name) == (folder / name).read_bytes()
+    card = ModelCard.load("me/loom")
+    assert 'from_pretrained("me/loom"' in card.text
+    assert card.data.license == "apache-2.0"
+    card.validate()
+    assert ModelCard.load(folder / "README.md").data.license is None
+
+    # Another branch, a pull request, a card that somebody has changed
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nMy own words.\n")
+    assert push(folder, "me/loom", "--revision", "v2")[0] == 0
+    assert hub.read("me/loom", "README.md", "v2").endswith(b"My own words.\n")
+    status, line = push(folder, "me/loom", "--create-pr")
+    assert line == f"Pushed: {hub.address}/me/loom/discussions/1"
+    assert set(hub.repositories["me/loom"].branches) == {"main", "v2", "refs/pr/1"}
+    assert not hub.repositories["me/loom"].private
+    (folder / "README.md").unlink()
+    status, line = push(folder, "me/loom")
+    assert status == 2
+    assert "has no README.md" in line
+
+
+def test_load_without_the_package(hub, push, folder, model_folder, run_without_package, tmp_path):
+    """
+    What was pushed loads where only diffusers is, at each revision, private with a token; what is pushed from there,
+    with a LoRA fused or not, loads too; so does all of it in one process, and again offline.
+    """
+    transformer = LoomVideoTransformer3DModel.from_pretrained(model_folder, subfolder="transformer")
+    transformer.add_adapter(LoraConfig(target_modules=["to_q", "to_v"], init_lora_weights=False))
+    LoomVideoPipeline.save_lora_weights(tmp_path / "lora", get_peft_model_state_dict(transformer))
+    assert push(folder, "me/loom", "--private", "--license", "apache-2.0")[0] == 0
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"flow_shift": 9.0}))
+    assert push(folder, "me/loom", "--revision", "v2", "--license", "apache-2.0")[0] == 0
+
+    elsewhere = {"cache_dir": str(tmp_path / "elsewhere")}
+    results, lines = run_without_package(
+        {"name": "first", "model": "me/loom", "push": "me/again"},
+        {"name": "fused", "model": "me/loom", "lora": str(tmp_path / "lora"), "push": "me/fused"},
+        {"name": "v2", "model": "me/loom", "revision": "v2"},
+        {"name": "again", "model": "me/again"},
+        {"name": "fused again", "model": "me/fused"},
+        {"name": "other's", "model": "me/loom", "options": {"token": "hf_other"} | elsewhere},
+        {"name": "anybody's", "model": "me/loom", "options": {"token": False} | elsewhere},
+    )
+    classes = "LoomVideoPipeline LoomVideoEditPipeline"
+    assert lines == [
+        f"first {classes} 5.0",
+        f"Pushed: {hub.address}/me/again/tree/{hub.repositories['me/again'].branches['main']}",
+        f"fused {classes} 5.0",
+        f"Pushed: {hub.address}/me/fused/tree/{hub.repositories['me/fused'].branches['main']}",
+        f"v2 {classes} 9.0",
+        f"again {classes} 5.0",
+        f"fused again {classes} 5.0",
+        "other's cannot be loaded",
+        "anybody's cannot be loaded",
+    ]
+    assert hub.repositories["me/again"].private
+    for kind in ("video", "edited"):
+        assert np.array_equal(results[f"first {kind}"], results[f"again {kind}"])
+    assert np.abs(results["fused video"] - results["fused again video"]).max() < 1e-5
+    assert np.abs(results["fused video"] - results["first video"]).max() > 1e-3
+
+    snapshot = snapshot_download("me/again")
+    offline, _ = run_without_package({"name": "offline", "model": snapshot}, HF_HUB_OFFLINE="1")
+    assert np.array_equal(offline["offline video"], results["first video"])
+    # With the package, no code of a repository runs.
+    pipe = LoomVideoPipeline.from_pretrained("me/again")
+    assert type(pipe) is LoomVideoPipeline
+
+
+def test_failures(hub, folder, monkeypatch):
+    """What may pass is tried again; what may not is said at once; what arrived otherwise than it was sent is found."""
+    monkeypatch.setattr(loomvideo_hub, "FIRST_WAIT", 0.01)
+    hub.faults += [("repos/create", 500), ("preupload", 429), ("blobs", "drop"), ("commit", 503), ("tree", "drop")]
+    assert push_folder(folder, "me/loom").startswith(hub.address)
+    assert not hub.faults
+    hub.faults += [("preupload", 403)]
+    with pytest.raises(OSError, match=r"The upload of loomvideo to me/loom failed: .*403"):
+        push_folder(folder, "me/loom")
+    with pytest.raises(OSError, match=r"The upload of loomvideo to me/loom failed: .*40"):
+        push_folder(folder, "me/loom", token="hf_other")
+    for path in ("vae/diffusion_pytorch_model.safetensors", "model_index.json"):
+        hub.damaged = {path}
+        with pytest.raises(OSError, match=f"{path} on the Hub is not what was sent: push again"):
+            push_folder(folder, "me/loom")
+
+
+@pytest.mark.slow
+def test_dropped_connections(hub, folder, monkeypatch):
+    """Over 30 uploads on a bad line, nothing wrong ever gets its final name, and in the end all is there."""
+    monkeypatch.setattr(loomvideo_hub, "FIRST_WAIT", 0.01)
+    hub.drop_share = 0.25
+    outcomes = set()
+    for attempt in range(30):
+        try:
+            push_folder(folder, f"me/loom-{attempt % 3}")
+            outcomes.add("pushed")
+        except OSError:
+            outcomes.add("failed")
+        for repository in hub.repositories.values():
+            for files in repository.commits.values():
+                for path, (oid, sha256) in files.items():
+                    assert hub.blobs[sha256 or oid] == (folder / path).read_bytes()
+    assert outcomes
+    hub.drop_share = 0.0
+    push_folder(folder, "me/loom-0")
+    assert hub.files("me/loom-0") == names_in(folder)
+
+
+def test_conversion_from_the_hub(hub, tmp_path, capsys):
+    """Sources are repositories, at revisions that the record and the card name; the licence is the source's."""
+    for name, source in SOURCES.items():
+        shutil.copytree(source, tmp_path / name)
+    (tmp_path / "loomvideo" / "README.md").write_text("---\nlicense: mit\n---\n# LoomVideo\n")
+    for name in SOURCES:
+        push_folder(tmp_path / name, f"me/{name}")
+    revision = hub.repositories["me/loomvideo"].branches["main"]
+    arguments = ["--loomvideo", f"me/loomvideo@{revision}", "--mllm", "me/mllm", "--wan", "me/wan"]
+    output = tmp_path / "model"
+    assert cli.main(["convert", *arguments, "-o", str(output)]) == 0
+    record = json.loads((output / "conversion.json").read_text())
+    assert record["sources"]["loomvideo"] == {"name": "me/loomvideo", "revision": revision, "file": "gen_model.pth"}
+    card = ModelCard.load(output / "README.md")
+    assert card.data.license == "mit"
+    assert card.data.base_model == ["me/loomvideo", "me/mllm", "me/wan"]
+    assert card.data.base_model_relation == "quantized"
+    assert f"me/loomvideo@{revision}" in card.text
+    assert str(tmp_path) not in card.content
+    card.validate()
+    capsys.readouterr()
+    arguments[1] = "me/none"
+    assert cli.main(["convert", *arguments, "-o", str(tmp_path / "other")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
