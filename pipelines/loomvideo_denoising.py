@@ -15,7 +15,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.utils.torch_utils import randn_tensor
 
 
@@ -98,6 +99,11 @@ class LoomVideoDenoisingMixin:
     def interrupt(self) -> bool:
         return self._interrupt
 
+    @property
+    def kv_cache_nbytes(self) -> int:
+        """The memory, in bytes, of what the last call kept over its steps, of all branches."""
+        return self._kv_cache_nbytes
+
     def check_common_inputs(
         self,
         prompt: str | list[str] | None,
@@ -113,6 +119,7 @@ class LoomVideoDenoisingMixin:
         embeds: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]],
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
+        guidance_interval: tuple[float, float],
     ) -> int:
         """Checks what both pipelines take, and returns the number of prompts. `embeds` has embeds and mask by name."""
         prompt_embeds = embeds["prompt_embeds"][0]
@@ -173,6 +180,11 @@ class LoomVideoDenoisingMixin:
         for name, scale in (("guidance_scale", guidance_scale), ("guidance_scale_visual", guidance_scale_visual)):
             if not isinstance(scale, Real) or not math.isfinite(scale):
                 raise ValueError(f"`{name}` must be a finite number, but is {scale}.")
+        is_pair = isinstance(guidance_interval, (tuple, list)) and len(guidance_interval) == 2
+        if not is_pair or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+            raise ValueError(
+                f"`guidance_interval` must be two shares of the steps, such as (0.1, 0.8), but is {guidance_interval}."
+            )
         if isinstance(generator, list) and len(generator) != batch_size * num_videos_per_prompt:
             raise ValueError(
                 f"There are {len(generator)} generators for {batch_size * num_videos_per_prompt} videos: pass one for "
@@ -267,6 +279,39 @@ class LoomVideoDenoisingMixin:
         video = self.vae.decode((latents * std + mean).to(self.vae.dtype), return_dict=False)[0]
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
+    @torch.no_grad()
+    def decode_in_chunks(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """
+        Decodes latents as `decode_latents` does, but for tiling, a latent frame at a time, so that memory does not
+        grow with the length.
+
+        Args:
+            latents: normalized, `[B, C, T, h, w]`.
+
+        Yields:
+            The frames of each latent frame, `[B, 3, f, H, W]` in [-1, 1], one of the first and then four each.
+        """
+        vae = self.vae
+        mean, std = self._latents_mean_and_std(latents.device)
+        if hasattr(vae, "_hf_hook"):
+            vae._hf_hook.pre_forward(vae)  # brings it to its device, as `vae.decode` does
+        vae.clear_cache()
+        try:
+            for index in range(latents.shape[2]):
+                latent_frame = (latents[:, :, index : index + 1] * std + mean).to(vae.dtype)
+                vae._conv_idx = [0]
+                frames = vae.decoder(
+                    vae.post_quant_conv(latent_frame),
+                    feat_cache=vae._feat_map,
+                    feat_idx=vae._conv_idx,
+                    first_chunk=index == 0,
+                )
+                if vae.config.patch_size is not None:
+                    frames = unpatchify(frames, patch_size=vae.config.patch_size)
+                yield frames.clamp(-1, 1)
+        finally:
+            vae.clear_cache()
+
     def _latents_mean_and_std(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         statistics = (self.vae.config.latents_mean, self.vae.config.latents_std)
         mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1, 1) for values in statistics)
@@ -296,12 +341,14 @@ class LoomVideoDenoisingMixin:
         generator: torch.Generator | list[torch.Generator] | None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
         callback_on_step_end_tensor_inputs: list[str],
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        use_kv_cache: bool = True,
     ) -> torch.Tensor:
         """
         Runs the denoising loop from noise to clean latents.
 
         `embeds` is what `encode_prompt` returns. The callback can change them, the latents, `pipe._guidance_scale` and
-        `pipe._guidance_scale_visual`.
+        `pipe._guidance_scale_visual`. Outside of `guidance_interval` only the branch of the words runs.
         """
         device, dtype = latents.device, self.transformer.dtype
         names = ("prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds")
@@ -326,6 +373,10 @@ class LoomVideoDenoisingMixin:
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_options = {"generator": generator} if takes_generator else {}
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
+        guided_steps = range(*(round(share * len(timesteps)) for share in guidance_interval))
+        # Of each branch, the embeds that its cache was filled with
+        kv_caches = {}
+        self._kv_cache_nbytes = 0
 
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             for i, t in enumerate(timesteps):
@@ -340,7 +391,11 @@ class LoomVideoDenoisingMixin:
                 source_scale = timestep / self.scheduler.config.num_train_timesteps
 
                 velocity = 0
-                coefficients = guidance_coefficients(self.guidance_scale, self.guidance_scale_visual, has_visual_input)
+                coefficients = {"cond": 1.0}
+                if i in guided_steps:
+                    coefficients = guidance_coefficients(
+                        self.guidance_scale, self.guidance_scale_visual, has_visual_input
+                    )
                 for branch, coefficient in coefficients.items():
                     name, sees_visual_input = branches[branch]
                     encoder_hidden_states, encoder_attention_mask = conditions[name]
@@ -349,6 +404,8 @@ class LoomVideoDenoisingMixin:
                             f"Guidance needs `{name}`, which were not encoded because guidance was off when the call "
                             "began: begin with `guidance_scale` or `guidance_scale_visual` above 1."
                         )
+                    if use_kv_cache and kv_caches.get(branch, (None,))[0] is not encoder_hidden_states:
+                        kv_caches[branch] = (encoder_hidden_states, self.transformer.create_kv_cache())
                     with self.transformer.cache_context(branch):
                         prediction = self.transformer(
                             hidden_states=latent_model_input,
@@ -358,6 +415,7 @@ class LoomVideoDenoisingMixin:
                             source_hidden_states=source_latents if sees_visual_input else None,
                             source_scale=source_scale,
                             reference_hidden_states=reference_latents if sees_visual_input else None,
+                            kv_cache=kv_caches[branch][1] if use_kv_cache else None,
                             attention_kwargs=self.attention_kwargs,
                             return_dict=False,
                         )[0]
@@ -382,4 +440,5 @@ class LoomVideoDenoisingMixin:
                     progress_bar.update()
 
         self._current_timestep = None
+        self._kv_cache_nbytes = sum(kv_cache.nbytes for _, kv_cache in kv_caches.values())
         return latents

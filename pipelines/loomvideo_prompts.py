@@ -13,7 +13,11 @@
 # limitations under the License.
 """Prompts: from words, references and a source to the hidden states of the MLLM's layers, for each guidance branch."""
 
+import copy
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -57,6 +61,9 @@ PromptEmbeds = tuple[torch.Tensor | None, torch.Tensor | None]
 class LoomVideoPromptMixin:
     """Encodes prompts with a pipeline's `text_encoder` (`Qwen3VLModel`) and `processor` (`Qwen3VLProcessor`)."""
 
+    # What the last negative prompts were made into, and all that this depends on
+    _kept_negative: tuple[tuple, PromptEmbeds] | None = None
+
     def encode_branches(
         self,
         task: str,
@@ -84,22 +91,31 @@ class LoomVideoPromptMixin:
             # The vision is the same whatever the words, so given embeds need none for the visual branch.
             prompts = prompt if isinstance(prompt, list) else [prompt or ""] * batch_size
             inputs = self.tokenize([prefix + words for words in prompts], references, sources)
-            if prompt_embeds[0] is None:
-                prompt_embeds = self.get_mllm_hidden_states(inputs)
-            if needs_visual:
-                visual_prompt_embeds = self.get_mllm_hidden_states(self._keep_vision_only(inputs))
+            with share_vision(self.text_encoder):
+                if prompt_embeds[0] is None:
+                    prompt_embeds = self.get_mllm_hidden_states(inputs)
+                if needs_visual:
+                    visual_prompt_embeds = self.get_mllm_hidden_states(self._keep_vision_only(inputs))
         if do_classifier_free_guidance and negative_prompt_embeds[0] is None:
             if negative_prompt is None:
                 negative_prompt = DEFAULT_NEGATIVE_PROMPT
             prompts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt] * batch_size
-            inputs = self.tokenize(
-                [NEGATIVE_PROMPT_PREFIX + words for words in prompts], [[]] * batch_size, [None] * batch_size
-            )
-            negative_prompt_embeds = self.get_mllm_hidden_states(inputs)
+            negative_prompt_embeds = self._encode_negative([NEGATIVE_PROMPT_PREFIX + words for words in prompts])
         return tuple(
             None if tensor is None else tensor.repeat_interleave(num_videos_per_prompt, dim=0)
             for tensor in (*prompt_embeds, *visual_prompt_embeds, *negative_prompt_embeds)
         )
+
+    def _encode_negative(self, prompts: list[str]) -> PromptEmbeds:
+        """Encodes prompts without vision, or returns what was made of the same ones in the call before."""
+        if self.text_encoder is None:
+            raise ValueError(NO_MLLM)
+        encoder = self.text_encoder
+        key = (prompts, id(encoder), encoder.dtype, self._execution_device, getattr(self, "transformer", None) is None)
+        if self._kept_negative is None or self._kept_negative[0] != key:
+            inputs = self.tokenize(prompts, [[]] * len(prompts), [None] * len(prompts))
+            self._kept_negative = (key, self.get_mllm_hidden_states(inputs))
+        return self._kept_negative[1]
 
     def tokenize(
         self,
@@ -184,6 +200,36 @@ class LoomVideoPromptMixin:
             name: value.to(self._execution_device) for name, value in inputs.items() if isinstance(value, torch.Tensor)
         }
         return run_mllm(self.text_encoder, inputs, num_layers)
+
+
+@contextmanager
+def share_vision(text_encoder: torch.nn.Module | None) -> Iterator[None]:
+    """Has the vision tower see the same pixels only once, for prompts that differ in their words alone."""
+    if text_encoder is None:
+        yield
+        return
+    visual, seen = text_encoder.visual, []
+    forward, is_own = visual.forward, "forward" in vars(visual)
+
+    def forward_once(*args: Any, **kwargs: Any) -> Any:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        for others, result in seen:
+            if len(tensors) == len(others) and all(map(torch.equal, tensors, others)):
+                return copy.copy(result)
+        result = forward(*args, **kwargs)
+        # A copy, as the MLLM puts other things into what it gets.
+        seen.append((tensors, copy.copy(result)))
+        return result
+
+    visual.forward = forward_once
+    try:
+        yield
+    finally:
+        # Hooks, as of offloading, put a `forward` of their own here.
+        if is_own:
+            visual.forward = forward
+        else:
+            del visual.forward
 
 
 def run_mllm(text_encoder: torch.nn.Module, inputs: dict[str, torch.Tensor], num_layers: int | None) -> PromptEmbeds:

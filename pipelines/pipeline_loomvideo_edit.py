@@ -194,6 +194,8 @@ class LoomVideoEditPipeline(
         attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        use_kv_cache: bool = True,
     ) -> LoomVideoPipelineOutput | tuple:
         r"""
         Edits videos or images.
@@ -247,6 +249,12 @@ class LoomVideoEditPipeline(
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`):
                 Which of `latents`, `prompt_embeds`, `visual_prompt_embeds`, `negative_prompt_embeds` and their masks
                 (`prompt_embeds_mask`, ...) it gets.
+            guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
+                The part of the steps that is guided, as shares of them. In the others the words' branch runs alone,
+                which is faster and an approximation.
+            use_kv_cache (`bool`, defaults to `True`):
+                Whether to keep what is the same in all steps, see `LoomVideoKVCache`; `pipe.kv_cache_nbytes` is what
+                that took.
 
         Returns:
             [`LoomVideoPipelineOutput`], or a tuple with the frames.
@@ -278,6 +286,7 @@ class LoomVideoEditPipeline(
             },
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            guidance_interval=guidance_interval,
         )
         clips, references, height, width = self.prepare_sources(
             video, image, reference_images, batch_size, height, width, num_frames
@@ -324,6 +333,8 @@ class LoomVideoEditPipeline(
             generator=generator,
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            guidance_interval=guidance_interval,
+            use_kv_cache=use_kv_cache,
         )
 
         # 4. Decode

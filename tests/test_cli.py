@@ -170,7 +170,7 @@ def test_bad_input(model_folder, tmp_path):
     output, model = tmp_path / "out.mp4", ["--model", model_folder]
     edit, generate = ["edit", CLIP, "make it blue", "-o"], ["generate", "a cat", "-o"]
     for arguments, message in (
-        (["edit", CLIP, "-o", output, *model], "required: prompt"),
+        (["edit", CLIP, "-o", output, *model], "are required: prompt"),
         (["generate", " ", "-o", output, *model], "the prompt is empty"),
         (["edit", tmp_path / "none.mp4", "blue", "-o", output, *model], "none.mp4 cannot be read as a video"),
         (["edit", tmp_path / "cut.mp4", "blue", "-o", output, *model], "truncated"),

@@ -71,7 +71,8 @@ def workplace(tmp_path, monkeypatch, model_folder):
 
     # The clips, the records and the settings of the training that the README describes
     Path("clips").mkdir()
-    (records,) = snippets(README, "jsonl")
+    jobs, records = snippets(README, "jsonl")
+    Path("jobs.jsonl").write_text(jobs)
     for name in re.findall(r'"([\w-]+\.(?:mp4|jpg))"', records):
         shutil.copy(FIXTURES / ("cat.mp4" if name.endswith("mp4") else "coffee.jpg"), Path("clips") / name)
     Path("clips/records.jsonl").write_text(records)
@@ -107,7 +108,7 @@ def workplace(tmp_path, monkeypatch, model_folder):
 
 
 @pytest.mark.parametrize(
-    ("document", "count"), [(README, 10), (CARD, 2)], ids=lambda value: getattr(value, "name", "")
+    ("document", "count"), [(README, 11), (CARD, 2)], ids=lambda value: getattr(value, "name", "")
 )
 def test_shell(document, count, workplace, model_folder, hub):
     document = model_folder / "README.md" if document is CARD else document
@@ -128,11 +129,13 @@ def test_shell(document, count, workplace, model_folder, hub):
                 assert cli.main(arguments) == 0, command
                 assert set(hub.repositories) == {"me/loomvideo-5b"}
                 continue
-            if arguments[0] not in ("convert", "info"):
+            if arguments[0] != "convert":
                 arguments += ["--height", "64", "--width", "64", "--steps", "1"]
+            if arguments[0] != "convert" and "--jobs" not in arguments:
                 arguments += ["--frames", "5"] if arguments[arguments.index("-o") + 1].endswith("mp4") else []
             assert cli.main(arguments) == 0, command
-            assert Path(arguments[arguments.index("-o") + 1]).exists()
+            output = "rain.mp4" if "--jobs" in arguments else arguments[arguments.index("-o") + 1]
+            assert Path(output).exists()
         elif program == "make":
             subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
         else:

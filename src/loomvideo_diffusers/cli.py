@@ -30,6 +30,7 @@ from . import nano
 # torch, diffusers and transformers take seconds to import, so the functions that need them do it.
 if TYPE_CHECKING:
     import numpy as np
+    from diffusers import DiffusionPipeline
     from torch import nn
 
 
@@ -53,6 +54,8 @@ def generate(arguments: argparse.Namespace) -> None:
     from .video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
 
     _use_nano(arguments)
+    if arguments.output is None:
+        raise ValueError("the following arguments are required: -o/--output")
     num_frames = arguments.frames
     if num_frames is None:
         num_frames = 1 if arguments.output.suffix.lower() in IMAGE_SUFFIXES else arguments.longest or 81
@@ -61,29 +64,70 @@ def generate(arguments: argparse.Namespace) -> None:
     with stopwatch.stage("read"):
         references = [read_image(path) for path in arguments.reference]
     inputs = {"reference_images": references or None, "num_frames": num_frames}
-    frames = _run("LoomVideoPipeline", inputs, arguments, stopwatch)
-    _write(frames, arguments.output, stopwatch)
+    pipe = _load("LoomVideoPipeline", arguments, stopwatch)
+    _write(_run(pipe, inputs, arguments, stopwatch), arguments.output, stopwatch)
 
 
 def edit(arguments: argparse.Namespace) -> None:
+    _use_nano(arguments)
+    if arguments.jobs is not None:
+        _edit_jobs(arguments)
+        return
+    missing = [name for name in ("input", "prompt", "output") if getattr(arguments, name) is None]
+    if missing:
+        raise ValueError(f"the following arguments are required: {', '.join(missing)}")
+    stopwatch = Stopwatch()
+    inputs = _read_inputs(arguments, stopwatch)
+    _edit_one(_load("LoomVideoEditPipeline", arguments, stopwatch), inputs, arguments, stopwatch)
+
+
+def _read_inputs(arguments: argparse.Namespace, stopwatch: Stopwatch) -> dict[str, Any]:
+    """Checks the files of an edit and reads them, as arguments of the pipeline."""
     from .video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image, read_video
 
-    _use_nano(arguments)
     is_image = arguments.input.suffix.lower() in IMAGE_SUFFIXES
     check_output_path(arguments.output, IMAGE_SUFFIXES if is_image else VIDEO_SUFFIXES)
     if arguments.contact_sheet is not None:
         check_output_path(arguments.contact_sheet, IMAGE_SUFFIXES)
-    stopwatch = Stopwatch()
     with stopwatch.stage("read"):
         references = [read_image(path) for path in arguments.reference]
         source = read_image(arguments.input) if is_image else read_video(arguments.input, show_progress=True)
         if not is_image and arguments.frames is None:
             source = source[: arguments.longest]
-    inputs = {"image" if is_image else "video": source, "num_frames": arguments.frames}
-    frames = _run("LoomVideoEditPipeline", inputs | {"reference_images": references or None}, arguments, stopwatch)
+    kind = "image" if is_image else "video"
+    return {kind: source, "num_frames": arguments.frames, "reference_images": references or None}
+
+
+def _edit_one(
+    pipe: "DiffusionPipeline", inputs: dict[str, Any], arguments: argparse.Namespace, stopwatch: Stopwatch
+) -> None:
+    frames = _run(pipe, inputs, arguments, stopwatch)
     _write(frames, arguments.output, stopwatch)
     if arguments.contact_sheet is not None:
-        _write_contact_sheet([source] if is_image else source[: len(frames)], frames, arguments.contact_sheet)
+        source = [inputs["image"]] if "image" in inputs else inputs["video"][: len(frames)]
+        _write_contact_sheet(source, frames, arguments.contact_sheet)
+
+
+def _edit_jobs(arguments: argparse.Namespace) -> None:
+    """Does one job after the other; those that fail are named, and stop no other."""
+    from .jobs import read_jobs, share_of_process
+
+    if arguments.input is not None or arguments.output is not None or arguments.contact_sheet is not None:
+        raise ValueError("with --jobs, inputs, prompts and outputs are in the file: leave them out here.")
+    jobs = share_of_process(read_jobs(arguments.jobs))
+    pipe = _load("LoomVideoEditPipeline", arguments, Stopwatch())
+    num_failed = 0
+    for number, job in enumerate(jobs, start=1):
+        values = vars(arguments) | job.model_dump() | {"seed": arguments.seed if job.seed is None else job.seed}
+        of_job = argparse.Namespace(**values)
+        stopwatch = Stopwatch()
+        try:
+            _edit_one(pipe, _read_inputs(of_job, stopwatch), of_job, stopwatch)
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            num_failed += 1
+            print(f"loomvideo: job {number} of {len(jobs)}, {job.output}: {_one_line(error)}", file=sys.stderr)
+    if num_failed:
+        raise ValueError(f"{num_failed} of {len(jobs)} jobs failed: the others are done.")
 
 
 def _use_nano(arguments: argparse.Namespace) -> None:
@@ -112,10 +156,7 @@ def _seed(text: str) -> int:
     return seed
 
 
-def _run(
-    pipeline_name: str, inputs: dict[str, Any], arguments: argparse.Namespace, stopwatch: Stopwatch
-) -> "np.ndarray":
-    """Loads a pipeline and runs it; returns the video, `[F, H, W, 3]` in [0, 1]."""
+def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatch) -> "DiffusionPipeline":
     import torch
 
     from . import pipelines
@@ -124,6 +165,8 @@ def _run(
     device = arguments.device
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -139,6 +182,14 @@ def _run(
             pipe.enable_model_cpu_offload(device=device)
         else:
             pipe.to(device)
+    return pipe
+
+
+def _run(
+    pipe: "DiffusionPipeline", inputs: dict[str, Any], arguments: argparse.Namespace, stopwatch: Stopwatch
+) -> "np.ndarray":
+    """Runs a pipeline; returns the video, `[F, H, W, 3]` in [0, 1]."""
+    import torch
 
     options = {
         "prompt": arguments.prompt,
@@ -325,9 +376,7 @@ def info(arguments: argparse.Namespace) -> None:
 def build_parser() -> argparse.ArgumentParser:
     sampling = argparse.ArgumentParser(add_help=False)
     option = sampling.add_argument
-    option(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="mp4 or gif; for an image png, jpg or webp"
-    )
+    option("-o", "--output", type=Path, metavar="FILE", help="mp4 or gif; for an image png, jpg or webp")
     option(
         "--model",
         default="nano",
@@ -365,8 +414,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     summary = "Edit a video or an image by instruction, and with reference images."
     command = commands.add_parser("edit", help=summary, description=summary, parents=[sampling])
-    command.add_argument("input", type=Path, help="a video, or a png, jpg or webp")
-    command.add_argument("prompt", type=_prompt, help="the instruction")
+    command.add_argument("input", type=Path, nargs="?", help="a video, or a png, jpg or webp")
+    command.add_argument("prompt", type=_prompt, nargs="?", help="the instruction")
+    command.add_argument(
+        "--jobs",
+        type=Path,
+        metavar="FILE",
+        help="do many edits: JSON lines with input, prompt, output, and maybe reference and seed",
+    )
     command.add_argument("--contact-sheet", type=Path, metavar="FILE", help="a picture of the source above the result")
     command.set_defaults(function=edit)
 
@@ -419,6 +474,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line. Returns 0, or after one line on stderr 2 if the input was wrong, 130 if interrupted."""
     arguments = build_parser().parse_args(argv)
@@ -427,7 +486,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.function(arguments)
     except (ValueError, TypeError, OSError, SafetensorError) as error:
-        print(f"loomvideo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"loomvideo: error: {_one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("loomvideo: interrupted", file=sys.stderr)

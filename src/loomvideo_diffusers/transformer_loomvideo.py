@@ -52,6 +52,34 @@ def apply_rotary_emb(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.
     return rotated.flatten(-2).type_as(hidden_states)
 
 
+class LoomVideoBlockCache:
+    """Keys and values of one block's cross-attention, `[B, L, heads, head_dim]`, which depend on the prompt alone."""
+
+    def __init__(self):
+        self.key: torch.Tensor | None = None
+        self.value: torch.Tensor | None = None
+
+
+class LoomVideoKVCache:
+    """
+    What does not change over the steps of one guidance branch: cross-attention's keys and values, the source's and the
+    references' tokens, and the rotary tables. The first forward fills it, later ones with the same inputs read it.
+    """
+
+    def __init__(self, num_layers: int):
+        self.blocks = [LoomVideoBlockCache() for _ in range(num_layers)]
+        self.source_tokens: torch.Tensor | None = None
+        self.reference_tokens: list[torch.Tensor] | None = None
+        self.rotary: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes, in bytes."""
+        tensors = [self.source_tokens, *(self.reference_tokens or []), *(self.rotary or [])]
+        tensors += [tensor for block in self.blocks for tensor in (block.key, block.value)]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
 class LoomVideoAttnProcessor:
     """Self- or cross-attention with queries and keys RMS-normed across heads, through any backend of diffusers."""
 
@@ -65,19 +93,26 @@ class LoomVideoAttnProcessor:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        kv_cache: LoomVideoBlockCache | None = None,
     ) -> torch.Tensor:
-        context = encoder_hidden_states if attn.is_cross_attention else hidden_states
-        if not attn.fused_projections:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        elif attn.is_cross_attention:
-            query = attn.to_q(hidden_states)
-            key, value = attn.to_kv(context).chunk(2, dim=-1)
-        else:
+        if attn.fused_projections and not attn.is_cross_attention:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-
+        else:
+            query, key, value = attn.to_q(hidden_states), None, None
         query = attn.norm_q(query).unflatten(-1, (attn.heads, -1))
-        key = attn.norm_k(key).unflatten(-1, (attn.heads, -1))
-        value = value.unflatten(-1, (attn.heads, -1))
+
+        if kv_cache is not None and kv_cache.key is not None:
+            key, value = kv_cache.key, kv_cache.value
+        else:
+            context = encoder_hidden_states if attn.is_cross_attention else hidden_states
+            if attn.fused_projections and attn.is_cross_attention:
+                key, value = attn.to_kv(context).chunk(2, dim=-1)
+            elif key is None:
+                key, value = attn.to_k(context), attn.to_v(context)
+            key = attn.norm_k(key).unflatten(-1, (attn.heads, -1))
+            value = value.unflatten(-1, (attn.heads, -1))
+            if kv_cache is not None:
+                kv_cache.key, kv_cache.value = key, value
 
         if rotary_emb is not None:
             query = apply_rotary_emb(query, *rotary_emb)
@@ -127,8 +162,9 @@ class LoomVideoAttention(nn.Module, AttentionModuleMixin):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        kv_cache: LoomVideoBlockCache | None = None,
     ) -> torch.Tensor:
-        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, kv_cache)
 
 
 class FP32RMSNorm(nn.RMSNorm):
@@ -241,36 +277,59 @@ class LoomVideoTransformerBlock(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
         temb: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
-        is_reference: torch.Tensor | None = None,
+        num_video_tokens: int | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        kv_cache: LoomVideoBlockCache | None = None,
     ) -> torch.Tensor:
-        modulation = (self.scale_shift_table + temb.float()).chunk(6, dim=1)
-        if is_reference is not None:
+        tables = [(self.scale_shift_table + temb.float()).chunk(6, dim=1)]
+        if num_video_tokens is not None:
             # References have no noise level: their time embedding is zero, which is not the embedding of time zero.
-            reference_modulation = self.scale_shift_table.float().chunk(6, dim=1)
-            modulation = [
-                torch.where(is_reference, reference, video)
-                for video, reference in zip(modulation, reference_modulation)
-            ]
-        shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = modulation
+            tables.append(self.scale_shift_table.float().chunk(6, dim=1))
+        shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = zip(*tables)
 
         # 1. Self-attention
-        norm_hidden_states = (self.norm1(hidden_states.float()) * (1 + scale_msa) + shift_msa).type_as(hidden_states)
-        attn_output = self.attn1(norm_hidden_states, rotary_emb=rotary_emb)
-        hidden_states = (hidden_states.float() + attn_output * gate_msa).type_as(hidden_states)
+        norm_hidden_states = self.norm1(hidden_states.float())
+        norm_hidden_states = _modulate(norm_hidden_states, scale_msa, shift_msa, num_video_tokens)
+        attn_output = self.attn1(norm_hidden_states.type_as(hidden_states), rotary_emb=rotary_emb)
+        hidden_states = _add_gated(hidden_states, attn_output, gate_msa, num_video_tokens)
 
         # 2. Cross-attention
         norm_hidden_states = self.norm2(hidden_states.float()).type_as(hidden_states)
-        attn_output = self.attn2(norm_hidden_states, encoder_hidden_states, encoder_attention_mask)
+        attn_output = self.attn2(norm_hidden_states, encoder_hidden_states, encoder_attention_mask, kv_cache=kv_cache)
         hidden_states = hidden_states + attn_output
 
         # 3. Feed-forward
-        norm_hidden_states = (self.norm3(hidden_states.float()) * (1 + scale_ffn) + shift_ffn).type_as(hidden_states)
-        ffn_output = self.ffn(norm_hidden_states)
-        return (hidden_states.float() + ffn_output.float() * gate_ffn).type_as(hidden_states)
+        norm_hidden_states = self.norm3(hidden_states.float())
+        norm_hidden_states = _modulate(norm_hidden_states, scale_ffn, shift_ffn, num_video_tokens)
+        ffn_output = self.ffn(norm_hidden_states.type_as(hidden_states))
+        return _add_gated(hidden_states, ffn_output, gate_ffn, num_video_tokens)
+
+
+def _modulate(
+    hidden_states: torch.Tensor,
+    scales: tuple[torch.Tensor, ...],
+    shifts: tuple[torch.Tensor, ...],
+    num_video_tokens: int | None,
+) -> torch.Tensor:
+    """Scales and shifts the video's tokens by one row, and those of the references, if there are any, by another."""
+    if num_video_tokens is None:
+        return hidden_states * (1 + scales[0]) + shifts[0]
+    parts = (hidden_states[:, :num_video_tokens], hidden_states[:, num_video_tokens:])
+    return torch.cat([part * (1 + scale) + shift for part, scale, shift in zip(parts, scales, shifts)], dim=1)
+
+
+def _add_gated(
+    hidden_states: torch.Tensor, output: torch.Tensor, gates: tuple[torch.Tensor, ...], num_video_tokens: int | None
+) -> torch.Tensor:
+    """Adds a layer's output, times one row for the video's tokens and another for those of the references."""
+    if num_video_tokens is None:
+        return (hidden_states.float() + output.float() * gates[0]).type_as(hidden_states)
+    parts = (output[:, :num_video_tokens], output[:, num_video_tokens:])
+    gated = torch.cat([part.float() * gate for part, gate in zip(parts, gates)], dim=1)
+    return (hidden_states.float() + gated).type_as(hidden_states)
 
 
 class LoomVideoTransformer3DModel(
@@ -310,6 +369,7 @@ class LoomVideoTransformer3DModel(
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
     _no_split_modules = ["LoomVideoTransformerBlock"]
+    _skip_keys = ["kv_cache"]
     _keep_in_fp32_modules = ["rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
     # T5 projection of the published file, which no block reads.
     _keys_to_ignore_on_load_unexpected = ["condition_embedder.text_embedder"]
@@ -460,6 +520,10 @@ class LoomVideoTransformer3DModel(
         )
         super().enable_cache(config)
 
+    def create_kv_cache(self) -> LoomVideoKVCache:
+        """Makes an empty cache for `forward`: one for each guidance branch and call, the same at every step."""
+        return LoomVideoKVCache(len(self.blocks))
+
     @apply_lora_scale("attention_kwargs")
     def forward(
         self,
@@ -470,6 +534,7 @@ class LoomVideoTransformer3DModel(
         source_hidden_states: torch.Tensor | None = None,
         source_scale: torch.Tensor | None = None,
         reference_hidden_states: list[torch.Tensor] | None = None,
+        kv_cache: LoomVideoKVCache | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
@@ -494,6 +559,9 @@ class LoomVideoTransformer3DModel(
             reference_hidden_states (`list[torch.Tensor]`, *optional*):
                 Clean latents of the reference images, each `[B, in_channels, 1, h, w]`, in the order in which the
                 prompt counts them. Sizes may differ.
+            kv_cache (`LoomVideoKVCache`, *optional*):
+                What `create_kv_cache` returned. It keeps what depends on neither `hidden_states` nor `timestep`; all
+                other arguments must stay the same as long as it is used.
             attention_kwargs (`dict`, *optional*):
                 `scale` is the weight of the active LoRA adapters.
             return_dict (`bool`, defaults to `True`):
@@ -517,21 +585,33 @@ class LoomVideoTransformer3DModel(
         references = reference_hidden_states or []
         reference_grids = [(image.shape[-2] // patch_height, image.shape[-1] // patch_width) for image in references]
 
+        cache = self.create_kv_cache() if kv_cache is None else kv_cache
+
         # 1. Tokens: the noised video with its source added, then the references
         tokens = self.patch_embedding(hidden_states)
         if source_scale is not None:
-            if source_hidden_states is None:
-                source_hidden_states = torch.zeros_like(hidden_states)
-            source_tokens = self.source_patch_embedding(source_hidden_states)
-            tokens = (tokens + source_scale.view(-1, 1, 1, 1, 1) * source_tokens).type_as(tokens)
+            if cache.source_tokens is None:
+                if source_hidden_states is None:
+                    source_hidden_states = torch.zeros_like(hidden_states)
+                cache.source_tokens = self.source_patch_embedding(source_hidden_states)
+            tokens = (tokens + source_scale.view(-1, 1, 1, 1, 1) * cache.source_tokens).type_as(tokens)
         tokens = tokens.flatten(2)
         if references:
-            tokens = torch.cat([tokens, *(self.patch_embedding(image).flatten(2) for image in references)], dim=2)
+            if cache.reference_tokens is None:
+                cache.reference_tokens = [self.patch_embedding(image).flatten(2) for image in references]
+            tokens = torch.cat([tokens, *cache.reference_tokens], dim=2)
         tokens = tokens.transpose(1, 2).contiguous()
 
-        rotary_cos, rotary_sin, is_reference = self.rope(video_grid, reference_grids, hidden_states.device)
+        if cache.rotary is None:
+            cache.rotary = self.rope(video_grid, reference_grids, hidden_states.device)
+        rotary_cos, rotary_sin, is_reference = cache.rotary
         rotary_emb = (rotary_cos, rotary_sin)
-        is_reference = is_reference if references else None
+        num_video_tokens = None
+        if references:
+            num_video_tokens = math.prod(video_grid)
+            if is_reference.shape[1] < tokens.shape[1]:
+                # Context parallelism has given this process a part of the tokens.
+                num_video_tokens = int(is_reference.logical_not().sum())
 
         # 2. Time. The time embedder runs in the precision of the modulation tables: both stay in float32 when the
         # model is loaded in half precision, and a table, not being a layer, is never quantized.
@@ -539,14 +619,15 @@ class LoomVideoTransformer3DModel(
 
         # 3. Blocks, each with its own layer of the MLLM
         for index, block in enumerate(self.blocks):
+            block_cache = None if kv_cache is None else kv_cache.blocks[index]
+            arguments = (block_temb, rotary_emb, num_video_tokens, encoder_attention_mask, block_cache)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 mllm_tokens = self._gradient_checkpointing_func(self.mllm_embedder, encoder_hidden_states[:, index])
-                tokens = self._gradient_checkpointing_func(
-                    block, tokens, mllm_tokens, block_temb, rotary_emb, is_reference, encoder_attention_mask
-                )
+                tokens = self._gradient_checkpointing_func(block, tokens, mllm_tokens, *arguments)
             else:
-                mllm_tokens = self.mllm_embedder(encoder_hidden_states[:, index])
-                tokens = block(tokens, mllm_tokens, block_temb, rotary_emb, is_reference, encoder_attention_mask)
+                is_kept = block_cache is not None and block_cache.key is not None
+                mllm_tokens = None if is_kept else self.mllm_embedder(encoder_hidden_states[:, index])
+                tokens = block(tokens, mllm_tokens, *arguments)
 
         # 4. Output. References are cut off after the projection, when context parallelism has gathered all tokens.
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).to(tokens.device).chunk(2, dim=1)

@@ -1,0 +1,101 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Many edits from one file, in one process and in several."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+
+from loomvideo_diffusers import cli
+from loomvideo_diffusers.video import read_image, read_video
+
+
+OPTIONS = ["--height", "64", "--width", "64", "--steps", "1"]
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """Four edits, of which the third cannot be done."""
+    shutil.copy(FIXTURES / "cat.mp4", tmp_path / "cat.mp4")
+    shutil.copy(FIXTURES / "coffee.jpg", tmp_path / "coffee.jpg")
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "cat.mp4").read_bytes()[:5000])
+    lines = [
+        {"input": "cat.mp4", "prompt": "make it night", "output": "night.mp4", "seed": 1},
+        {"input": "coffee.jpg", "prompt": "make it blue", "output": "blue.png"},
+        {"input": "cut.mp4", "prompt": "make it night", "output": "none.mp4"},
+        {"input": "cat.mp4", "prompt": "put it on", "output": "cup.mp4", "reference": ["coffee.jpg"]},
+    ]
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    return path
+
+
+def test_jobs_are_divided(jobs, model_folder, tmp_path, capsys):
+    """Two processes do all but the one that fails, as single edits do them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "loomvideo_diffusers"]
+    arguments = ["edit", "--jobs", str(jobs), "--model", str(model_folder), "--seed", "0", *OPTIONS]
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "none.mp4: " in result.stderr
+    assert "1 of 2 jobs failed: the others are done." in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".mp4", ".png")) == [
+        "blue.png", "cat.mp4", "cup.mp4", "cut.mp4", "night.mp4",
+    ]  # fmt: skip
+    assert len(read_video(tmp_path / "night.mp4")) == 33
+    single = tmp_path / "single.png"
+    arguments = ["edit", str(tmp_path / "coffee.jpg"), "make it blue", "-o", str(single), "--seed", "0"]
+    assert cli.main([*arguments, "--model", str(model_folder), *OPTIONS]) == 0
+    # Numbers of threads differ, and so may roundings.
+    difference = np.asarray(read_image(single), int) - np.asarray(read_image(tmp_path / "blue.png"))
+    assert np.abs(difference).max() <= 1
+
+
+def test_one_process_goes_on(jobs, model_folder, tmp_path, capsys):
+    assert cli.main(["edit", "--jobs", str(jobs), "--model", str(model_folder), *OPTIONS]) == 2
+    errors = capsys.readouterr().err
+    assert f"job 3 of 4, {tmp_path / 'none.mp4'}: " in errors
+    assert errors.splitlines()[-1] == "loomvideo: error: 1 of 4 jobs failed: the others are done."
+    assert (tmp_path / "cup.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "has no jobs: write one a line"),
+        ("{", "line 1: Invalid JSON"),
+        ('{"input": "a.mp4", "prompt": "b"}', "line 1: output: Field required"),
+        ('{"input": "a.mp4", "prompt": "", "output": "c.mp4"}', "line 1: prompt: String should have at least"),
+        ('{"input": "a.mp4", "prompt": "b", "output": "c.mp4", "sed": 1}', "line 1: sed: Extra inputs are not"),
+        ('{"input": "a.mp4", "prompt": "b", "output": "c.mp4"}\n' * 2, "line 2: line 1 writes"),
+    ],
+)
+def test_bad_jobs(lines, message, tmp_path, capsys):
+    (tmp_path / "jobs.jsonl").write_text(lines)
+    assert cli.main(["edit", "--jobs", str(tmp_path / "jobs.jsonl")]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["jobs.jsonl"]
+
+
+def test_jobs_and_more(tmp_path, capsys):
+    assert cli.main(["edit", "a.mp4", "b", "--jobs", "jobs.jsonl", "-o", "c.mp4"]) == 2
+    assert "with --jobs, inputs, prompts and outputs are in the file" in capsys.readouterr().err
+    assert cli.main(["edit", "a.mp4", "b"]) == 2
+    assert "the following arguments are required: output" in capsys.readouterr().err
+    assert cli.main(["edit", "--jobs", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl" in capsys.readouterr().err

@@ -1,0 +1,145 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is computed once: over the steps of a call, over the branches of guidance, and over calls."""
+
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import torch
+from conftest import call_inputs, case_names, transformer_inputs
+
+
+@contextmanager
+def counted(**modules):
+    """Counts how often modules run."""
+    counter, hooks = Counter(), []
+    for name, module in modules.items():
+        hooks.append(module.register_forward_hook(lambda *_, name=name: counter.update([name])))
+    yield counter
+    for hook in hooks:
+        hook.remove()
+
+
+def run(transformer, **inputs):
+    with torch.no_grad():
+        return transformer(**inputs, return_dict=False)[0]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", case_names("transformer"))
+def test_kv_cache(name, fused, transformer):
+    """At every later step it gives the same numbers, and what reads the prompt and the pixels runs once."""
+    if fused:
+        transformer.fuse_qkv_projections()
+    first = transformer_inputs(name)
+    second = first | {
+        "hidden_states": torch.randn_like(first["hidden_states"]),
+        "timestep": first["timestep"] / 2,
+        "source_scale": first["source_scale"] / 2,
+    }
+    kv_cache = transformer.create_kv_cache()
+    assert kv_cache.nbytes == 0
+    parts = {
+        "mllm_embedder": transformer.mllm_embedder,
+        "source_patch_embedding": transformer.source_patch_embedding,
+        "norm_k": transformer.blocks[0].attn2.norm_k,
+        "rope": transformer.rope,
+    }
+    for step, inputs in enumerate((first, second, first)):
+        expected = run(transformer, **inputs)
+        with counted(**parts) as counts:
+            assert torch.equal(run(transformer, **inputs, kv_cache=kv_cache), expected)
+        assert (counts == Counter()) == (step > 0)
+    prompt = first["encoder_hidden_states"]
+    keys_and_values = 2 * prompt.shape[1] * prompt.shape[0] * prompt.shape[2] * transformer.proj_out.in_features * 4
+    assert keys_and_values < kv_cache.nbytes < 2 * keys_and_values + 2**20
+
+
+@pytest.mark.parametrize("name", ["pipeline_ref_edit", "pipeline_mi2v", "pipeline_t2v"])
+def test_a_call_with_and_without_it(name, pipe, edit):
+    pipe = edit if "edit" in name else pipe
+    inputs = call_inputs(name) | {"output_type": "latent"}
+    without = pipe(**inputs, use_kv_cache=False).frames
+    assert pipe.kv_cache_nbytes == 0
+    with counted(embedder=pipe.transformer.mllm_embedder) as counts:
+        latents = pipe(**inputs).frames
+    assert torch.allclose(latents, without, atol=1e-5)
+    assert pipe.kv_cache_nbytes > 0
+    num_branches = 2 if name == "pipeline_t2v" else 3
+    assert counts["embedder"] == num_branches * pipe.transformer.config.num_layers
+
+
+def test_embeds_that_a_callback_changes(pipe):
+    """What was kept of the old ones is not used for the new ones."""
+    new = pipe.encode_prompt("a dog", num_frames=5)[0]
+
+    def change(pipe, step, timestep, tensors):
+        return {"prompt_embeds": new} if step == 0 else {}
+
+    options = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 2, "callback_on_step_end": change}
+    options |= {"latents": torch.randn(1, 8, 2, 4, 4), "output_type": "latent"}
+    kept = pipe("a cat", **options).frames
+    assert torch.allclose(kept, pipe("a cat", use_kv_cache=False, **options).frames, atol=1e-5)
+    assert not torch.allclose(kept, pipe("a cat", **options | {"callback_on_step_end": None}).frames, atol=1e-3)
+
+
+def test_the_mllm_runs_as_seldom_as_can_be(edit, clip):
+    """It sees the pixels once for both branches that do, and the negative prompt once for all calls."""
+    options = {"video": clip, "num_inference_steps": 1, "output_type": "latent"}
+    parts = {"vision": edit.text_encoder.visual.blocks[0], "words": edit.text_encoder.language_model}
+    for prompt, negative_prompt, num_runs in (
+        ("blue", None, 3),
+        ("red", None, 2),
+        ("red", "ugly", 3),
+        ("red", "ugly", 2),
+    ):
+        with counted(**parts) as counts:
+            edit(prompt, negative_prompt=negative_prompt, **options)
+        assert counts == {"vision": 1, "words": num_runs}
+    assert "forward" not in vars(edit.text_encoder.visual)
+    other = edit.text_encoder.double()
+    with counted(**parts) as counts:
+        edit("red", negative_prompt="ugly", **options)
+    assert counts["words"] == 3
+    other.float()
+
+
+def test_guidance_interval(pipe, edit, clip):
+    """Outside of it one branch runs; the whole of it is the default, none of it is no guidance."""
+    options = {"num_inference_steps": 4, "output_type": "latent"}
+    latents = torch.randn(1, 8, 3, 4, 4)
+    plain = edit("blue", video=clip, latents=latents, **options).frames
+    assert torch.equal(edit("blue", video=clip, latents=latents, guidance_interval=(0, 1), **options).frames, plain)
+    unguided = edit("blue", video=clip, latents=latents, guidance_scale=1, guidance_scale_visual=1, **options).frames
+    none = edit("blue", video=clip, latents=latents, guidance_interval=(0.5, 0.5), **options).frames
+    assert torch.allclose(none, unguided, atol=1e-5)
+    with counted(transformer=edit.transformer) as counts:
+        edit("blue", video=clip, guidance_interval=(0.25, 0.75), **options)
+    assert counts["transformer"] == 2 * 3 + 2 * 1
+    for wrong in ((0.5, 0.2), (0, 2), 0.5, (0, 0.5, 1)):
+        with pytest.raises(ValueError, match="`guidance_interval` must be two shares of the steps"):
+            pipe("a cat", guidance_interval=wrong, num_frames=5)
+
+
+def test_decoding_in_chunks(edit, clip):
+    """Gives what decoding all at once gives, frame by frame of the latents, also after it was broken off."""
+    latents = edit("blue", video=clip, num_inference_steps=1, output_type="latent").frames
+    expected = edit.decode_latents(latents, "pt")
+    next(edit.decode_in_chunks(latents))
+    chunks = list(edit.decode_in_chunks(latents))
+    assert [chunk.shape[2] for chunk in chunks] == [1, 4, 4]
+    video = edit.video_processor.postprocess_video(torch.cat(chunks, dim=2), output_type="pt")
+    assert torch.allclose(video, expected, atol=1e-5)
+    assert torch.equal(edit.decode_latents(latents, "pt"), expected)
