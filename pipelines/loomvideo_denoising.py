@@ -374,6 +374,8 @@ class LoomVideoDenoisingMixin:
         step_options = {"generator": generator} if takes_generator else {}
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         guided_steps = range(*(round(share * len(timesteps)) for share in guidance_interval))
+        # What a call that was broken off has left there
+        self.transformer._reset_stateful_cache()
         # Of each branch, the embeds that its cache was filled with
         kv_caches = {}
         self._kv_cache_nbytes = 0

@@ -19,6 +19,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 from conftest import call_inputs, case_names, transformer_inputs
+from diffusers import (
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
+
+from loomvideo_diffusers import LoomVideoTransformer3DModel
 
 
 @contextmanager
@@ -34,7 +43,7 @@ def counted(**modules):
 
 def run(transformer, **inputs):
     with torch.no_grad():
-        return transformer(**inputs, return_dict=False)[0]
+        return transformer(**inputs | {"return_dict": False})[0]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -143,3 +152,68 @@ def test_decoding_in_chunks(edit, clip):
     video = edit.video_processor.postprocess_video(torch.cat(chunks, dim=2), output_type="pt")
     assert torch.allclose(video, expected, atol=1e-5)
     assert torch.equal(edit.decode_latents(latents, "pt"), expected)
+
+
+# What skips work at later steps
+
+TIMESTEPS = [0]
+SKIPPED = {"spatial_attention_block_skip_range": 2, "spatial_attention_timestep_skip_range": (-1, 950)}
+STEP_CACHES = {
+    "first block": FirstBlockCacheConfig(threshold=0.5),
+    "TaylorSeer": TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=2),
+    "TaylorSeer, lite": TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=2, use_lite_mode=True),
+    "MagCache": MagCacheConfig(num_inference_steps=8, mag_ratios=torch.ones(8), threshold=0.5, retention_ratio=0.2),
+    "PAB": PyramidAttentionBroadcastConfig(**SKIPPED, current_timestep_callback=lambda: TIMESTEPS[-1]),
+    "FasterCache": FasterCacheConfig(**SKIPPED, current_timestep_callback=lambda: TIMESTEPS[-1]),
+}
+
+
+@pytest.mark.parametrize("name", STEP_CACHES)
+def test_step_caches(name, edit, clip, model_folder):
+    """Layers run less often, and each branch of guidance gets what it would get if there were no other."""
+    options = {"video": clip, "num_inference_steps": 8, "output_type": "latent"}
+    latents = torch.randn(1, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    transformer, calls = edit.transformer, []
+    plain = edit("blue", latents=latents, **options).frames
+    before = transformer.register_forward_pre_hook(
+        lambda module, arguments, inputs: TIMESTEPS.append(inputs["timestep"][0].item()), with_kwargs=True
+    )
+    after = transformer.register_forward_hook(
+        lambda module, arguments, inputs, output: calls.append((inputs, output[0])), with_kwargs=True
+    )
+    transformer.enable_cache(STEP_CACHES[name])
+    with counted(attention=transformer.blocks[1].attn1.to_out[0]) as counts:
+        results = [edit("blue", latents=latents, **options).frames for _ in range(2)]
+    before.remove()
+    after.remove()
+    transformer.disable_cache()
+    assert len(calls) == 2 * 8 * 3
+    assert counts["attention"] < len(calls)
+    assert torch.equal(*results)
+    assert not torch.equal(results[0], plain)
+    assert torch.equal(edit("blue", latents=latents, **options).frames, plain)
+
+    alone = LoomVideoTransformer3DModel.from_pretrained(model_folder, subfolder="transformer")
+    alone.enable_cache(STEP_CACHES[name])
+    for branch in range(3):
+        alone._reset_stateful_cache()
+        kv_cache = alone.create_kv_cache()
+        for inputs, output in calls[: 8 * 3][branch::3]:
+            TIMESTEPS.append(inputs["timestep"][0].item())
+            with alone.cache_context("alone"):
+                assert torch.equal(run(alone, **inputs | {"kv_cache": kv_cache}), output)
+
+
+def test_a_call_that_was_broken_off(edit, clip):
+    """What it left in a step cache is not used by the next one."""
+    options = {"video": clip, "num_inference_steps": 4, "output_type": "latent", "latents": torch.randn(1, 8, 3, 4, 4)}
+    edit.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    expected = edit("blue", **options).frames
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edit("red", callback_on_step_end=stop, **options)
+    assert torch.equal(edit("blue", **options).frames, expected)
+    edit.transformer.disable_cache()

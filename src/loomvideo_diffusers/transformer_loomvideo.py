@@ -15,13 +15,20 @@
 
 import math
 import os
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks import FasterCacheConfig, ModelHook, TaylorSeerCacheConfig
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks.faster_cache import FasterCacheBlockHook
+from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastHook
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
 from diffusers.loaders.single_file_utils import load_single_file_checkpoint
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
@@ -426,6 +433,9 @@ class LoomVideoTransformer3DModel(
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, inner_dim) / inner_dim**0.5)
 
         self.gradient_checkpointing = False
+        # Hooks of caches whose state has to be changed for each guidance branch, and the states by branch and hook
+        self._hooks_without_context: list[ModelHook] = []
+        self._cache_states: dict[str, dict[ModelHook, Any]] = defaultdict(dict)
 
     @classmethod
     def from_single_file(
@@ -513,12 +523,37 @@ class LoomVideoTransformer3DModel(
             "cross_attn_norm": "blocks.0.norm2.weight" in checkpoint,
         }
 
-    def enable_cache(self, config) -> None:
+    def enable_cache(self, config: Any) -> None:
         # The caches of diffusers look up where a block takes and returns its hidden states.
         TransformerBlockRegistry.register(
             LoomVideoTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0)
         )
+        if isinstance(config, TaylorSeerCacheConfig) and not (config.cache_identifiers or config.use_lite_mode):
+            # Its own patterns fit the names of no model with numbered attentions.
+            config = replace(config, cache_identifiers=[r"blocks\.\d+\.(attn1|attn2|ffn)"])
+        if isinstance(config, FasterCacheConfig):
+            # Guidance's branches come one after the other here, so that no batch holds two of them.
+            config = replace(config, is_guidance_distilled=True)
         super().enable_cache(config)
+        self._hooks_without_context = [
+            hook
+            for module in self.modules()
+            if hasattr(module, "_diffusers_hook")
+            for hook in module._diffusers_hook.hooks.values()
+            if isinstance(hook, (FasterCacheBlockHook, PyramidAttentionBroadcastHook))
+        ]
+
+    @contextmanager
+    def cache_context(self, name: str, **kwargs) -> Iterator[None]:
+        # Two caches of diffusers keep one state for all contexts: here each guidance branch has its own.
+        for hook in self._hooks_without_context:
+            hook.state = self._cache_states[name].setdefault(hook, type(hook.state)())
+        with super().cache_context(name, **kwargs):
+            yield
+
+    def _reset_stateful_cache(self, recurse: bool = True) -> None:
+        self._cache_states.clear()
+        super()._reset_stateful_cache(recurse)
 
     def create_kv_cache(self) -> LoomVideoKVCache:
         """Makes an empty cache for `forward`: one for each guidance branch and call, the same at every step."""
