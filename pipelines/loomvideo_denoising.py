@@ -52,6 +52,26 @@ def guidance_coefficients(
     return {branch: coefficient for branch, coefficient in coefficients.items() if coefficient != 0}
 
 
+def divide_into_windows(num_frames: int, window: int, overlap: int) -> list[tuple[slice, torch.Tensor]]:
+    """
+    Divides frames evenly into windows that overlap their neighbours by so many at least.
+
+    Returns:
+        For each window its frames, and their weights `[window]`: they fall towards its ends, where a neighbour takes
+        over, and those of a frame sum to 1 over the windows.
+    """
+    window = min(window, num_frames)
+    count = math.ceil((num_frames - window) / (window - overlap)) + 1
+    starts = [round(index * (num_frames - window) / max(count - 1, 1)) for index in range(count)]
+    places = torch.arange(1, window + 1)
+    ramp = torch.minimum(places, places.flip(0)).clamp(max=overlap + 1).float()
+    total = torch.zeros(num_frames)
+    for start in starts:
+        total[start : start + window] += ramp
+    frames = [slice(start, start + window) for start in starts]
+    return [(part, ramp / total[part]) for part in frames]
+
+
 class LoomVideoDenoisingMixin:
     """The steps of both pipelines that work on latents, and the properties that describe a running call."""
 
@@ -120,6 +140,8 @@ class LoomVideoDenoisingMixin:
         output_type: str,
         callback_on_step_end_tensor_inputs: list[str],
         guidance_interval: tuple[float, float],
+        window_frames: int,
+        window_overlap: int | None,
     ) -> int:
         """Checks what both pipelines take, and returns the number of prompts. `embeds` has embeds and mask by name."""
         prompt_embeds = embeds["prompt_embeds"][0]
@@ -171,6 +193,17 @@ class LoomVideoDenoisingMixin:
             raise ValueError(
                 f"`num_frames` must be {step}k + 1 (1, {step + 1}, {2 * step + 1}, ...), but is {num_frames}."
             )
+        if not isinstance(window_frames, Integral) or window_frames < 1 or (window_frames - 1) % step != 0:
+            raise ValueError(f"`window_frames` must be {step}k + 1, such as 121, but is {window_frames}.")
+        if window_overlap is not None and (
+            not isinstance(window_overlap, Integral)
+            or window_overlap % step
+            or not 0 <= window_overlap < window_frames
+        ):
+            raise ValueError(
+                f"`window_overlap` must be a multiple of {step} below the {window_frames} frames of a window, but is "
+                f"{window_overlap}."
+            )
         for name, count in (
             ("num_inference_steps", num_inference_steps),
             ("num_videos_per_prompt", num_videos_per_prompt),
@@ -217,6 +250,7 @@ class LoomVideoDenoisingMixin:
         width: int,
         generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.Tensor | None,
+        window_frames: int,
     ) -> torch.Tensor:
         """Makes the initial noise, float32 `[B, C, T, h, w]`, or checks the noise that is given."""
         shape = (
@@ -227,11 +261,12 @@ class LoomVideoDenoisingMixin:
             width // self.vae_scale_factor_spatial,
         )
         most = self.transformer.config.rope_max_seq_len
-        if max(shape[2], height // self.size_step, width // self.size_step) > most:
+        window = (min(window_frames, num_frames) - 1) // self.vae_scale_factor_temporal + 1
+        if max(window, height // self.size_step, width // self.size_step) > most:
             most_frames, most_pixels = self.vae_scale_factor_temporal * (most - 1) + 1, most * self.size_step
             raise ValueError(
-                f"{num_frames} frames of {height} x {width} are more than the model has positions for: use no more "
-                f"than {most_frames} frames, and {most_pixels} pixels on a side."
+                f"{min(window_frames, num_frames)} frames of {height} x {width} are more than the model has positions "
+                f"for: use no more than {most_frames} frames in a window, and {most_pixels} pixels on a side."
             )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
@@ -343,12 +378,15 @@ class LoomVideoDenoisingMixin:
         callback_on_step_end_tensor_inputs: list[str],
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         use_kv_cache: bool = True,
+        window_frames: int = 121,
+        window_overlap: int | None = None,
     ) -> torch.Tensor:
         """
         Runs the denoising loop from noise to clean latents.
 
         `embeds` is what `encode_prompt` returns. The callback can change them, the latents, `pipe._guidance_scale` and
-        `pipe._guidance_scale_visual`. Outside of `guidance_interval` only the branch of the words runs.
+        `pipe._guidance_scale_visual`. Outside of `guidance_interval` only the branch of the words runs. What is longer
+        than a window is denoised in several: at each step, predictions are blended where windows overlap.
         """
         device, dtype = latents.device, self.transformer.dtype
         names = ("prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds")
@@ -364,7 +402,8 @@ class LoomVideoDenoisingMixin:
             "visual": ("visual_prompt_embeds", True),
             "uncond": ("negative_prompt_embeds", False),
         }
-        has_visual_input = source_latents is not None or bool(reference_latents)
+        has_source = source_latents is not None
+        has_visual_input = has_source or bool(reference_latents)
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         self.scheduler.set_begin_index(0)
@@ -374,6 +413,12 @@ class LoomVideoDenoisingMixin:
         step_options = {"generator": generator} if takes_generator else {}
         num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         guided_steps = range(*(round(share * len(timesteps)) for share in guidance_interval))
+        window = (window_frames - 1) // self.vae_scale_factor_temporal + 1
+        overlap = window // 4 if window_overlap is None else window_overlap // self.vae_scale_factor_temporal
+        windows = [
+            (frames, weights.to(device).view(-1, 1, 1))
+            for frames, weights in divide_into_windows(latents.shape[2], window, overlap)
+        ]
         # What a call that was broken off has left there
         self.transformer._reset_stateful_cache()
         # Of each branch, the embeds that its cache was filled with
@@ -392,36 +437,42 @@ class LoomVideoDenoisingMixin:
                 # timestep for that, and scales an empty source where there is none.
                 source_scale = timestep / self.scheduler.config.num_train_timesteps
 
-                velocity = 0
+                velocity = torch.zeros_like(latents)
                 coefficients = {"cond": 1.0}
                 if i in guided_steps:
                     coefficients = guidance_coefficients(
                         self.guidance_scale, self.guidance_scale_visual, has_visual_input
                     )
-                for branch, coefficient in coefficients.items():
-                    name, sees_visual_input = branches[branch]
-                    encoder_hidden_states, encoder_attention_mask = conditions[name]
-                    if encoder_hidden_states is None:
-                        raise ValueError(
-                            f"Guidance needs `{name}`, which were not encoded because guidance was off when the call "
-                            "began: begin with `guidance_scale` or `guidance_scale_visual` above 1."
-                        )
-                    if use_kv_cache and kv_caches.get(branch, (None,))[0] is not encoder_hidden_states:
-                        kv_caches[branch] = (encoder_hidden_states, self.transformer.create_kv_cache())
-                    with self.transformer.cache_context(branch):
-                        prediction = self.transformer(
-                            hidden_states=latent_model_input,
-                            timestep=timestep,
-                            encoder_hidden_states=encoder_hidden_states,
-                            encoder_attention_mask=encoder_attention_mask,
-                            source_hidden_states=source_latents if sees_visual_input else None,
-                            source_scale=source_scale,
-                            reference_hidden_states=reference_latents if sees_visual_input else None,
-                            kv_cache=kv_caches[branch][1] if use_kv_cache else None,
-                            attention_kwargs=self.attention_kwargs,
-                            return_dict=False,
-                        )[0]
-                    velocity = velocity + coefficient * prediction.float()
+                missing = [name for branch in coefficients if conditions[name := branches[branch][0]][0] is None]
+                if missing:
+                    raise ValueError(
+                        f"Guidance needs `{missing[0]}`, which were not encoded because guidance was off when the "
+                        "call began: begin with `guidance_scale` or `guidance_scale_visual` above 1."
+                    )
+                for index, (frames, weights) in enumerate(windows):
+                    for branch, coefficient in coefficients.items():
+                        name, sees_visual_input = branches[branch]
+                        encoder_hidden_states, encoder_attention_mask = conditions[name]
+                        if use_kv_cache and kv_caches.get(branch, (None,))[0] is not encoder_hidden_states:
+                            kv_caches[branch] = (encoder_hidden_states, self.transformer.create_kv_cache())
+                        kv_cache = kv_caches[branch][1] if use_kv_cache else None
+                        if use_kv_cache and len(windows) > 1:
+                            kv_cache.source_tokens = None  # all that differs from window to window
+                        source = source_latents[:, :, frames] if has_source and sees_visual_input else None
+                        with self.transformer.cache_context(branch if len(windows) == 1 else f"{branch} {index}"):
+                            prediction = self.transformer(
+                                hidden_states=latent_model_input[:, :, frames],
+                                timestep=timestep,
+                                encoder_hidden_states=encoder_hidden_states,
+                                encoder_attention_mask=encoder_attention_mask,
+                                source_hidden_states=source,
+                                source_scale=source_scale,
+                                reference_hidden_states=reference_latents if sees_visual_input else None,
+                                kv_cache=kv_cache,
+                                attention_kwargs=self.attention_kwargs,
+                                return_dict=False,
+                            )[0]
+                        velocity[:, :, frames] += weights * (coefficient * prediction.float())
 
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
 

@@ -182,29 +182,30 @@ def nearest_size(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple
     return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * height / width)))
 
 
-def mllm_frame_indices(num_frames: int) -> list[int]:
-    """Which frames of a clip the MLLM sees (spec: frames)."""
+def mllm_frame_indices(num_frames: int, window_frames: int = MAX_SOURCE_FRAMES) -> list[int]:
+    """Which frames of a clip the MLLM sees (spec: frames): of a longer one than a window, as many as of a window."""
     if num_frames <= MLLM_FRAME_STRIDE:
         return list(range(num_frames))
-    return np.linspace(0, num_frames - 1, max(num_frames // MLLM_FRAME_STRIDE, 1)).astype(int).tolist()
+    count = max(min(num_frames, window_frames) // MLLM_FRAME_STRIDE, 1)
+    return np.linspace(0, num_frames - 1, count).astype(int).tolist()
 
 
-def mllm_frames(frames: list[PIL.Image.Image]) -> np.ndarray:
+def mllm_frames(frames: list[PIL.Image.Image], window_frames: int = MAX_SOURCE_FRAMES) -> np.ndarray:
     """The frames of a clip that the MLLM sees, uint8 `[F, H, W, 3]`; a lone one twice, as patches span two."""
-    seen = [frames[index] for index in mllm_frame_indices(len(frames))]
+    seen = [frames[index] for index in mllm_frame_indices(len(frames), window_frames)]
     return np.stack(seen * 2 if len(seen) == 1 else seen)
 
 
 def cut_frames(clips: list[list[PIL.Image.Image]], num_frames: int | None, step: int) -> list[list[PIL.Image.Image]]:
     """
-    Cuts all clips of a batch to `num_frames`, by default to as many as fit `step * k + 1` and the trained 121.
+    Cuts all clips of a batch to `num_frames`, by default to as many as fit `step * k + 1`.
 
     Raises:
         ValueError: if a clip is shorter than `num_frames`, or the clips would differ in length.
     """
     lengths = [len(clip) for clip in clips]
     if num_frames is None:
-        cut_lengths = {(min(length, MAX_SOURCE_FRAMES) - 1) // step * step + 1 for length in lengths}
+        cut_lengths = {(length - 1) // step * step + 1 for length in lengths}
         if len(cut_lengths) > 1:
             raise ValueError(f"The videos of a batch have {lengths} frames: pass the `num_frames` to use of each.")
         num_frames = cut_lengths.pop()

@@ -172,6 +172,8 @@ class LoomVideoPipeline(
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         use_kv_cache: bool = True,
+        window_frames: int = 121,
+        window_overlap: int | None = None,
     ) -> LoomVideoPipelineOutput | tuple:
         r"""
         Generates videos, or images with `num_frames=1`.
@@ -225,6 +227,11 @@ class LoomVideoPipeline(
             use_kv_cache (`bool`, defaults to `True`):
                 Whether to keep what is the same in all steps, see `LoomVideoKVCache`; `pipe.kv_cache_nbytes` is what
                 that took.
+            window_frames (`int`, defaults to 121):
+                The longest video, 4k + 1 frames, that the transformer sees at once. A longer one is denoised in
+                windows, whose predictions are blended at each step where they overlap.
+            window_overlap (`int`, *optional*):
+                Frames that neighbouring windows share at least, a multiple of 4; by default a quarter of a window.
 
         Returns:
             [`LoomVideoPipelineOutput`], or a tuple with the frames.
@@ -255,10 +262,12 @@ class LoomVideoPipeline(
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             guidance_interval=guidance_interval,
+            window_frames=window_frames,
+            window_overlap=window_overlap,
         )
         references, height, width = self.prepare_references(reference_images, batch_size, height, width)
         latents = self.prepare_latents(
-            batch_size * num_videos_per_prompt, num_frames, height, width, generator, latents
+            batch_size * num_videos_per_prompt, num_frames, height, width, generator, latents, window_frames
         )
         self._guidance_scale = guidance_scale
         self._guidance_scale_visual = guidance_scale_visual
@@ -297,6 +306,8 @@ class LoomVideoPipeline(
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             guidance_interval=guidance_interval,
             use_kv_cache=use_kv_cache,
+            window_frames=window_frames,
+            window_overlap=window_overlap,
         )
 
         # 4. Decode

@@ -117,6 +117,7 @@ class LoomVideoEditPipeline(
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
+        window_frames: int = 121,
         do_classifier_free_guidance: bool = True,
         num_videos_per_prompt: int = 1,
         prompt_embeds: torch.Tensor | None = None,
@@ -130,7 +131,7 @@ class LoomVideoEditPipeline(
         Encodes instructions with the MLLM. What it returns can be passed to a call in place of the prompts.
 
         Args:
-            prompt, negative_prompt, video, image, reference_images, height, width, num_frames:
+            prompt, negative_prompt, video, image, reference_images, height, width, num_frames, window_frames:
                 As in a call, with the same defaults.
             do_classifier_free_guidance (`bool`, defaults to `True`):
                 Whether to encode the visual and the negative branch too.
@@ -158,7 +159,7 @@ class LoomVideoEditPipeline(
             prompt=prompt,
             negative_prompt=negative_prompt,
             references=references,
-            sources=[clip[0] if video is None else mllm_frames(clip) for clip in clips],
+            sources=[clip[0] if video is None else mllm_frames(clip, window_frames) for clip in clips],
             do_classifier_free_guidance=do_classifier_free_guidance,
             num_videos_per_prompt=num_videos_per_prompt,
             prompt_embeds=(prompt_embeds, prompt_embeds_mask),
@@ -196,6 +197,8 @@ class LoomVideoEditPipeline(
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         use_kv_cache: bool = True,
+        window_frames: int = 121,
+        window_overlap: int | None = None,
     ) -> LoomVideoPipelineOutput | tuple:
         r"""
         Edits videos or images.
@@ -218,7 +221,7 @@ class LoomVideoEditPipeline(
                 Size in pixels, multiples of 32; by default the source's, rounded down. Sources and references are
                 scaled until they cover it and cropped.
             num_frames (`int`, *optional*):
-                How many frames to edit, 4k + 1; by default as many as the source has, but no more than 121.
+                How many frames to edit, 4k + 1; by default as many as the source has.
             num_inference_steps (`int`, defaults to 50):
                 Denoising steps.
             guidance_scale (`float`, defaults to 2.5):
@@ -255,6 +258,11 @@ class LoomVideoEditPipeline(
             use_kv_cache (`bool`, defaults to `True`):
                 Whether to keep what is the same in all steps, see `LoomVideoKVCache`; `pipe.kv_cache_nbytes` is what
                 that took.
+            window_frames (`int`, defaults to 121):
+                The longest video, 4k + 1 frames, that the transformer sees at once. A longer one is denoised in
+                windows, whose predictions are blended at each step where they overlap.
+            window_overlap (`int`, *optional*):
+                Frames that neighbouring windows share at least, a multiple of 4; by default a quarter of a window.
 
         Returns:
             [`LoomVideoPipelineOutput`], or a tuple with the frames.
@@ -287,13 +295,15 @@ class LoomVideoEditPipeline(
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             guidance_interval=guidance_interval,
+            window_frames=window_frames,
+            window_overlap=window_overlap,
         )
         clips, references, height, width = self.prepare_sources(
             video, image, reference_images, batch_size, height, width, num_frames
         )
         num_frames = len(clips[0])
         latents = self.prepare_latents(
-            batch_size * num_videos_per_prompt, num_frames, height, width, generator, latents
+            batch_size * num_videos_per_prompt, num_frames, height, width, generator, latents, window_frames
         )
         self._guidance_scale = guidance_scale
         self._guidance_scale_visual = guidance_scale_visual
@@ -311,6 +321,7 @@ class LoomVideoEditPipeline(
             height=height,
             width=width,
             num_frames=num_frames,
+            window_frames=window_frames,
             do_classifier_free_guidance=self.do_classifier_free_guidance,
             num_videos_per_prompt=num_videos_per_prompt,
             prompt_embeds=prompt_embeds,
@@ -335,6 +346,8 @@ class LoomVideoEditPipeline(
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             guidance_interval=guidance_interval,
             use_kv_cache=use_kv_cache,
+            window_frames=window_frames,
+            window_overlap=window_overlap,
         )
 
         # 4. Decode

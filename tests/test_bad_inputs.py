@@ -117,9 +117,9 @@ def test_encode_prompt(pipe, edit):
 
 
 def test_generate(pipe):
-    for size in ({"num_frames": 257}, {"height": 2080}, {"width": 2080}):
+    for size in ({"num_frames": 257, "window_frames": 257}, {"height": 2080}, {"width": 2080}):
         inputs = {"prompt": "a cat", "num_frames": 5, "height": 64, "width": 64} | size
-        check(pipe, "use no more than 253 frames, and 2048 pixels", **inputs)
+        check(pipe, "use no more than 253 frames in a window, and 2048 pixels", **inputs)
     check(pipe, "`num_frames` is None: pass 1", prompt="a cat", num_frames=None)
     pipe.scheduler = DDIMScheduler()
     check(pipe, "`prediction_type` is 'epsilon'", prompt="a cat")
