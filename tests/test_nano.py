@@ -310,8 +310,13 @@ def test_dataset(tmp_path):
     """The files that the records name hold exactly what the examples are."""
     write_dataset(tmp_path / "data", 2)
     families = [sample_family(np.random.default_rng([0, index])) for index in range(2)]
-    examples = sorted(itertools.chain.from_iterable(families), key=lambda example: list(TASKS).index(example.task))
-    record_files = [tmp_path / "data" / f"{task.replace(' ', '-')}.jsonl" for task in TASKS]
+    names = [*TASKS, "images"]
+
+    def name_of(example):
+        return "images" if example.num_frames == 1 and example.task != "text to image" else example.task
+
+    examples = sorted(itertools.chain.from_iterable(families), key=lambda example: names.index(name_of(example)))
+    record_files = [tmp_path / "data" / f"{name.replace(' ', '-')}.jsonl" for name in names]
     records = [json.loads(line) for file in record_files for line in file.read_text().splitlines()]
     assert [record["instruction"] for record in records] == [example.prompt for example in examples]
     for record, example in zip(records, examples):

@@ -28,24 +28,29 @@ from .tasks import TASKS, Example, sample_family
 from .world import Scene, render
 
 
-# Shapes that take longest to learn, and the tasks in which a shape has to be drawn that is not there yet
+# The records of video tasks that are asked of images
+IMAGES = "images"
+
+
 def write_dataset(folder: Path, num_families: int) -> None:
     """
     Writes so many families of examples, each into a folder of its own, unless `folder` is there already.
 
     The records are divided by task, `text-to-video.jsonl` and so on, for the weights that the training gives them.
+    Those of video tasks that are asked of images are together in `images.jsonl`.
     """
     if folder.exists():
         return
 
     def write(unfinished: Path) -> None:
-        lines = {task: [] for task in TASKS}
+        lines = {name: [] for name in (*TASKS, IMAGES)}
         for index in tqdm(range(num_families), desc="Drawing clips"):
             family = sample_family(np.random.default_rng([SEED, index]))
             for example, record in zip(family, _write_family(unfinished, f"{index:05d}", family)):
-                lines[example.task].append(json.dumps(record) + "\n")
-        for task, of_task in lines.items():
-            (unfinished / f"{task.replace(' ', '-')}.jsonl").write_text("".join(of_task), encoding="utf-8")
+                is_as_image = example.num_frames == 1 and example.task != "text to image"
+                lines[IMAGES if is_as_image else example.task].append(json.dumps(record) + "\n")
+        for name, of_file in lines.items():
+            (unfinished / f"{name.replace(' ', '-')}.jsonl").write_text("".join(of_file), encoding="utf-8")
 
     replace_folder(folder, write)
 
