@@ -15,7 +15,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral, Real
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from diffusers.utils.torch_utils import randn_tensor
 
 
@@ -60,8 +60,8 @@ def divide_into_windows(num_frames: int, window: int, overlap: int) -> list[tupl
         For each window its frames, and their weights `[window]`: they fall towards its ends, where a neighbour takes
         over, and those of a frame sum to 1 over the windows.
     """
+    count = math.ceil(max(num_frames - window, 0) / (window - overlap)) + 1
     window = min(window, num_frames)
-    count = math.ceil((num_frames - window) / (window - overlap)) + 1
     starts = [round(index * (num_frames - window) / max(count - 1, 1)) for index in range(count)]
     places = torch.arange(1, window + 1)
     ramp = torch.minimum(places, places.flip(0)).clamp(max=overlap + 1).float()
@@ -123,6 +123,16 @@ class LoomVideoDenoisingMixin:
     def kv_cache_nbytes(self) -> int:
         """The memory, in bytes, of what the last call kept over its steps, of all branches."""
         return self._kv_cache_nbytes
+
+    def begin_call(
+        self, guidance_scale: float, guidance_scale_visual: float, attention_kwargs: dict[str, Any] | None
+    ) -> None:
+        """Sets what holds during a call, and what callbacks can change."""
+        self._guidance_scale = guidance_scale
+        self._guidance_scale_visual = guidance_scale_visual
+        self._attention_kwargs = attention_kwargs
+        self._current_timestep = None
+        self._interrupt = False
 
     def check_common_inputs(
         self,
@@ -315,6 +325,40 @@ class LoomVideoDenoisingMixin:
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
     @torch.no_grad()
+    def encode_in_chunks(self, frames: Iterable[np.ndarray]) -> torch.Tensor:
+        """
+        Encodes a clip as `prepare_clip_latents` does, but for tiling, while its frames come in.
+
+        Args:
+            frames: 4k + 1 of uint8, `[H, W, 3]`.
+
+        Returns:
+            Normalized latents, float32 `[1, C, T, h, w]`.
+        """
+        vae, latents, chunk = self.vae, [], []
+        if hasattr(vae, "_hf_hook"):
+            vae._hf_hook.pre_forward(vae)  # brings it to its device, as `vae.encode` does
+        vae.clear_cache()
+        try:
+            for frame in frames:
+                chunk.append(frame)
+                if len(chunk) < (self.vae_scale_factor_temporal if latents else 1):
+                    continue
+                pixels = torch.from_numpy(np.stack(chunk)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+                pixels = pixels.to(self._execution_device, vae.dtype)
+                if vae.config.patch_size is not None:
+                    pixels = patchify(pixels, patch_size=vae.config.patch_size)
+                vae._enc_conv_idx = [0]
+                encoded = vae.encoder(pixels, feat_cache=vae._enc_feat_map, feat_idx=vae._enc_conv_idx)
+                mode = vae.quant_conv(encoded).chunk(2, dim=1)[0].float()
+                mean, std = self._latents_mean_and_std(mode.device)
+                latents.append((mode - mean) / std)
+                chunk = []
+        finally:
+            vae.clear_cache()
+        return torch.cat(latents, dim=2)
+
+    @torch.no_grad()
     def decode_in_chunks(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """
         Decodes latents as `decode_latents` does, but for tiling, a latent frame at a time, so that memory does not
@@ -380,6 +424,8 @@ class LoomVideoDenoisingMixin:
         use_kv_cache: bool = True,
         window_frames: int = 121,
         window_overlap: int | None = None,
+        first_step: int = 0,
+        scheduler_state: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         """
         Runs the denoising loop from noise to clean latents.
@@ -387,6 +433,8 @@ class LoomVideoDenoisingMixin:
         `embeds` is what `encode_prompt` returns. The callback can change them, the latents, `pipe._guidance_scale` and
         `pipe._guidance_scale_visual`. Outside of `guidance_interval` only the branch of the words runs. What is longer
         than a window is denoised in several: at each step, predictions are blended where windows overlap.
+
+        What was broken off goes on at `first_step`, with the latents and the attributes of the scheduler as they were.
         """
         device, dtype = latents.device, self.transformer.dtype
         names = ("prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds")
@@ -407,6 +455,7 @@ class LoomVideoDenoisingMixin:
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         self.scheduler.set_begin_index(0)
+        vars(self.scheduler).update(scheduler_state or {})
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
@@ -426,8 +475,9 @@ class LoomVideoDenoisingMixin:
         self._kv_cache_nbytes = 0
 
         with self.progress_bar(total=num_inference_steps) as progress_bar:
+            progress_bar.update(first_step // self.scheduler.order)
             for i, t in enumerate(timesteps):
-                if self.interrupt:
+                if self.interrupt or i < first_step:
                     continue
                 self._current_timestep = t
 

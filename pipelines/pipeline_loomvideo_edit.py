@@ -305,11 +305,7 @@ class LoomVideoEditPipeline(
         latents = self.prepare_latents(
             batch_size * num_videos_per_prompt, num_frames, height, width, generator, latents, window_frames
         )
-        self._guidance_scale = guidance_scale
-        self._guidance_scale_visual = guidance_scale_visual
-        self._attention_kwargs = attention_kwargs
-        self._current_timestep = None
-        self._interrupt = False
+        self.begin_call(guidance_scale, guidance_scale_visual, attention_kwargs)
 
         # 2. Encode the prompts
         embeds = self.encode_prompt(

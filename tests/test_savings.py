@@ -154,6 +154,14 @@ def test_decoding_in_chunks(edit, clip):
     assert torch.equal(edit.decode_latents(latents, "pt"), expected)
 
 
+def test_encoding_in_chunks(edit, clip):
+    """Gives what encoding all at once gives, also after it was broken off."""
+    expected = edit.prepare_clip_latents(edit.prepare_sources(clip, None, None, 1, None, None, None)[0], 1)
+    with pytest.raises(ZeroDivisionError):
+        edit.encode_in_chunks(frame if index < 4 else 1 / 0 for index, frame in enumerate(clip))
+    assert torch.allclose(edit.encode_in_chunks(clip), expected, atol=1e-5)
+
+
 # What skips work at later steps
 
 TIMESTEPS = [0]

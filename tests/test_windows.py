@@ -41,6 +41,7 @@ def long_clip():
         (61, 31, 8, [0, 15, 30]),
         (10, 5, 0, [0, 5]),
         (3, 1, 0, [0, 1, 2]),
+        (1, 5, 1, [0]),
     ],
 )
 def test_division(num_frames, window, overlap, starts):

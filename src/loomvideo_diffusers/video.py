@@ -44,6 +44,13 @@ MAX_FRAMES = loomvideo_frames.MAX_SOURCE_FRAMES
 VIDEO_SUFFIXES = (".mp4", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
+# What is read: files that hold their own frames. Playlists, which point elsewhere, and addresses are not.
+READ_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,gif,apng,ogg,asf,mxf,nut,ivf,h264,hevc,obu,m4v,mpegvideo,dv,"
+    "wav,mp3,flac,aac",
+}
+
 # Of what is written above the rows of a contact sheet, in pixels
 LABEL_HEIGHT = 20
 
@@ -98,7 +105,7 @@ def read_video(path: str | os.PathLike, show_progress: bool = False, max_frames:
     Raises:
         ValueError: if the file cannot be read, is truncated or has no frames.
     """
-    with _open(path) as container:
+    with open_video(path) as container:
         frames = list(tqdm(_read_frames(container, max_frames), desc="Reading frames", disable=not show_progress))
     if not frames:
         raise ValueError(f"{path} has no frames: choose another video.")
@@ -113,9 +120,9 @@ def probe_video(path: str | os.PathLike, max_frames: int = MAX_FRAMES) -> tuple[
     Raises:
         ValueError: if the file cannot be read or has no frames.
     """
-    with _open(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
-        frame = next((frame for frame, _ in _decode(container, FRAMES_PER_SECOND) if frame is not None), None)
+        frame = next((frame for frame, _ in decode(container, FRAMES_PER_SECOND) if frame is not None), None)
         if frame is None:
             raise ValueError(f"{path} has no frames: choose another video.")
         height, width = (frame.width, frame.height) if round(frame.rotation / 90) % 2 else (frame.height, frame.width)
@@ -128,11 +135,11 @@ def probe_video(path: str | os.PathLike, max_frames: int = MAX_FRAMES) -> tuple[
 
 
 @contextmanager
-def _open(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
+def open_video(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
     """Opens a video to read it, and says in one line what is wrong with it if something is."""
     _silence_av()
     try:
-        with av.open(os.fspath(path)) as container:
+        with av.open(os.fspath(path), options=READ_OPTIONS) as container:
             if not container.streams.video:
                 raise ValueError(f"{path} has no video: choose a video file.")
             yield container
@@ -161,10 +168,10 @@ def _read_frames(container: av.container.InputContainer, max_frames: int) -> Ite
     moment = next(moments)
     reformatter = VideoReformatter()  # takes longer to make than to use
     previous, previous_time = None, 0.0
-    for frame, time in _decode(container, fps):
+    for frame, time in decode(container, fps):
         pixels = None
         while previous is not None and moment <= (previous_time + time) / 2:
-            pixels = _to_pixels(previous, reformatter) if pixels is None else pixels
+            pixels = to_pixels(previous, reformatter) if pixels is None else pixels
             yield pixels
             moment = next(moments, None)
             if moment is None:
@@ -174,7 +181,7 @@ def _read_frames(container: av.container.InputContainer, max_frames: int) -> Ite
         previous, previous_time = frame, time
 
 
-def _decode(container: av.container.InputContainer, fps: float) -> Iterator[tuple[av.VideoFrame | None, float]]:
+def decode(container: av.container.InputContainer, fps: float) -> Iterator[tuple[av.VideoFrame | None, float]]:
     """Yields frames with their seconds from the first, and in the end None with the time when the last is over."""
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
@@ -200,7 +207,8 @@ def _has_constant_rate(stream: av.VideoStream) -> bool:
     return stream.base_rate is None or stream.base_rate == stream.average_rate
 
 
-def _to_pixels(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+def to_pixels(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    """Converts a frame to upright uint8 `[H, W, 3]`."""
     pixels = reformatter.reformat(frame, format="rgb24").to_ndarray()
     # The angle is counterclockwise, as NumPy's turns are.
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))

@@ -1,0 +1,398 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Edits of footage: any clip is fitted to the model, edited in windows, and comes back as it was, but for the edit."""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageChops
+import PIL.ImageFilter
+import torch
+from diffusers import SchedulerMixin
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from .footage import Footage, read_frames, read_model_frames, write_footage
+from .pipelines import LoomVideoEditPipeline
+from .pipelines.loomvideo_frames import (
+    TRAINED_SIZES_480P,
+    fit_all,
+    mllm_frame_indices,
+    nearest_size,
+    read_references,
+)
+from .video import write_whole
+
+
+# How many frames a preview shows
+NUM_PREVIEWED = 5
+
+# A change of color that is no more than this is the VAE's, not the edit's; what surrounds a change may have changed
+# too, and the edge of that is soft. In steps of color, and in pixels of the model's frames.
+SMALLEST_CHANGE = 24
+CHANGE_MARGIN = 9
+CHANGE_SOFTNESS = 4
+
+
+@dataclass(frozen=True)
+class Fit:
+    """
+    How a picture is laid into the model's frame: scaled, in the middle, and where it does not reach its edge repeated.
+
+    Attributes:
+        width, height: of the model's frame.
+        inner: left, top, right and bottom of the picture in it; what lies beyond the frame is not seen.
+    """
+
+    width: int
+    height: int
+    inner: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, footage: Footage, width: int, height: int, max_crop: float) -> "Fit":
+        """Scales a picture to be as large as can be if no more than a share of it may lie beyond the frame."""
+        scales = (width / footage.width, height / footage.height)
+        scale = min(max(scales), min(scales) / (1 - max_crop))
+        inner_width, inner_height = round(footage.width * scale), round(footage.height * scale)
+        left, top = (width - inner_width) // 2, (height - inner_height) // 2
+        return cls(width, height, (left, top, left + inner_width, top + inner_height))
+
+    @property
+    def visible(self) -> tuple[int, int, int, int]:
+        """The part of the model's frame that shows the picture."""
+        left, top, right, bottom = self.inner
+        return max(left, 0), max(top, 0), min(right, self.width), min(bottom, self.height)
+
+    def lay_in(self, pixels: np.ndarray) -> np.ndarray:
+        """Lays a picture into the model's frame, uint8 `[H, W, 3]`."""
+        left, top, right, bottom = self.inner
+        image = PIL.Image.fromarray(pixels).resize((right - left, bottom - top), PIL.Image.Resampling.BILINEAR)
+        seen = (max(-left, 0), max(-top, 0))
+        visible = self.visible
+        image = image.crop((*seen, seen[0] + visible[2] - visible[0], seen[1] + visible[3] - visible[1]))
+        margins = ((visible[1], self.height - visible[3]), (visible[0], self.width - visible[2]), (0, 0))
+        return np.pad(np.asarray(image), margins, mode="edge")
+
+    def take_out(self, picture: PIL.Image.Image, background: PIL.Image.Image) -> PIL.Image.Image:
+        """Scales a picture in the model's frame back, onto one of the size that the footage has."""
+        left, top, right, bottom = self.inner
+        scale = (background.width / (right - left), background.height / (bottom - top))
+        visible = self.visible
+        place = [
+            round((edge - start) * ratio)
+            for edge, start, ratio in zip(visible, (left, top, left, top), (*scale, *scale))
+        ]
+        size = (place[2] - place[0], place[3] - place[1])
+        part = picture.crop(visible).resize(size, PIL.Image.Resampling.LANCZOS)
+        whole = background.copy()
+        whole.paste(part, (place[0], place[1]))
+        return whole
+
+
+@dataclass(frozen=True)
+class Edit:
+    """
+    What is to be done with a clip.
+
+    Attributes:
+        prompt: the instruction.
+        references: images that the prompt calls `@Image 1`, ...
+        negative_prompt: what to avoid; None for the published one.
+        seed: of the noise.
+        height, width: of the model's frame, multiples of 32; None for the trained size of the nearest proportions.
+        max_crop: the share of the picture that may be left out at its edges, where it stays as it is; the rest of what
+            does not fit the proportions is filled by repeating the edge, and cut off again.
+        keep_unchanged: take what the edit did not change from the clip, at its full resolution.
+        num_inference_steps, guidance_scale, guidance_scale_visual, window_frames, window_overlap: as in a call.
+    """
+
+    prompt: str
+    references: tuple[PIL.Image.Image, ...] = ()
+    negative_prompt: str | None = None
+    seed: int = 0
+    height: int | None = None
+    width: int | None = None
+    max_crop: float = 0.0
+    keep_unchanged: bool = False
+    num_inference_steps: int = 50
+    guidance_scale: float = 2.5
+    guidance_scale_visual: float = 1.5
+    window_frames: int = 121
+    window_overlap: int | None = None
+
+    def fit(self, footage: Footage) -> Fit:
+        """How the pictures of a clip are laid into the model's frame."""
+        if not 0 <= self.max_crop < 1:
+            raise ValueError(f"`max_crop` must be at least 0 and below 1, but is {self.max_crop}.")
+        width, height = self.width, self.height
+        if height is None or width is None:
+            sizes = TRAINED_SIZES_480P + [(height, width) for width, height in TRAINED_SIZES_480P]
+            width, height = nearest_size(footage.width, footage.height, sizes)
+        return Fit.of(footage, width, height, self.max_crop)
+
+    def digest(self, footage: Footage, model: str) -> str:
+        """A hash of all that the result depends on."""
+        status = footage.path.stat()
+        values = vars(self) | {
+            "references": [hashlib.sha256(image.tobytes()).hexdigest() for image in self.references]
+        }
+        values |= {"model": model}
+        values["source"] = [str(footage.path.absolute()), status.st_size, status.st_mtime_ns]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+@torch.no_grad()
+def edit_footage(
+    pipe: LoomVideoEditPipeline,
+    footage: Footage,
+    edit: Edit,
+    output: Path,
+    compare: Path | None = None,
+    metadata: dict[str, str] | None = None,
+    model: str = "",
+) -> None:
+    """
+    Edits a clip of any length, size and rate, and writes it with its own times, colors and sound.
+
+    Memory does not grow with the length, but for the latents. After each step these are kept beside `output`, from
+    where the same call goes on if it was broken off.
+
+    Args:
+        pipe: the editing pipeline.
+        footage: what `survey` returned.
+        edit: what is to be done.
+        output: the file to write, one of `FOOTAGE_SUFFIXES`.
+        compare: a file for the clip and the result side by side.
+        metadata: what the file says of itself.
+        model: what the pipeline was loaded from.
+
+    Raises:
+        ValueError: if an argument is wrong, or the clip cannot be read.
+    """
+    fit = edit.fit(footage)
+    progress = _Progress(output, edit.digest(footage, model))
+    latents = _denoise(pipe, footage, edit, fit, progress)
+
+    def write(file: str, compare_file: str | None) -> None:
+        with ExitStack() as stack:
+            kind = output.suffix.lower()
+            writer = stack.enter_context(write_footage(file, kind, footage, metadata or {}))
+            if compare_file is not None:
+                kind, size = compare.suffix.lower(), (2 * footage.width, footage.height)
+                comparison = stack.enter_context(write_footage(compare_file, kind, footage, metadata or {}, size))
+            for before, after in _results(pipe, latents, footage, edit, fit):
+                writer.write(after)
+                if compare_file is not None:
+                    comparison.write(np.hstack([before, after]))
+
+    if compare is None:
+        write_whole(output, lambda file: write(file, None))
+    else:
+        write_whole(compare, lambda compared: write_whole(output, lambda file: write(file, compared)))
+    pipe.maybe_free_model_hooks()
+    progress.remove()
+
+
+def edit_preview(pipe: LoomVideoEditPipeline, footage: Footage, edit: Edit) -> tuple[list[np.ndarray], np.ndarray]:
+    """Edits a few frames that are spread over a clip, as images. Returns them before and after, uint8 `[H, W, 3]`."""
+    fit = edit.fit(footage)
+    chosen = set(np.linspace(0, len(footage.times) - 1, NUM_PREVIEWED).round().astype(int).tolist())
+    before = [fit.lay_in(pixels) for index, pixels in enumerate(read_frames(footage)) if index in chosen]
+    after = pipe(
+        [edit.prompt] * len(before),
+        negative_prompt=edit.negative_prompt,
+        image=before,
+        reference_images=list(edit.references) or None,
+        num_inference_steps=edit.num_inference_steps,
+        guidance_scale=edit.guidance_scale,
+        guidance_scale_visual=edit.guidance_scale_visual,
+        generator=[torch.Generator().manual_seed(edit.seed) for _ in before],
+    ).frames
+    return before, (after[:, 0] * 255).round().astype(np.uint8)
+
+
+def _denoise(
+    pipe: LoomVideoEditPipeline, footage: Footage, edit: Edit, fit: Fit, progress: "_Progress"
+) -> torch.Tensor:
+    """The latents of the result."""
+    references = fit_all(read_references(list(edit.references) or None, 1), fit.height, fit.width)
+    windows = {"window_frames": edit.window_frames, "window_overlap": edit.window_overlap}
+    pipe.check_common_inputs(
+        prompt=edit.prompt,
+        negative_prompt=edit.negative_prompt,
+        height=fit.height,
+        width=fit.width,
+        num_frames=footage.num_model_frames,
+        num_inference_steps=edit.num_inference_steps,
+        guidance_scale=edit.guidance_scale,
+        guidance_scale_visual=edit.guidance_scale_visual,
+        num_videos_per_prompt=1,
+        generator=None,
+        embeds={"prompt_embeds": (None, None)},
+        output_type="latent",
+        callback_on_step_end_tensor_inputs=["latents"],
+        guidance_interval=(0.0, 1.0),
+        **windows,
+    )
+    pipe.begin_call(edit.guidance_scale, edit.guidance_scale_visual, None)
+    noise = pipe.prepare_latents(
+        1,
+        footage.num_model_frames,
+        fit.height,
+        fit.width,
+        torch.Generator().manual_seed(edit.seed),
+        None,
+        edit.window_frames,
+    )
+    latents, num_steps, scheduler_state = progress.read(noise.device)
+    if num_steps == edit.num_inference_steps:
+        return latents
+
+    # The MLLM sees a few of the frames that the VAE encodes.
+    indices = mllm_frame_indices(footage.num_model_frames, edit.window_frames)
+    seen = {}
+
+    def frames() -> Iterator[np.ndarray]:
+        read = tqdm(read_model_frames(footage), desc="Reading frames", total=footage.num_model_frames)
+        for index, pixels in enumerate(read):
+            laid_in = fit.lay_in(pixels)
+            if index in indices:
+                seen[index] = laid_in
+            yield laid_in
+
+    source_latents = pipe.encode_in_chunks(frames())
+    shown = [seen[index] for index in indices]
+    embeds = pipe.encode_branches(
+        task="edit video",
+        prompt=edit.prompt,
+        negative_prompt=edit.negative_prompt,
+        references=references,
+        sources=[np.stack(shown * 2 if len(shown) == 1 else shown)],
+        do_classifier_free_guidance=pipe.do_classifier_free_guidance,
+        num_videos_per_prompt=1,
+        prompt_embeds=(None, None),
+        visual_prompt_embeds=(None, None),
+        negative_prompt_embeds=(None, None),
+    )
+
+    def keep(
+        pipe: LoomVideoEditPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        progress.write(tensors["latents"], step + 1, pipe.scheduler)
+        return {}
+
+    return pipe.denoise(
+        latents=noise if latents is None else latents,
+        num_inference_steps=edit.num_inference_steps,
+        embeds=embeds,
+        source_latents=source_latents,
+        reference_latents=pipe.prepare_reference_latents(references, 1),
+        generator=None,
+        callback_on_step_end=keep,
+        callback_on_step_end_tensor_inputs=["latents"],
+        first_step=num_steps,
+        scheduler_state=scheduler_state,
+        **windows,
+    )
+
+
+def _results(
+    pipe: LoomVideoEditPipeline, latents: torch.Tensor, footage: Footage, edit: Edit, fit: Fit
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields each frame of a clip before and after, uint8 `[H, W, 3]`."""
+    edited = _decode(pipe, latents)
+    current, changes = -1, deque(maxlen=pipe.vae_scale_factor_temporal)
+    read = tqdm(read_frames(footage), desc="Writing frames", total=len(footage.times))
+    for index, pixels in enumerate(read):
+        while current < footage.model_frame(index):
+            picture, current = next(edited), current + 1
+        before = PIL.Image.fromarray(pixels)
+        after = fit.take_out(PIL.Image.fromarray(picture), before)
+        if edit.keep_unchanged:
+            changes.append(_find_change(fit.lay_in(pixels), picture))
+            change = PIL.Image.fromarray(np.max(changes, axis=0))
+            mask = change.filter(PIL.ImageFilter.GaussianBlur(CHANGE_SOFTNESS))
+            mask = fit.take_out(mask, PIL.Image.new("L", before.size))
+            after = PIL.Image.composite(after, before, mask)
+        yield pixels, np.asarray(after)
+
+
+def _decode(pipe: LoomVideoEditPipeline, latents: torch.Tensor) -> Iterator[np.ndarray]:
+    for chunk in pipe.decode_in_chunks(latents):
+        for frame in chunk[0].permute(1, 2, 3, 0).float().cpu().numpy():
+            yield ((frame / 2 + 0.5) * 255).round().astype(np.uint8)
+
+
+def _find_change(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Where two pictures differ, and around that, as 255 in uint8 `[H, W]`."""
+    difference = np.abs(before.astype(np.int16) - after).max(axis=2) > SMALLEST_CHANGE
+    # A lone pixel is no change.
+    change = PIL.Image.fromarray(difference.astype(np.uint8) * 255).filter(PIL.ImageFilter.MedianFilter(3))
+    return np.asarray(change.filter(PIL.ImageFilter.MaxFilter(2 * CHANGE_MARGIN + 1)))
+
+
+class _Progress:
+    """The latents after the last step that was done, in a file beside the output; another edit's is left unread."""
+
+    def __init__(self, output: Path, digest: str):
+        self.path = output.with_name(f".unfinished-{output.name}.safetensors")
+        self.digest = digest
+
+    def read(self, device: torch.device) -> tuple[torch.Tensor | None, int, dict[str, Any]]:
+        """Returns the latents, how many steps were done, and the scheduler's attributes."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata()
+                if metadata["digest"] != self.digest:
+                    return None, 0, {}
+                tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return None, 0, {}
+        latents, attributes = tensors.pop("latents"), json.loads(metadata["attributes"])
+        for name, tensor in tensors.items():
+            attribute, _, index = name.partition(" ")
+            if index:
+                attributes[attribute][int(index)] = tensor
+            else:
+                attributes[attribute] = tensor
+        return latents, int(metadata["num_steps"]), attributes
+
+    def write(self, latents: torch.Tensor, num_steps: int, scheduler: SchedulerMixin) -> None:
+        tensors, attributes = {"latents": latents}, {}
+        for name, value in vars(scheduler).items():
+            # What a scheduler remembers of former steps is as large as the latents; all else it makes anew.
+            if isinstance(value, torch.Tensor) and value.shape == latents.shape:
+                tensors[name] = value
+            elif isinstance(value, list):
+                attributes[name] = [None if isinstance(entry, torch.Tensor) else entry for entry in value]
+                tensors |= {
+                    f"{name} {index}": entry for index, entry in enumerate(value) if isinstance(entry, torch.Tensor)
+                }
+            elif value is None or isinstance(value, (int, float)):
+                attributes[name] = value
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        metadata = {"digest": self.digest, "num_steps": str(num_steps), "attributes": json.dumps(attributes)}
+        write_whole(self.path, lambda file: save_file(tensors, file, metadata))
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,288 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Edits of footage: whatever comes in goes out with its size, length, times and sound."""
+
+import itertools
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from loomvideo_diffusers.editing import Edit, Fit, edit_footage, edit_preview
+from loomvideo_diffusers.footage import Footage, read_frames, read_model_frames, survey, write_footage
+
+
+CHANNELS = {"mono": 1, "stereo": 2, "5.1": 6}
+
+
+def make_clip(
+    path,
+    num_frames=9,
+    rate=24,
+    size=(64, 48),
+    codec="libx264",
+    pix_fmt="yuv420p",
+    layout="stereo",
+    times=None,
+    rotation=None,
+    colors=None,
+    options=None,
+):
+    """Writes a clip in which a bright square moves from left to right, with noise for sound."""
+    rate, rng = Fraction(rate).limit_denominator(1001), np.random.default_rng(0)
+    width, height = size
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.codec_context.time_base = 1 / rate if times is None else Fraction(1, 1000)
+        if colors is not None:
+            context = stream.codec_context
+            context.colorspace, context.color_primaries, context.color_trc, context.color_range = colors
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        if layout is not None:
+            sound = container.add_stream("aac", rate=48000, layout=layout)
+        for index in range(num_frames):
+            pixels = np.full((height, width, 3), 40, np.uint8)
+            left = round((width - width // 4) * index / max(num_frames - 1, 1))
+            pixels[height // 4 : height // 2, left : left + width // 4] = (220, 60, 40)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
+            frame.pts = index if times is None else times[index]
+            frame.time_base = stream.codec_context.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if layout is not None:
+            num_samples = round(num_frames / rate * 48000)
+            noise = rng.normal(0, 0.1, (CHANNELS[layout], num_samples)).astype(np.float32)
+            for start in range(0, num_samples, 1024):
+                part = np.ascontiguousarray(noise[:, start : start + 1024])
+                frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
+                frame.sample_rate, frame.pts = 48000, start
+                container.mux(sound.encode(frame))
+            container.mux(sound.encode())
+    return path
+
+
+def sound_of(path):
+    """The packets of sound, and when each is heard, in milliseconds."""
+    with av.open(str(path)) as container:
+        packets = list(container.demux(*container.streams.audio)) if container.streams.audio else []
+        packets = [packet for packet in packets if packet.dts is not None]
+        times = [round(packet.pts * packet.time_base * 1000) for packet in packets]
+        return [bytes(packet) for packet in packets], times
+
+
+def seconds_of(footage):
+    return np.array([float((time - footage.times[0]) * footage.time_base) for time in footage.times])
+
+
+def check_same_clip(source, result):
+    before, after = survey(source), survey(result)
+    assert (after.width, after.height) == (before.width, before.height)
+    assert len(after.times) == len(before.times)
+    assert np.abs(seconds_of(after) - seconds_of(before)).max() < 0.002
+    assert float(after.rate) == pytest.approx(float(before.rate), rel=0.01)
+    assert sound_of(result)[0] == sound_of(source)[0]
+    assert np.abs(np.subtract(sound_of(result)[1], sound_of(source)[1])).max(initial=0) <= 1
+
+
+QUICK = {"prompt": "blue", "height": 32, "width": 64, "num_inference_steps": 1, "guidance_scale": 1.0}
+QUICK |= {"guidance_scale_visual": 1.0, "window_frames": 17}
+
+CLIPS = {
+    **{f"{number} frames": {"num_frames": number} for number in (1, 2, 15, 16, 17, 29, 30)},
+    **{f"{rate} a second": {"rate": rate} for rate in (12, 23.976, 25, 29.97, 50, 60, 120)},
+    **{f"{width} x {height}": {"size": (width, height)} for width, height in ((33, 47), (128, 32), (50, 96))},
+    **{layout: {"layout": layout} for layout in ("mono", "5.1")},
+    "no sound": {"layout": None},
+    "turned": {"rotation": 90},
+    "upside down": {"rotation": 180},
+    "variable": {"times": [0, 40, 50, 90, 250, 260, 300, 1300, 1400]},
+    "10 bits": {"pix_fmt": "yuv420p10le", "codec": "libx265"},
+    "full range": {"colors": (1, 1, 1, 2)},
+    "BT.601": {"colors": (6, 6, 6, 1)},
+    "BT.2020": {"colors": (9, 9, 14, 1), "pix_fmt": "yuv420p10le"},
+    "alpha": {"codec": "prores_ks", "pix_fmt": "yuva444p10le", "suffix": ".mov"},
+    "VP9": {"codec": "libvpx-vp9", "suffix": ".mkv"},
+    "AV1": {"codec": "libsvtav1", "suffix": ".mkv"},
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_clip_comes_back(name, edit, tmp_path):
+    """With its size, length, times and sound."""
+    arguments = dict(CLIPS[name])
+    if arguments.get("codec", "libx264") not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {arguments['codec']}")
+    odd = any(side % 2 for side in arguments.get("size", ()))
+    arguments |= {"pix_fmt": "yuv444p"} if odd else {}
+    suffix = arguments.pop("suffix", ".mp4")
+    source, output = make_clip(tmp_path / f"source{suffix}", **arguments), tmp_path / f"out{suffix}"
+    edit_footage(edit, survey(source), Edit(**QUICK), output)
+    check_same_clip(source, output)
+    assert {path.name for path in tmp_path.iterdir()} == {source.name, output.name}
+
+
+def test_pictures_and_colors_come_back(tmp_path):
+    """Frames that nobody edits look as before, upright, whatever the file says of its colors."""
+    for index, arguments in enumerate(
+        ({}, {"rotation": 90}, {"colors": (1, 1, 1, 2)}, {"colors": (6, 6, 6, 1)}, {"colors": (9, 9, 14, 1)})
+    ):
+        source, output = tmp_path / f"{index}.mp4", tmp_path / f"{index}-out.mp4"
+        footage = survey(make_clip(source, options={"crf": "1"}, **arguments))
+        with write_footage(str(output), ".mp4", footage, {}) as writer:
+            for pixels in read_frames(footage):
+                writer.write(pixels)
+        before, after = (np.stack(list(read_frames(survey(path)))).astype(int) for path in (source, output))
+        assert np.abs(before - after).mean() < 1.5
+        with av.open(str(source)) as a, av.open(str(output)) as b:
+            contexts = [container.streams.video[0].codec_context for container in (a, b)]
+            if "colors" in arguments:
+                said = [(one.colorspace, one.color_primaries, one.color_trc, one.color_range) for one in contexts]
+                assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    ("rate", "num_frames", "stride", "num_model_frames"),
+    [
+        (24, 30, 1, 33),
+        (30, 30, 1, 33),
+        (Fraction(30000, 1001), 121, 1, 121),
+        (60, 240, 2, 121),
+        (50, 101, 2, 53),
+        (120, 500, 5, 101),
+        (12, 9, Fraction(1, 2), 21),
+        (5, 3, Fraction(1, 5), 17),
+        (24, 1, 1, 1),
+    ],
+)
+def test_frames_that_the_model_sees(rate, num_frames, stride, num_model_frames):
+    """Whole steps: every frame of the clip, each n-th, or each several times."""
+    footage = Footage(None, 64, 48, tuple(range(num_frames)), Fraction(1, rate), Fraction(rate), False)
+    assert footage.stride == stride
+    assert footage.num_model_frames == num_model_frames
+    shown = [footage.model_frame(index) for index in range(num_frames)]
+    assert shown == sorted(shown)
+    assert shown[-1] < num_model_frames
+    assert {int(index * stride) for index in shown} <= set(range(num_frames))
+
+
+def test_model_frames(tmp_path):
+    footage = survey(make_clip(tmp_path / "a.mp4", num_frames=10, rate=48))
+    frames, seen = list(read_frames(footage)), list(read_model_frames(footage))
+    assert len(seen) == footage.num_model_frames == 5
+    assert all(np.array_equal(seen[index], frames[2 * index]) for index in range(5))
+    footage = survey(make_clip(tmp_path / "b.mp4", num_frames=3, rate=12))
+    frames, seen = list(read_frames(footage)), list(read_model_frames(footage))
+    assert [next(i for i, one in enumerate(frames) if np.array_equal(one, pixels)) for pixels in seen] == [
+        0, 0, 1, 1, 2, 2, 2, 2, 2,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("max_crop", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (1920, 1080), (33, 470), (832, 480)])
+def test_fit(width, height, max_crop):
+    """What is laid in and taken out again is as before, but for what was cropped, which is no more than asked."""
+    footage = Footage(None, width, height, (0,), Fraction(1, 24), Fraction(24), False)
+    fit = Fit.of(footage, 416, 240, max_crop)
+    rows, columns = np.mgrid[:height, :width]
+    pixels = np.stack([255 * rows / height, 255 * columns / width, np.full(rows.shape, 99)], -1).astype(np.uint8)
+    laid_in = fit.lay_in(pixels)
+    assert laid_in.shape == (240, 416, 3)
+    left, top, right, bottom = fit.visible
+    inner = fit.inner
+    share = (right - left) * (bottom - top) / ((inner[2] - inner[0]) * (inner[3] - inner[1]))
+    assert share >= 1 - max_crop - 0.02
+    assert max_crop < 0.9 or width == 33 or (right - left, bottom - top) == (416, 240)
+    assert np.array_equal(laid_in[0], laid_in[top])
+    assert np.array_equal(laid_in[:, 0], laid_in[:, left])
+    back = fit.take_out(Image.fromarray(laid_in), Image.new("RGB", (width, height)))
+    seen = np.asarray(fit.take_out(Image.new("L", (416, 240), 255), Image.new("L", (width, height)))) > 0
+    assert seen.mean() >= 1 - max_crop - 0.02
+    assert np.abs(np.asarray(back).astype(int) - pixels)[seen].mean() < 6
+
+
+def test_what_did_not_change_comes_from_the_clip(edit, tmp_path, monkeypatch):
+    """At its full resolution, with a soft edge around what did change."""
+    source = make_clip(tmp_path / "source.mp4", num_frames=5, size=(128, 64), options={"crf": "1"})
+    footage = survey(source)
+
+    def paint_corner(latents):
+        for pixels in read_model_frames(footage):
+            changed = Fit.of(footage, 64, 32, 0).lay_in(pixels).copy()
+            changed[20:, 50:] = (0, 255, 0)
+            yield changed
+
+    monkeypatch.setattr("loomvideo_diffusers.editing._decode", lambda pipe, latents: paint_corner(latents))
+    for keep_unchanged in (False, True):
+        edit_footage(edit, footage, Edit(**QUICK, keep_unchanged=keep_unchanged), tmp_path / "out.mp4")
+        before, after = (
+            np.stack(list(read_frames(survey(path)))).astype(int) for path in (source, tmp_path / "out.mp4")
+        )
+        error = np.abs(before - after)
+        assert after[:, 56:, 116:].mean((0, 1, 2)) == pytest.approx((0, 255, 0), abs=12)
+        # The edges of the square are sharp only if they are the clip's own.
+        assert (error[:, :, :64].max() < 40) == keep_unchanged
+
+
+def test_comparison_and_preview(edit, tmp_path):
+    source = make_clip(tmp_path / "source.mp4", num_frames=30)
+    footage, output, compare = survey(source), tmp_path / "out.mp4", tmp_path / "compare.mp4"
+    edit_footage(edit, footage, Edit(**QUICK), output, compare=compare, metadata={"comment": "made so"})
+    both = np.stack(list(read_frames(survey(compare)))).astype(int)
+    assert both.shape == (30, 48, 128, 3)
+    before, after = (np.stack(list(read_frames(survey(path)))).astype(int) for path in (source, output))
+    assert np.abs(both[:, :, :64] - before).mean() < 3
+    assert np.abs(both[:, :, 64:] - after).mean() < 6
+    with av.open(str(output)) as container:
+        assert container.metadata["comment"] == "made so"
+    shown, edited = edit_preview(edit, footage, Edit(**QUICK))
+    assert len(shown) == len(edited) == 5
+    assert shown[0].shape == edited[0].shape == (32, 64, 3)
+
+
+def test_a_broken_off_edit_goes_on(edit, tmp_path, monkeypatch):
+    """The same call does the steps that are left, and gives what an unbroken one gives; another call begins anew."""
+    footage = survey(make_clip(tmp_path / "source.mp4", num_frames=30))
+    settings = Edit(**QUICK | {"num_inference_steps": 4})
+    edit_footage(edit, footage, settings, tmp_path / "whole.mp4")
+    step, calls = edit.scheduler.step, itertools.count()
+    with monkeypatch.context() as context:
+        context.setattr(
+            edit.scheduler, "step", lambda *args, **options: 1 / 0 if next(calls) == 2 else step(*args, **options)
+        )
+        with pytest.raises(ZeroDivisionError):
+            edit_footage(edit, footage, settings, tmp_path / "out.mp4")
+    assert (tmp_path / ".unfinished-out.mp4.safetensors").exists()
+    num_calls = []
+    edit.transformer.register_forward_hook(lambda *_: num_calls.append(1))
+    edit_footage(edit, footage, settings, tmp_path / "out.mp4")
+    num_windows = 2
+    assert len(num_calls) == 2 * num_windows
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert not (tmp_path / ".unfinished-out.mp4.safetensors").exists()
+
+    monkeypatch.setattr("loomvideo_diffusers.editing._results", lambda *_: iter([1 / 0]))
+    with pytest.raises(ZeroDivisionError):
+        edit_footage(edit, footage, settings, tmp_path / "again.mp4")
+    monkeypatch.undo()
+    num_calls.clear()
+    edit_footage(edit, footage, settings, tmp_path / "again.mp4")
+    assert not num_calls
+    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    (tmp_path / ".unfinished-other.mp4.safetensors").write_bytes(b"no tensors")
+    edit_footage(edit, footage, Edit(**QUICK), tmp_path / "other.mp4")
+    assert (tmp_path / "other.mp4").exists()
