@@ -57,6 +57,11 @@ def references_of(case: dict[str, torch.Tensor], kind: str = "reference_latents"
     return [case[key] for key in sorted(case) if key.startswith(f"{kind}.")]
 
 
+def messages(stderr: str) -> list[str]:
+    """The lines that a command printed, without what PyTorch and Diffusers print about an installed torchao."""
+    return [line for line in stderr.splitlines() if "torch/utils/_pytree.py" not in line and "torchao" not in line]
+
+
 def call_inputs(name: str) -> dict[str, Any]:
     """The arguments of a pipeline call as recorded."""
     case, metadata = load_case(name)

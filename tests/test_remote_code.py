@@ -155,4 +155,4 @@ def test_what_goes_to_the_hub_stands_alone(file):
 
 def test_the_transformer_stands_alone():
     file = ROOT / "src" / "loomvideo_diffusers" / "transformer_loomvideo.py"
-    assert {module for module, level in imports(file)} <= {"diffusers", "torch", "math", "os", "typing"}
+    assert {module for module, level in imports(file)} <= {*sys.stdlib_module_names, "diffusers", "torch"}
