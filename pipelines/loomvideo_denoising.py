@@ -457,10 +457,10 @@ class LoomVideoDenoisingMixin:
         self.scheduler.set_begin_index(0)
         vars(self.scheduler).update(scheduler_state or {})
         timesteps = self.scheduler.timesteps
+        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         self._num_timesteps = len(timesteps)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_options = {"generator": generator} if takes_generator else {}
-        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
         guided_steps = range(*(round(share * len(timesteps)) for share in guidance_interval))
         window = (window_frames - 1) // self.vae_scale_factor_temporal + 1
         overlap = window // 4 if window_overlap is None else window_overlap // self.vae_scale_factor_temporal
@@ -474,8 +474,8 @@ class LoomVideoDenoisingMixin:
         kv_caches = {}
         self._kv_cache_nbytes = 0
 
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            progress_bar.update(first_step // self.scheduler.order)
+        with self.progress_bar(total=num_inference_steps * len(windows)) as progress_bar:
+            progress_bar.update(first_step // self.scheduler.order * len(windows))
             for i, t in enumerate(timesteps):
                 if self.interrupt or i < first_step:
                     continue
@@ -499,6 +499,7 @@ class LoomVideoDenoisingMixin:
                         f"Guidance needs `{missing[0]}`, which were not encoded because guidance was off when the "
                         "call began: begin with `guidance_scale` or `guidance_scale_visual` above 1."
                     )
+                ends_step = i + 1 > num_warmup_steps and (i + 1) % self.scheduler.order == 0
                 for index, (frames, weights) in enumerate(windows):
                     for branch, coefficient in coefficients.items():
                         name, sees_visual_input = branches[branch]
@@ -523,6 +524,8 @@ class LoomVideoDenoisingMixin:
                                 return_dict=False,
                             )[0]
                         velocity[:, :, frames] += weights * (coefficient * prediction.float())
+                    if ends_step or i + 1 == len(timesteps):
+                        progress_bar.update()
 
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
 
@@ -538,9 +541,6 @@ class LoomVideoDenoisingMixin:
                         new_mask = callback_outputs.pop(f"{name}_mask", mask)
                         if new_tensor is not tensor or new_mask is not mask:
                             conditions[name] = self._place_embeds(new_tensor, new_mask, device)
-
-                if i == len(timesteps) - 1 or ((i + 1) > num_warmup_steps and (i + 1) % self.scheduler.order == 0):
-                    progress_bar.update()
 
         self._current_timestep = None
         self._kv_cache_nbytes = sum(kv_cache.nbytes for _, kv_cache in kv_caches.values())

@@ -14,6 +14,7 @@
 """The `loomvideo` command, as a shell runs it."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -56,22 +57,22 @@ def test_convert_and_edit(tmp_path):
     assert "UNEXPECTED" not in result.stderr
 
     output, sheet = tmp_path / "new" / "out.mp4", tmp_path / "sheet.png"
-    options = ["--model", tmp_path / "model", "--steps", 2, "--seed", 0]
+    options = ["--model", tmp_path / "model", "--height", 64, "--width", 96, "--steps", 2, "--seed", 0]
     result = run("edit", CLIP, "make it night", "-o", output, "--contact-sheet", sheet, *options)
     assert result.returncode == 0, result.stderr
     first, second = result.stdout.splitlines()
-    assert first.startswith(f"Wrote {output}: 33 frames at 24 a second, 256 x 160 (read ")
-    for stage in ("read", "load", "denoise", "decode", "write"):
+    assert first.startswith(f"Wrote {output}: 33 frames at 24 a second, 256 x 160, seed 0 (read ")
+    for stage in ("read", "load", "edit"):
         assert f"{stage} " in first
     assert second == f"Wrote {sheet}: the source above the result."
-    for bar in ("Reading frames", "Loading", "Reading the prompt", "Encoding pixels", "2/2", "Decoding", "Writing"):
+    for bar in ("Looking through frames", "Loading", "Reading frames", "Reading the prompt", "2/2", "Writing frames"):
         assert bar in result.stderr
     assert read_video(output).shape == read_video(CLIP).shape == (33, 160, 256, 3)
     assert read_image(sheet).size == (6 * 205, 256)
 
     again = tmp_path / "again.mp4"
     assert run("edit", CLIP, "make it night", "-o", again, *options).returncode == 0
-    assert again.read_bytes() == output.read_bytes()
+    assert np.array_equal(read_video(again), read_video(output))
 
 
 def test_all_tasks(model_folder, tmp_path, capsys):
@@ -86,20 +87,94 @@ def test_all_tasks(model_folder, tmp_path, capsys):
             (5, 64, 96, 3),
         ),
         ("r2i.jpg", ["generate", "@Image 1", *size, "--reference", REFERENCE], (64, 96, 3)),
-        ("v2v.mp4", ["edit", CLIP, "make it blue", "--frames", "5", *size], (5, 64, 96, 3)),
+        ("v2v.mp4", ["edit", CLIP, "make it blue", "--frames", "7", *size], (5, 160, 256, 3)),
+        ("v2v.mkv", ["edit", CLIP, "make it blue", "--frames", "5", *size], (5, 160, 256, 3)),
+        ("v2v.gif", ["edit", CLIP, "make it blue", "--frames", "7", *size], (5, 160, 256, 3)),
         (
             "rv2v.mp4",
             ["edit", CLIP, "use the image", "--frames", "5", *size, "--reference", REFERENCE],
-            (5, 64, 96, 3),
+            (5, 160, 256, 3),
         ),
         ("i2i.png", ["edit", REFERENCE, "make it blue"], (192, 288, 3)),
     ):
         output = tmp_path / name
         options = ["-o", str(output), "--model", str(model_folder), "--steps", "1"]
         assert cli.main([*arguments, *options]) == 0, capsys.readouterr().err
-        read = read_video if output.suffix in (".mp4", ".gif") else read_image
+        read = read_image if output.suffix in (".png", ".jpg") else read_video
         assert np.shape(read(output)) == shape
         assert capsys.readouterr().out.startswith(f"Wrote {output}: ")
+
+
+def test_what_made_a_result(model_folder, tmp_path, capsys, monkeypatch):
+    """The command that a result names makes it again, also where the seed was left to chance."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_folder, "my model")
+    shutil.copy(CLIP, "clip.mp4")
+    options = ["--model", "my model", "--height", "64", "--width", "96", "--steps", "1"]
+    for output, arguments in (
+        ("a.mp4", ["edit", "clip.mp4", "it's blue", "--frames", "9", "--keep-unchanged", "--compare", "both.mkv"]),
+        ("a.mkv", ["edit", "clip.mp4", "it's blue", "--frames", "9", "--reference", REFERENCE]),
+        ("a.gif", ["edit", "clip.mp4", "it's blue", "--frames", "9"]),
+        ("b.png", ["edit", REFERENCE, "it's blue"]),
+        ("c.mp4", ["generate", "it's blue", "--frames", "9", "--guidance-scale", "3"]),
+        ("c.gif", ["generate", "it's blue", "--frames", "5"]),
+        ("d.jpg", ["generate", "it's blue"]),
+        ("d.webp", ["generate", "it's blue"]),
+    ):
+        assert cli.main([*arguments, "-o", output, *options]) == 0, capsys.readouterr().err
+        read = read_image if Path(output).suffix in (".png", ".jpg", ".webp") else read_video
+        first = np.asarray(read(output), int)
+        capsys.readouterr()
+        assert cli.main(["info", output]) == 0
+        command, *lines = capsys.readouterr().out.splitlines()
+        said = dict(line.split(maxsplit=1) for line in lines)
+        assert said["prompt"] == "it's blue"
+        assert said["model"] == "my model"
+        assert said["num_inference_steps"] == "1"
+        assert float(said["guidance_scale"]) == {"c.mp4": 3}.get(output, 2.5 if arguments[0] == "edit" else 5)
+        Path(output).unlink()
+        program, *again = shlex.split(command)
+        assert program == "loomvideo"
+        assert said["seed"] in again
+        assert cli.main(again) == 0
+        # x264 does not compress frames this small in the same way each time.
+        assert np.abs(np.asarray(read(output), int) - first).mean() < 5
+
+
+def test_preview_and_comparison(model_folder, tmp_path, capsys):
+    """A look at a few frames takes a fraction of the tokens, and writes nothing else."""
+    options = ["--model", str(model_folder), "--height", "64", "--width", "96", "--steps", "1"]
+    sheet, both = tmp_path / "sheet.png", tmp_path / "both.mp4"
+    assert cli.main(["edit", CLIP, "blue", "--preview", str(sheet), *options]) == 0
+    assert read_image(sheet).size == (6 * 192, 256)
+    assert list(tmp_path.iterdir()) == [sheet]
+    arguments = ["edit", CLIP, "blue", "-o", str(tmp_path / "out.mp4"), "--compare", str(both)]
+    assert cli.main([*arguments, "--window", "17", "--overlap", "8", *options]) == 0
+    assert read_video(both).shape == (33, 160, 512, 3)
+    assert "Wrote " in capsys.readouterr().out
+
+
+def test_an_edit_goes_on(model_folder, tmp_path, capsys, monkeypatch):
+    """The same command goes on with what was broken off, its seed too."""
+    from diffusers import UniPCMultistepScheduler
+
+    output = tmp_path / "out.mp4"
+    options = ["--model", str(model_folder), "--height", "64", "--width", "96", "--steps", "3", "--frames", "9"]
+    arguments = ["edit", CLIP, "blue", "-o", str(output), *options]
+    step, timesteps = UniPCMultistepScheduler.step, []
+
+    def broken_step(self, velocity, timestep, *arguments, **options):
+        timesteps.append(timestep)
+        if len(timesteps) == 3:
+            raise KeyboardInterrupt
+        return step(self, velocity, timestep, *arguments, **options)
+
+    monkeypatch.setattr(UniPCMultistepScheduler, "step", broken_step)
+    assert cli.main(arguments) == 130
+    assert not output.exists()
+    assert cli.main(arguments) == 0
+    assert timesteps[2:] == timesteps[2:3] * 2  # the step that was broken off, and no other
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
 
 def test_options_reach_the_model(model_folder, tmp_path):
@@ -176,13 +251,25 @@ def test_bad_input(model_folder, tmp_path):
         (["edit", tmp_path / "cut.mp4", "blue", "-o", output, *model], "truncated"),
         (["edit", tmp_path / "file", "blue", "-o", output, *model], "cannot be read as a video"),
         (["edit", tmp_path / "none.png", "blue", "-o", tmp_path / "out.png", *model], "cannot be read as an image"),
-        ([*edit, tmp_path / "out.png", *model], "must end in .mp4 or .gif"),
+        ([*edit, tmp_path / "out.png", *model], "must end in .mp4 or .mov or .mkv or .gif"),
         (["edit", REFERENCE, "blue", "-o", output, *model], "must end in .png or"),
         ([*edit, tmp_path / "file" / "out.mp4", *model], "is not a folder that can be written to"),
         ([*edit, output, "--contact-sheet", tmp_path / "sheet.mp4", *model], "must end in .png"),
         ([*edit, output, *model, "--reference", tmp_path / "file"], "cannot be read as an image"),
-        ([*edit, output, *model, "--frames", "8"], "`num_frames` must be 4k + 1"),
-        ([*edit, output, *model, "--frames", "37"], "a video has 33 frames"),
+        ([*generate, output, *model, "--frames", "8"], "`num_frames` must be 4k + 1"),
+        ([*edit, output, *model, "--frames", "34"], "has 33 frames, but 34 were asked for"),
+        ([*edit, output, *model, "--frames", "0"], "The number of frames must be positive, but is 0"),
+        ([*edit, output, *model, "--window", "8"], "`window_frames` must be 4k + 1"),
+        ([*edit, output, *model, "--max-crop", "1"], "`max_crop` must be at least 0 and below 1"),
+        ([*edit, output, *model, "--compare", tmp_path / "both.png"], "must end in .mp4 or .mov"),
+        (["edit", CLIP, "blue", *model, "--preview", tmp_path / "sheet.mp4"], "must end in .png"),
+        (
+            ["edit", REFERENCE, "blue", "-o", tmp_path / "out.png", *model, "--keep-unchanged"],
+            "is an image: leave out --keep-unchanged, which is for videos",
+        ),
+        (["info", CLIP], "does not say how it was made"),
+        (["info", REFERENCE], "does not say how it was made"),
+        (["info", tmp_path / "file"], "cannot be read as a video"),
         ([*edit, output, *model, "--height", "100", "--width", "96"], "multiple of 32, but is 100"),
         ([*edit, output, "--model", tmp_path], "has no model_index.json"),
         ([*edit, output, "--model", "no/such/model"], "neither a folder here nor the name of a repository"),

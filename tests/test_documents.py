@@ -14,11 +14,13 @@
 """Every snippet of the README and the model cards, run on the miniature checkpoint, with sizes to match."""
 
 import configparser
+import functools
 import importlib.util
 import re
 import shlex
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel, cli
+from loomvideo_diffusers.editing import Edit
 from loomvideo_diffusers.video import read_video, write_video
 
 
@@ -87,6 +90,7 @@ def workplace(tmp_path, monkeypatch, model_folder):
     def make_small(pipeline_class):
         call = pipeline_class.__call__
 
+        @functools.wraps(call)
         def small_call(self, *arguments, **options):
             frames = {} if options.get("num_frames") == 1 or "image" in options else {"num_frames": 5}
             return call(self, *arguments, **({"height": 64, "width": 64, "num_inference_steps": 1} | frames | options))
@@ -95,6 +99,8 @@ def workplace(tmp_path, monkeypatch, model_folder):
 
     for pipeline_class in (LoomVideoPipeline, LoomVideoEditPipeline):
         make_small(pipeline_class)
+    small_edit = functools.partial(Edit, height=64, width=64, num_inference_steps=1)
+    monkeypatch.setattr("loomvideo_diffusers.editing.Edit", small_edit)
     from_pretrained = DiffusionPipeline.from_pretrained.__func__
 
     def small_from_pretrained(cls, *arguments, **options):
@@ -108,7 +114,7 @@ def workplace(tmp_path, monkeypatch, model_folder):
 
 
 @pytest.mark.parametrize(
-    ("document", "count"), [(README, 11), (CARD, 2)], ids=lambda value: getattr(value, "name", "")
+    ("document", "count"), [(README, 14), (CARD, 2)], ids=lambda value: getattr(value, "name", "")
 )
 def test_shell(document, count, workplace, model_folder, hub):
     document = model_folder / "README.md" if document is CARD else document
@@ -129,13 +135,14 @@ def test_shell(document, count, workplace, model_folder, hub):
                 assert cli.main(arguments) == 0, command
                 assert set(hub.repositories) == {"me/loomvideo-5b"}
                 continue
-            if arguments[0] != "convert":
+            outputs = [value for option, value in pairwise(arguments) if option in ("-o", "--preview")]
+            if arguments[0] in ("generate", "edit"):
                 arguments += ["--height", "64", "--width", "64", "--steps", "1"]
-            if arguments[0] != "convert" and "--jobs" not in arguments:
-                arguments += ["--frames", "5"] if arguments[arguments.index("-o") + 1].endswith("mp4") else []
+                is_video = outputs and (outputs[0].endswith("mp4") or "--preview" in arguments)
+                arguments += ["--frames", "5"] if is_video else []
             assert cli.main(arguments) == 0, command
-            output = "rain.mp4" if "--jobs" in arguments else arguments[arguments.index("-o") + 1]
-            assert Path(output).exists()
+            for output in outputs or (["rain.mp4", "shirt.png"] if "--jobs" in arguments else []):
+                assert Path(output).exists()
         elif program == "make":
             subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
         else:
@@ -154,6 +161,7 @@ def test_shell(document, count, workplace, model_folder, hub):
                 "street-at-night.png",
                 "shirt.mp4",
                 "lawn.mp4",
+                "rainy-night.mp4",
                 "mycat.mp4",
             ],
         ),

@@ -143,7 +143,7 @@ def test_pictures_and_colors_come_back(tmp_path):
     ):
         source, output = tmp_path / f"{index}.mp4", tmp_path / f"{index}-out.mp4"
         footage = survey(make_clip(source, options={"crf": "1"}, **arguments))
-        with write_footage(str(output), ".mp4", footage, {}) as writer:
+        with write_footage(str(output), ".mp4", footage) as writer:
             for pixels in read_frames(footage):
                 writer.write(pixels)
         before, after = (np.stack(list(read_frames(survey(path)))).astype(int) for path in (source, output))
@@ -241,7 +241,7 @@ def test_what_did_not_change_comes_from_the_clip(edit, tmp_path, monkeypatch):
 def test_comparison_and_preview(edit, tmp_path):
     source = make_clip(tmp_path / "source.mp4", num_frames=30)
     footage, output, compare = survey(source), tmp_path / "out.mp4", tmp_path / "compare.mp4"
-    edit_footage(edit, footage, Edit(**QUICK), output, compare=compare, metadata={"comment": "made so"})
+    edit_footage(edit, footage, Edit(**QUICK), output, compare=compare, comment="made so")
     both = np.stack(list(read_frames(survey(compare)))).astype(int)
     assert both.shape == (30, 48, 128, 3)
     before, after = (np.stack(list(read_frames(survey(path)))).astype(int) for path in (source, output))
@@ -250,7 +250,7 @@ def test_comparison_and_preview(edit, tmp_path):
     with av.open(str(output)) as container:
         assert container.metadata["comment"] == "made so"
     shown, edited = edit_preview(edit, footage, Edit(**QUICK))
-    assert len(shown) == len(edited) == 5
+    assert len(shown) == len(edited) == 6
     assert shown[0].shape == edited[0].shape == (32, 64, 3)
 
 

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .footage import Footage, read_frames, read_model_frames, write_footage
+from .footage import Footage, read_frames, read_model_frames, spread_frames, write_footage
 from .pipelines import LoomVideoEditPipeline
 from .pipelines.loomvideo_frames import (
     TRAINED_SIZES_480P,
@@ -45,8 +45,6 @@ from .video import write_whole
 
 
 # How many frames a preview shows
-NUM_PREVIEWED = 5
-
 # A change of color that is no more than this is the VAE's, not the edit's; what surrounds a change may have changed
 # too, and the edge of that is soft. In steps of color, and in pixels of the model's frames.
 SMALLEST_CHANGE = 24
@@ -124,6 +122,7 @@ class Edit:
             does not fit the proportions is filled by repeating the edge, and cut off again.
         keep_unchanged: take what the edit did not change from the clip, at its full resolution.
         num_inference_steps, guidance_scale, guidance_scale_visual, window_frames, window_overlap: as in a call.
+        lora_scale: weight of the LoRAs.
     """
 
     prompt: str
@@ -139,6 +138,7 @@ class Edit:
     guidance_scale_visual: float = 1.5
     window_frames: int = 121
     window_overlap: int | None = None
+    lora_scale: float = 1.0
 
     def fit(self, footage: Footage) -> Fit:
         """How the pictures of a clip are laid into the model's frame."""
@@ -168,7 +168,7 @@ def edit_footage(
     edit: Edit,
     output: Path,
     compare: Path | None = None,
-    metadata: dict[str, str] | None = None,
+    comment: str = "",
     model: str = "",
 ) -> None:
     """
@@ -183,23 +183,23 @@ def edit_footage(
         edit: what is to be done.
         output: the file to write, one of `FOOTAGE_SUFFIXES`.
         compare: a file for the clip and the result side by side.
-        metadata: what the file says of itself.
+        comment: what the file says of itself.
         model: what the pipeline was loaded from.
 
     Raises:
         ValueError: if an argument is wrong, or the clip cannot be read.
     """
     fit = edit.fit(footage)
-    progress = _Progress(output, edit.digest(footage, model))
+    progress = _Progress(output, edit.digest(footage, model), edit.seed)
     latents = _denoise(pipe, footage, edit, fit, progress)
 
     def write(file: str, compare_file: str | None) -> None:
         with ExitStack() as stack:
             kind = output.suffix.lower()
-            writer = stack.enter_context(write_footage(file, kind, footage, metadata or {}))
+            writer = stack.enter_context(write_footage(file, kind, footage, comment))
             if compare_file is not None:
                 kind, size = compare.suffix.lower(), (2 * footage.width, footage.height)
-                comparison = stack.enter_context(write_footage(compare_file, kind, footage, metadata or {}, size))
+                comparison = stack.enter_context(write_footage(compare_file, kind, footage, comment, size))
             for before, after in _results(pipe, latents, footage, edit, fit):
                 writer.write(after)
                 if compare_file is not None:
@@ -216,8 +216,7 @@ def edit_footage(
 def edit_preview(pipe: LoomVideoEditPipeline, footage: Footage, edit: Edit) -> tuple[list[np.ndarray], np.ndarray]:
     """Edits a few frames that are spread over a clip, as images. Returns them before and after, uint8 `[H, W, 3]`."""
     fit = edit.fit(footage)
-    chosen = set(np.linspace(0, len(footage.times) - 1, NUM_PREVIEWED).round().astype(int).tolist())
-    before = [fit.lay_in(pixels) for index, pixels in enumerate(read_frames(footage)) if index in chosen]
+    before = [fit.lay_in(pixels) for pixels in spread_frames(footage)]
     after = pipe(
         [edit.prompt] * len(before),
         negative_prompt=edit.negative_prompt,
@@ -226,6 +225,7 @@ def edit_preview(pipe: LoomVideoEditPipeline, footage: Footage, edit: Edit) -> t
         num_inference_steps=edit.num_inference_steps,
         guidance_scale=edit.guidance_scale,
         guidance_scale_visual=edit.guidance_scale_visual,
+        attention_kwargs={"scale": edit.lora_scale},
         generator=[torch.Generator().manual_seed(edit.seed) for _ in before],
     ).frames
     return before, (after[:, 0] * 255).round().astype(np.uint8)
@@ -254,7 +254,7 @@ def _denoise(
         guidance_interval=(0.0, 1.0),
         **windows,
     )
-    pipe.begin_call(edit.guidance_scale, edit.guidance_scale_visual, None)
+    pipe.begin_call(edit.guidance_scale, edit.guidance_scale_visual, {"scale": edit.lora_scale})
     noise = pipe.prepare_latents(
         1,
         footage.num_model_frames,
@@ -351,12 +351,26 @@ def _find_change(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.asarray(change.filter(PIL.ImageFilter.MaxFilter(2 * CHANGE_MARGIN + 1)))
 
 
+def unfinished_seed(output: Path) -> int | None:
+    """The seed of an edit that was to write a file and was broken off, so that the same command can go on with it."""
+    try:
+        with safe_open(_unfinished_path(output), "pt") as file:
+            return int(file.metadata()["seed"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _unfinished_path(output: Path) -> Path:
+    return output.with_name(f".unfinished-{output.name}.safetensors")
+
+
 class _Progress:
     """The latents after the last step that was done, in a file beside the output; another edit's is left unread."""
 
-    def __init__(self, output: Path, digest: str):
-        self.path = output.with_name(f".unfinished-{output.name}.safetensors")
+    def __init__(self, output: Path, digest: str, seed: int):
+        self.path = _unfinished_path(output)
         self.digest = digest
+        self.seed = seed
 
     def read(self, device: torch.device) -> tuple[torch.Tensor | None, int, dict[str, Any]]:
         """Returns the latents, how many steps were done, and the scheduler's attributes."""
@@ -391,7 +405,8 @@ class _Progress:
             elif value is None or isinstance(value, (int, float)):
                 attributes[name] = value
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        metadata = {"digest": self.digest, "num_steps": str(num_steps), "attributes": json.dumps(attributes)}
+        metadata = {"digest": self.digest, "seed": str(self.seed)}
+        metadata |= {"num_steps": str(num_steps), "attributes": json.dumps(attributes)}
         write_whole(self.path, lambda file: save_file(tensors, file, metadata))
 
     def remove(self) -> None:

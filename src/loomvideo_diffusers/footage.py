@@ -23,11 +23,13 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from PIL import Image
+from tqdm import tqdm
 
-from .video import FRAMES_PER_SECOND, decode, open_video, to_pixels
+from .video import FRAMES_PER_SECOND, decode, open_video, to_pixels, write_gif
 
 
-FOOTAGE_SUFFIXES = (".mp4", ".mov", ".mkv")
+FOOTAGE_SUFFIXES = (".mp4", ".mov", ".mkv", ".gif")
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 # What a clip says of its colors, in the numbers of H.273: BT.709, and "not said"
@@ -48,6 +50,7 @@ class Footage:
         time_base: the unit of the times.
         rate: frames a second, on average.
         has_sound: whether there is any.
+        goes_on: whether the file does after the last of these frames.
     """
 
     path: Path
@@ -57,6 +60,7 @@ class Footage:
     time_base: Fraction
     rate: Fraction
     has_sound: bool
+    goes_on: bool = False
 
     @property
     def stride(self) -> Fraction:
@@ -81,21 +85,30 @@ class Footage:
         return int(index / self.stride)
 
 
-def survey(path: str | os.PathLike) -> Footage:
+def survey(path: str | os.PathLike, num_frames: int | None = None, show_progress: bool = False) -> Footage:
     """
     Decodes a clip once and says what it is.
 
+    Args:
+        path: a file in any format that FFmpeg reads.
+        num_frames: take only so many frames from its beginning.
+        show_progress: whether to show a progress bar.
+
     Raises:
-        ValueError: if it cannot be read, is truncated, damaged or has no frames.
+        ValueError: if it cannot be read, is truncated, damaged or has no frames, or not so many.
     """
-    times, size = [], None
+    if num_frames is not None and num_frames < 1:
+        raise ValueError(f"The number of frames must be positive, but is {num_frames}.")
+    times, size, goes_on = [], None, False
     with open_video(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate or Fraction(FRAMES_PER_SECOND)
         time_base = stream.time_base or 1 / rate
         step = max(1, round(1 / (rate * time_base)))
-        for frame, _ in decode(container, float(rate)):
-            if frame is None:
+        decoded = decode(container, float(rate))
+        for frame, _ in tqdm(decoded, desc="Looking through frames", disable=not show_progress):
+            goes_on = frame is not None and len(times) == num_frames
+            if frame is None or goes_on:
                 break
             # Some formats have no times, and damaged files any.
             after_last = times[-1] + step if times else 0
@@ -107,16 +120,23 @@ def survey(path: str | os.PathLike) -> Footage:
         has_sound = bool(container.streams.audio)
     if not times:
         raise ValueError(f"{path} has no frames: choose another video.")
-    return Footage(Path(path), *size, tuple(times), time_base, rate, has_sound)
+    if num_frames is not None and len(times) < num_frames:
+        raise ValueError(f"{path} has {len(times)} frames, but {num_frames} were asked for.")
+    return Footage(Path(path), *size, tuple(times), time_base, rate, has_sound, goes_on)
 
 
 def read_frames(footage: Footage) -> Iterator[np.ndarray]:
     """Yields all frames of a clip, upright, uint8 `[H, W, 3]`."""
     reformatter = VideoReformatter()
     with open_video(footage.path) as container:
-        for frame, _ in decode(container, float(footage.rate)):
-            if frame is not None:
-                yield to_pixels(frame, reformatter)
+        for _, (frame, _) in zip(footage.times, decode(container, float(footage.rate))):
+            yield to_pixels(frame, reformatter)
+
+
+def spread_frames(footage: Footage, count: int = 6) -> list[np.ndarray]:
+    """Reads a few frames from all over a clip, or all of a shorter one."""
+    chosen = set(np.linspace(0, len(footage.times) - 1, count).round().astype(int).tolist())
+    return [pixels for index, pixels in enumerate(read_frames(footage)) if index in chosen]
 
 
 def read_model_frames(footage: Footage) -> Iterator[np.ndarray]:
@@ -206,13 +226,32 @@ class FootageWriter:
 
     def close(self) -> None:
         self.container.mux(self.stream.encode())
-        self._write_sound(until=None)
+        time_base = self.footage.time_base
+        end = self.footage.times[-1] * time_base + 1 / self.footage.rate
+        self._write_sound(until=end if self.footage.goes_on else None)
+
+
+class GifWriter:
+    """Keeps frames, and writes them as a gif when it is closed; made by `write_footage`."""
+
+    def __init__(self, file: str, footage: Footage, comment: str):
+        self.file = file
+        self.footage = footage
+        self.comment = comment
+        self.images = []
+
+    def write(self, pixels: np.ndarray) -> None:
+        self.images.append(Image.fromarray(pixels).quantize())
+
+    def close(self) -> None:
+        starts = [float((time - self.footage.times[0]) * self.footage.time_base) for time in self.footage.times]
+        write_gif(self.file, self.images, [*starts, starts[-1] + float(1 / self.footage.rate)], self.comment)
 
 
 @contextmanager
 def write_footage(
-    file: str, kind: str, footage: Footage, metadata: dict[str, str], size: tuple[int, int] | None = None
-) -> Iterator[FootageWriter]:
+    file: str, kind: str, footage: Footage, comment: str = "", size: tuple[int, int] | None = None
+) -> Iterator[FootageWriter | GifWriter]:
     """
     Opens a file for the frames of an edited clip.
 
@@ -220,13 +259,19 @@ def write_footage(
         file: where to.
         kind: one of `FOOTAGE_SUFFIXES`.
         footage: the clip, whose times, colors and sound the file gets.
-        metadata: what the file says of itself, besides what the clip says.
+        comment: what the file says of itself.
         size: width and height in pixels; by default those of the clip.
     """
-    options = {} if kind == ".mkv" else {"movflags": "faststart"}
+    if kind == ".gif":
+        writer = GifWriter(file, footage, comment)
+        yield writer
+        writer.close()
+        return
+    # Matroska would give itself a random number.
+    options = {"fflags": "bitexact"} | ({} if kind == ".mkv" else {"movflags": "faststart"})
     with ExitStack() as stack:
         container = stack.enter_context(av.open(file, "w", format=CONTAINERS[kind], options=options))
-        container.metadata.update(metadata)
+        container.metadata["comment"] = comment
         writer = FootageWriter(container, footage, stack, size or (footage.width, footage.height))
         yield writer
         writer.close()

@@ -14,8 +14,10 @@
 """Many edits from one file: each line of it is a job, and processes that start together divide them."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
+import torch.distributed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
@@ -75,3 +77,11 @@ def share_of_process(jobs: list[Job]) -> list[Job]:
     """Those that this process is to do: all, or if `accelerate launch` started several, each so many-th."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     return jobs[rank::world_size]
+
+
+def wait_for_other_processes() -> None:
+    """Returns when all processes are here: what started them ends them all when one ends with an error."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

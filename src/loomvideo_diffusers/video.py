@@ -259,7 +259,11 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def write_video(
-    path: str | os.PathLike, frames: Frames, fps: float = FRAMES_PER_SECOND, show_progress: bool = False
+    path: str | os.PathLike,
+    frames: Frames,
+    fps: float = FRAMES_PER_SECOND,
+    show_progress: bool = False,
+    comment: str = "",
 ) -> None:
     """
     Writes an H.264 mp4 or a gif. The file appears when all of it is written.
@@ -270,6 +274,7 @@ def write_video(
             width are even for mp4.
         fps: frames a second.
         show_progress: whether to show a progress bar.
+        comment: what the file says of itself, which `read_comment` reads.
 
     Raises:
         ValueError: if the frames or the ending are wrong, or the file cannot be written.
@@ -277,25 +282,27 @@ def write_video(
     check_output_path(path, VIDEO_SUFFIXES)
     images = loomvideo_frames.read_video(frames, "frames")
     if Path(path).suffix.lower() == ".gif":
-        # Hundredths of a second are all that a gif counts in, and whole ones at that.
-        ends = [round(100 * index / fps) for index in range(len(images) + 1)]
-        durations = [10 * (end - begin) for begin, end in pairwise(ends)]
-        write_whole(
-            path,
-            lambda file: images[0].save(
-                file, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
-            ),
-        )
+        times = [index / fps for index in range(len(images) + 1)]
+        write_whole(path, lambda file: write_gif(file, images, times, comment))
         return
     width, height = images[0].size
     if width % 2 or height % 2:
         raise ValueError(f"An mp4 needs even sides, but the frames are {width} x {height}: crop them or write a gif.")
-    write_whole(path, lambda file: _write_mp4(file, images, fps, show_progress))
+    write_whole(path, lambda file: _write_mp4(file, images, fps, show_progress, comment))
 
 
-def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progress: bool) -> None:
+def write_gif(file: str, images: list[PIL.Image.Image], times: list[float], comment: str = "") -> None:
+    """Writes images as a gif, given the seconds when each is shown and when the last is over."""
+    # Hundredths of a second are all that a gif counts in, and whole ones at that.
+    durations = [10 * (round(100 * end) - round(100 * begin)) for begin, end in pairwise(times)]
+    options = {"append_images": images[1:], "duration": durations, "loop": 0, "comment": comment.encode()}
+    images[0].save(file, format="GIF", save_all=True, **options)
+
+
+def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progress: bool, comment: str) -> None:
     _silence_av()
     with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
+        container.metadata["comment"] = comment
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "17"})
         stream.width, stream.height = images[0].size
         stream.pix_fmt = "yuv420p"
@@ -310,12 +317,27 @@ def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progre
         container.mux(stream.encode())
 
 
-def write_image(path: str | os.PathLike, image: loomvideo_frames.Image) -> None:
-    """Writes a png, jpg or webp. The file appears when all of it is written."""
+def write_image(path: str | os.PathLike, image: loomvideo_frames.Image, comment: str = "") -> None:
+    """Writes a png, jpg or webp, which says of itself what `comment` says. It appears when all of it is written."""
     check_output_path(path, IMAGE_SUFFIXES)
     picture = loomvideo_frames.read_image(image, "image")
     image_format = PIL.Image.registered_extensions()[Path(path).suffix.lower()]
-    write_whole(path, lambda file: picture.save(file, format=image_format))
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.ImageDescription] = comment
+    write_whole(path, lambda file: picture.save(file, format=image_format, exif=exif if comment else b""))
+
+
+def read_comment(path: str | os.PathLike) -> str:
+    """Returns what a video or an image says of itself, which may be nothing, or raises ValueError."""
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        with _open_image(path) as image:
+            return image.getexif().get(PIL.ExifTags.Base.ImageDescription, "")
+    if Path(path).suffix.lower() == ".gif":
+        with _open_image(path) as image:
+            return image.info.get("comment", b"").decode(errors="replace")
+    with open_video(path) as container:
+        # Matroska writes the names of its tags in capitals.
+        return {name.lower(): value for name, value in container.metadata.items()}.get("comment", "")
 
 
 def contact_sheet(

@@ -22,6 +22,7 @@ MODEL = Path(__file__).parent / "loomvideo-nano"
 # What it was trained on: the sides in pixels and the frames of its videos; and with what it is best called
 SIDE = 96
 NUM_FRAMES = 17
+WINDOW_OVERLAP = 8
 NUM_INFERENCE_STEPS = 20
 GUIDANCE_SCALE = 2.5
 

@@ -1,0 +1,60 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What several commands need."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .. import nano
+
+
+class Stopwatch:
+    """Remembers how long each stage of a command took."""
+
+    def __init__(self):
+        self.seconds = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+
+
+def silence_libraries() -> None:
+    import diffusers
+    import transformers
+
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+
+
+def find_model(model: str) -> str:
+    if model == "nano":
+        model = str(nano.MODEL)
+    folder = Path(model)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise ValueError(f"{model} has no model_index.json: make a model folder with `loomvideo convert`.")
+    if not folder.exists() and (len(folder.parts) != 2 or folder.is_absolute()):
+        raise ValueError(f"{model} is neither a folder here nor the name of a repository (OWNER/NAME).")
+    return model
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

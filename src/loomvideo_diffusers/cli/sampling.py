@@ -1,0 +1,346 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The commands that run the pipelines: `generate` and `edit`."""
+
+import argparse
+import inspect
+import json
+import os
+import secrets
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import nano
+from .common import Stopwatch, find_model, one_line, silence_libraries
+
+
+OPTIONS_OF_FOOTAGE = ("preview", "compare", "keep_unchanged", "max_crop", "frames")
+FILES_OF_AN_EDIT = ("output", "contact_sheet", "preview", "compare")
+
+# torch, diffusers and transformers take seconds to import, so the functions that need them do it.
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
+
+    _use_nano(arguments)
+    if arguments.output is None:
+        raise ValueError("the following arguments are required: -o/--output")
+    if arguments.frames is None:
+        is_image = arguments.output.suffix.lower() in IMAGE_SUFFIXES
+        arguments.frames = 1 if is_image else nano.NUM_FRAMES if arguments.model == "nano" else 81
+    check_output_path(arguments.output, IMAGE_SUFFIXES if arguments.frames == 1 else VIDEO_SUFFIXES)
+    stopwatch = Stopwatch()
+    with stopwatch.stage("read"):
+        references = [read_image(path) for path in arguments.reference]
+    inputs = {"reference_images": references or None, "num_frames": arguments.frames}
+    inputs |= {"window_frames": arguments.window, "window_overlap": arguments.overlap}
+    pipe = _load("LoomVideoPipeline", arguments, stopwatch)
+    _choose_seed(arguments)
+    _write(_run(pipe, inputs, arguments, stopwatch), pipe, arguments, stopwatch)
+
+
+def edit(arguments: argparse.Namespace) -> None:
+    _use_nano(arguments)
+    if arguments.jobs is not None:
+        _edit_jobs(arguments)
+        return
+    result = "preview" if arguments.preview is not None else "output"
+    missing = [name for name in ("input", "prompt", result) if getattr(arguments, name) is None]
+    if missing:
+        raise ValueError(f"the following arguments are required: {', '.join(missing)}")
+    stopwatch = Stopwatch()
+    run = _prepare_edit(arguments, stopwatch)
+    run(_load("LoomVideoEditPipeline", arguments, stopwatch))
+
+
+def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callable[["DiffusionPipeline"], None]:
+    """Checks all that an edit needs, and returns what does it with a pipeline."""
+    from ..video import IMAGE_SUFFIXES, check_output_path, read_image
+
+    _choose_seed(arguments)
+    for sheet in (arguments.contact_sheet, arguments.preview):
+        if sheet is not None:
+            check_output_path(sheet, IMAGE_SUFFIXES)
+    with stopwatch.stage("read"):
+        references = [read_image(path) for path in arguments.reference]
+    is_image = arguments.input.suffix.lower() in IMAGE_SUFFIXES
+    return (_prepare_image if is_image else _prepare_footage)(arguments, references, stopwatch)
+
+
+def _prepare_image(
+    arguments: argparse.Namespace, references: list[Any], stopwatch: Stopwatch
+) -> Callable[["DiffusionPipeline"], None]:
+    from ..video import IMAGE_SUFFIXES, check_output_path, read_image
+
+    for name in OPTIONS_OF_FOOTAGE:
+        if getattr(arguments, name):
+            raise ValueError(
+                f"{arguments.input} is an image: leave out --{name.replace('_', '-')}, which is for videos."
+            )
+    check_output_path(arguments.output, IMAGE_SUFFIXES)
+    with stopwatch.stage("read"):
+        image = read_image(arguments.input)
+
+    def run(pipe: "DiffusionPipeline") -> None:
+        frames = _run(pipe, {"image": image, "reference_images": references or None}, arguments, stopwatch)
+        _write(frames, pipe, arguments, stopwatch)
+        if arguments.contact_sheet is not None:
+            _write_contact_sheet([image], frames, arguments.contact_sheet)
+
+    return run
+
+
+def _prepare_footage(
+    arguments: argparse.Namespace, references: list[Any], stopwatch: Stopwatch
+) -> Callable[["DiffusionPipeline"], None]:
+    from ..editing import Edit, edit_footage, edit_preview
+    from ..footage import FOOTAGE_SUFFIXES, spread_frames, survey
+    from ..video import check_output_path
+
+    for path in (arguments.output, arguments.compare):
+        if path is not None:
+            check_output_path(path, FOOTAGE_SUFFIXES)
+    with stopwatch.stage("read"):
+        footage = survey(arguments.input, arguments.frames, show_progress=True)
+    options = {
+        "negative_prompt": arguments.negative_prompt,
+        "height": arguments.height,
+        "width": arguments.width,
+        "max_crop": arguments.max_crop,
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance_scale,
+        "guidance_scale_visual": arguments.guidance_scale_visual,
+        "window_frames": arguments.window,
+        "window_overlap": arguments.overlap,
+        "lora_scale": arguments.lora_scale,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    edit = Edit(
+        arguments.prompt,
+        tuple(references),
+        seed=arguments.seed,
+        keep_unchanged=arguments.keep_unchanged,
+        **options,
+    )
+    edit.fit(footage)
+
+    def run(pipe: "DiffusionPipeline") -> None:
+        reading = _progress_bar("Reading the prompt", pipe.text_encoder.language_model.layers)
+        if arguments.preview is not None:
+            with reading:
+                _write_contact_sheet(*edit_preview(pipe, footage, edit), arguments.preview)
+            return
+        comment = _describe(pipe, arguments)
+        with stopwatch.stage("edit"), reading:
+            edit_footage(pipe, footage, edit, arguments.output, arguments.compare, comment, arguments.model)
+        print(
+            f"Wrote {arguments.output}: {len(footage.times)} frames at {float(footage.rate):.4g} a second, "
+            f"{footage.width} x {footage.height}, seed {arguments.seed} ({stopwatch})."
+        )
+        if arguments.compare is not None:
+            print(f"Wrote {arguments.compare}: the source beside the result.")
+        if arguments.contact_sheet is not None:
+            before, after = spread_frames(footage), spread_frames(survey(arguments.output))
+            _write_contact_sheet(before, after, arguments.contact_sheet)
+
+    return run
+
+
+def _edit_jobs(arguments: argparse.Namespace) -> None:
+    """Does one job after the other; those that fail are named, and stop no other."""
+    from ..jobs import read_jobs, share_of_process, wait_for_other_processes
+
+    if any(getattr(arguments, name) is not None for name in ("input", *FILES_OF_AN_EDIT)):
+        raise ValueError("with --jobs, inputs, prompts and outputs are in the file: leave them out here.")
+    jobs = share_of_process(read_jobs(arguments.jobs))
+    pipe = _load("LoomVideoEditPipeline", arguments, Stopwatch())
+    num_failed = 0
+    for number, job in enumerate(jobs, start=1):
+        values = vars(arguments) | job.model_dump() | {"jobs": None}
+        of_job = argparse.Namespace(**values | {"seed": arguments.seed if job.seed is None else job.seed})
+        try:
+            _prepare_edit(of_job, Stopwatch())(pipe)
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            num_failed += 1
+            print(f"loomvideo: job {number} of {len(jobs)}, {job.output}: {one_line(error)}", file=sys.stderr)
+    wait_for_other_processes()
+    if num_failed:
+        raise ValueError(f"{num_failed} of {len(jobs)} jobs failed: the others are done.")
+
+
+def _use_nano(arguments: argparse.Namespace) -> None:
+    """Where nothing is said, sets what the model of the package was trained on."""
+    if arguments.model != "nano":
+        return
+    if arguments.height is None and arguments.width is None:
+        arguments.height = arguments.width = nano.SIDE
+    for name, value in (
+        ("steps", nano.NUM_INFERENCE_STEPS),
+        ("guidance_scale", nano.GUIDANCE_SCALE),
+        ("window", nano.NUM_FRAMES),
+        ("overlap", nano.WINDOW_OVERLAP),
+    ):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+
+
+def _choose_seed(arguments: argparse.Namespace) -> None:
+    """Where none is said, takes that of the edit that was broken off there, or a new one."""
+    from ..editing import unfinished_seed
+
+    if arguments.seed is None:
+        found = None if arguments.output is None else unfinished_seed(arguments.output)
+        arguments.seed = secrets.randbelow(2**32) if found is None else found
+
+
+def _describe(pipe: "DiffusionPipeline", arguments: argparse.Namespace) -> str:
+    """What a result says of itself, as JSON: the command that makes it again, and what that comes to."""
+    defaults = inspect.signature(pipe.__call__).parameters
+    words, options = ["loomvideo", arguments.name], []
+    for name, value in vars(arguments).items():
+        if name in ("function", "name", "default") or value == arguments.default(name):
+            continue
+        if name in ("input", "prompt"):
+            words.append(str(value))
+        else:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            options += [f"--{name.replace('_', '-')}", *map(str, values)]
+    description = {
+        "command": shlex.join(words + options),
+        "prompt": arguments.prompt,
+        "model": arguments.model,
+        "lora": [str(lora) for lora in arguments.lora],
+        "seed": arguments.seed,
+    }
+    for name, value in (
+        ("num_inference_steps", arguments.steps),
+        ("guidance_scale", arguments.guidance_scale),
+        ("guidance_scale_visual", arguments.guidance_scale_visual),
+    ):
+        description[name] = defaults[name].default if value is None else value
+    return json.dumps(description | {"loomvideo-diffusers": version("loomvideo-diffusers")})
+
+
+def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatch) -> "DiffusionPipeline":
+    import torch
+
+    from .. import pipelines
+
+    silence_libraries()
+    device = arguments.device
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"{device} is no device of this machine: choose cpu, or leave --device out.") from error
+    dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
+    with stopwatch.stage("load"):
+        pipe = getattr(pipelines, pipeline_name).from_pretrained(find_model(arguments.model), dtype=dtype)
+        for lora in arguments.lora:
+            pipe.load_lora_weights(lora)
+        if len(arguments.lora) > 1:
+            pipe.set_adapters([name for names in pipe.get_list_adapters().values() for name in names])
+        if arguments.cpu_offload:
+            pipe.enable_model_cpu_offload(device=device)
+        else:
+            pipe.to(device)
+    return pipe
+
+
+def _run(
+    pipe: "DiffusionPipeline", inputs: dict[str, Any], arguments: argparse.Namespace, stopwatch: Stopwatch
+) -> "np.ndarray":
+    """Runs a pipeline; returns the video, `[F, H, W, 3]` in [0, 1]."""
+    import torch
+
+    options = {
+        "prompt": arguments.prompt,
+        "negative_prompt": arguments.negative_prompt,
+        "height": arguments.height,
+        "width": arguments.width,
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance_scale,
+        "guidance_scale_visual": arguments.guidance_scale_visual,
+        "attention_kwargs": None if arguments.lora_scale is None else {"scale": arguments.lora_scale},
+        "generator": torch.Generator("cpu").manual_seed(arguments.seed),
+    }
+    options = {name: value for name, value in (inputs | options).items() if value is not None}
+    with (
+        stopwatch.stage("denoise"),
+        _progress_bar("Reading the prompt", pipe.text_encoder.language_model.layers),
+        _progress_bar("Encoding pixels", [pipe.vae.encoder]),
+    ):
+        latents = pipe(**options, output_type="latent").frames
+    with stopwatch.stage("decode"), _progress_bar("Decoding", [pipe.vae.decoder], latents.shape[2]), torch.no_grad():
+        return pipe.decode_latents(latents, "np")[0]
+
+
+@contextmanager
+def _progress_bar(description: str, modules: Iterable["nn.Module"], total: int | None = None) -> Iterator[None]:
+    """Shows a bar that moves whenever one of the modules has run, from the first time on."""
+    from tqdm import tqdm
+
+    bars = []
+
+    def move(*_) -> None:
+        if not bars:
+            bars.append(tqdm(desc=description, total=total))
+        bars[0].update()
+
+    hooks = [module.register_forward_hook(move) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for bar in bars:
+            bar.close()
+
+
+def _write(
+    frames: "np.ndarray", pipe: "DiffusionPipeline", arguments: argparse.Namespace, stopwatch: Stopwatch
+) -> None:
+    """Writes the result and says what was written and how long each stage took."""
+    from ..video import FRAMES_PER_SECOND, IMAGE_SUFFIXES, write_image, write_video
+
+    path, comment = arguments.output, _describe(pipe, arguments)
+    with stopwatch.stage("write"):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            write_image(path, frames[0], comment)
+            length = "1 image"
+        else:
+            write_video(path, frames, show_progress=True, comment=comment)
+            length = f"{len(frames)} frames at {FRAMES_PER_SECOND} a second"
+    height, width = frames.shape[1:3]
+    print(f"Wrote {path}: {length}, {width} x {height}, seed {arguments.seed} ({stopwatch}).")
+
+
+def _write_contact_sheet(source: Any, result: Any, path: Path) -> None:
+    from ..video import contact_sheet, write_image
+
+    write_image(path, contact_sheet([source, result]))
+    print(f"Wrote {path}: the source above the result.")
