@@ -28,7 +28,9 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
+# Needs ffprobe too, which Debian's ffmpeg has
 test-slow: $(VENV)/installed
+	command -v ffprobe > /dev/null || apt-get install --yes --quiet ffmpeg
 	$(BIN)/python -m pytest -m slow
 
 style: $(VENV)/installed

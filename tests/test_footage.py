@@ -19,61 +19,11 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from clips import QUICK, make_clip
 from PIL import Image
 
 from loomvideo_diffusers.editing import Edit, Fit, edit_footage, edit_preview
 from loomvideo_diffusers.footage import Footage, read_frames, read_model_frames, survey, write_footage
-
-
-CHANNELS = {"mono": 1, "stereo": 2, "5.1": 6}
-
-
-def make_clip(
-    path,
-    num_frames=9,
-    rate=24,
-    size=(64, 48),
-    codec="libx264",
-    pix_fmt="yuv420p",
-    layout="stereo",
-    times=None,
-    rotation=None,
-    colors=None,
-    options=None,
-):
-    """Writes a clip in which a bright square moves from left to right, with noise for sound."""
-    rate, rng = Fraction(rate).limit_denominator(1001), np.random.default_rng(0)
-    width, height = size
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
-        stream.codec_context.time_base = 1 / rate if times is None else Fraction(1, 1000)
-        if colors is not None:
-            context = stream.codec_context
-            context.colorspace, context.color_primaries, context.color_trc, context.color_range = colors
-        if rotation is not None:
-            stream.set_display_rotation(rotation)
-        if layout is not None:
-            sound = container.add_stream("aac", rate=48000, layout=layout)
-        for index in range(num_frames):
-            pixels = np.full((height, width, 3), 40, np.uint8)
-            left = round((width - width // 4) * index / max(num_frames - 1, 1))
-            pixels[height // 4 : height // 2, left : left + width // 4] = (220, 60, 40)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
-            frame.pts = index if times is None else times[index]
-            frame.time_base = stream.codec_context.time_base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-        if layout is not None:
-            num_samples = round(num_frames / rate * 48000)
-            noise = rng.normal(0, 0.1, (CHANNELS[layout], num_samples)).astype(np.float32)
-            for start in range(0, num_samples, 1024):
-                part = np.ascontiguousarray(noise[:, start : start + 1024])
-                frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
-                frame.sample_rate, frame.pts = 48000, start
-                container.mux(sound.encode(frame))
-            container.mux(sound.encode())
-    return path
 
 
 def sound_of(path):
@@ -98,9 +48,6 @@ def check_same_clip(source, result):
     assert sound_of(result)[0] == sound_of(source)[0]
     assert np.abs(np.subtract(sound_of(result)[1], sound_of(source)[1])).max(initial=0) <= 1
 
-
-QUICK = {"prompt": "blue", "height": 32, "width": 64, "num_inference_steps": 1, "guidance_scale": 1.0}
-QUICK |= {"guidance_scale_visual": 1.0, "window_frames": 17}
 
 CLIPS = {
     **{f"{number} frames": {"num_frames": number} for number in (1, 2, 15, 16, 17, 29, 30)},

@@ -14,6 +14,7 @@
 """Footage: a clip comes in frame by frame, and goes out with other pixels and its own times, colors and sound."""
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -118,11 +119,29 @@ def survey(path: str | os.PathLike, num_frames: int | None = None, show_progress
                 is_turned = round(frame.rotation / 90) % 2
                 size = (frame.height, frame.width) if is_turned else (frame.width, frame.height)
         has_sound = bool(container.streams.audio)
+    if has_sound:
+        with open_video(path) as container:
+            deque(_read_sound(container), maxlen=0)
     if not times:
         raise ValueError(f"{path} has no frames: choose another video.")
     if num_frames is not None and len(times) < num_frames:
         raise ValueError(f"{path} has {len(times)} frames, but {num_frames} were asked for.")
     return Footage(Path(path), *size, tuple(times), time_base, rate, has_sound, goes_on)
+
+
+def _read_sound(container: av.container.InputContainer) -> Iterator[av.Packet]:
+    """Yields the packets of sound, in order."""
+    last = {}
+    for packet in container.demux(*container.streams.audio):
+        if packet.dts is None:
+            continue
+        if packet.dts <= last.get(packet.stream.index, packet.dts - 1):
+            seconds = float(packet.dts * packet.time_base)
+            raise ValueError(
+                f"The sound of {container.name} is damaged at {seconds:.2f} seconds: choose an intact file."
+            )
+        last[packet.stream.index] = packet.dts
+        yield packet
 
 
 def read_frames(footage: Footage) -> Iterator[np.ndarray]:
@@ -178,27 +197,27 @@ class FootageWriter:
             context.sample_aspect_ratio = source.streams.video[0].sample_aspect_ratio
         self.stream = stream
         self.reformatter = VideoReformatter()
-        self.sound = self._read_sound(source)
+        self.sound = self._copy_sound(source)
         self.next_sound = next(self.sound, None)
 
-    def _read_sound(self, source: av.container.InputContainer) -> Iterator[av.Packet]:
+    def _copy_sound(self, source: av.container.InputContainer) -> Iterator[av.Packet]:
         """Adds streams for the sound of the clip, and yields its packets as they are."""
         streams = {}
         for stream in source.streams.audio:
             try:
                 streams[stream.index] = self.container.add_stream_from_template(stream)
             except (ValueError, av.error.FFmpegError) as error:
+                codec = stream.codec_context.name if stream.codec_context else "of an unknown codec"
                 raise ValueError(
-                    f"The sound of {self.footage.path} ({stream.codec_context.name}) cannot be copied: write a .mkv."
+                    f"The sound of {self.footage.path} ({codec}) cannot be copied: write a .mkv."
                 ) from error
         return self._packets(source, streams) if streams else iter(())
 
     @staticmethod
     def _packets(source: av.container.InputContainer, streams: dict[int, av.AudioStream]) -> Iterator[av.Packet]:
-        for packet in source.demux(*source.streams.audio):
-            if packet.dts is not None:
-                packet.stream = streams[packet.stream.index]
-                yield packet
+        for packet in _read_sound(source):
+            packet.stream = streams[packet.stream.index]
+            yield packet
 
     def write(self, pixels: np.ndarray) -> None:
         """Writes a frame, uint8 `[H, W, 3]`, after the sound that comes before it."""
@@ -268,7 +287,7 @@ def write_footage(
         writer.close()
         return
     # Matroska would give itself a random number.
-    options = {"fflags": "bitexact"} | ({} if kind == ".mkv" else {"movflags": "faststart"})
+    options = {"fflags": "+bitexact"} | ({} if kind == ".mkv" else {"movflags": "faststart"})
     with ExitStack() as stack:
         container = stack.enter_context(av.open(file, "w", format=CONTAINERS[kind], options=options))
         container.metadata["comment"] = comment

@@ -139,9 +139,11 @@ def open_video(path: str | os.PathLike) -> Iterator[av.container.InputContainer]
     """Opens a video to read it, and says in one line what is wrong with it if something is."""
     _silence_av()
     try:
-        with av.open(os.fspath(path), options=READ_OPTIONS) as container:
+        with av.open(os.fspath(path), options=READ_OPTIONS, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ValueError(f"{path} has no video: choose a video file.")
+            if container.streams.video[0].codec_context is None:
+                raise ValueError(f"{path} is in a format that cannot be decoded: choose another video.")
             yield container
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
@@ -185,20 +187,29 @@ def decode(container: av.container.InputContainer, fps: float) -> Iterator[tuple
     """Yields frames with their seconds from the first, and in the end None with the time when the last is over."""
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
-    start, time = None, 0.0
-    for packet in container.demux(stream):
+    if stream.codec_context.name == "hevc":
+        # This decoder does not mark the frames that are damaged, but drops them, if it is not told to stop there.
+        stream.codec_context.options = {"err_detect": "explode"}
+    start, time, end = None, 0.0, 0.0
+    is_matroska = "matroska" in container.format.name
+    for packet in container.demux() if is_matroska else container.demux(stream):
         if packet.is_corrupt:
             raise ValueError(f"{container.name} is truncated: choose a complete file.")
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream is not stream:
+            continue
         for frame in packet.decode():
             # Some formats have no times.
             frame_time = frame.time if frame.time is not None else 0.0 if start is None else start + time + 1 / fps
             start = frame_time if start is None else start
             time = frame_time - start
+            if frame.is_corrupt:
+                raise ValueError(f"{container.name} is damaged at {time:.2f} seconds: choose an intact file.")
             yield frame, time
-    # Matroska and WebM say how long they are, and can end anywhere. Sound or subtitles may outlast the picture, and so
-    # may a last frame where the rate varies.
-    declares_length = "matroska" in container.format.name and len(container.streams) == 1 and container.duration
-    if declares_length and _has_constant_rate(stream) and time + 3 / fps < container.duration / av.time_base:
+    # Matroska and WebM say how long they are, and can end anywhere. A last frame may last where the rate varies.
+    declares_length = is_matroska and container.duration and _has_constant_rate(stream)
+    if declares_length and end + 1.5 / fps < container.duration / av.time_base:
         raise ValueError(f"{container.name} is truncated: choose a complete file.")
     yield None, time + 1 / fps
 
