@@ -844,6 +844,17 @@ def test_learning_rate(make_config):
     assert read_log(config, "learning_rate") == pytest.approx([0, 5e-4, 1e-3, 5e-4])
 
 
+def test_learning_rate_that_falls_in_the_end(make_config):
+    """A run may be made longer, and decide when its rate is to fall, until it has begun to fall."""
+    options = {"lr_warmup_steps": 1, "learning_rate": 1e-3}
+    train(make_config(steps=2, optimizer=options))
+    config = make_config(steps=5, checkpoint_every=1, optimizer=options | {"lr_decay_steps": 2}, tracker="tensorboard")
+    run_again(config, resume=True)
+    assert read_log(config, "learning_rate") == pytest.approx([1e-3, 1e-3, 5e-4])
+    with pytest.raises(ValueError, match=r"`optimizer\.lr_decay_steps` is 3, but was 2"):
+        run_again(make_config(steps=6, optimizer=options | {"lr_decay_steps": 3}), resume=True)
+
+
 def test_push(make_config, hub, tmp_path):
     """The LoRA and its card arrive, checkpoints and logs do not, and the token is never shown."""
     config = write_config(make_config(steps=2, hub_model_id="me/cats"), tmp_path / "config.yaml")

@@ -14,8 +14,12 @@
 """Measures LoomVideo-nano on what its training never showed it, whole and with one mechanism taken away at a time."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +85,37 @@ def evaluate(
     Returns:
         By evaluation and task: the number of results, the share of successes, and the mean of every other judgement.
     """
-    results = json.loads(results_file.read_text(encoding="utf-8")) if results_file.exists() else {}
-    pipe = LoomVideoPipeline.from_pretrained(model, dtype=torch.float32)
-    jobs = [(name, task) for name, (tasks, _) in EVALUATIONS.items() for task in tasks]
-    for name, task in tqdm(jobs, desc="Evaluating"):
-        if task in results.setdefault(name, {}):
-            continue
-        number = num_examples if name == "whole" else num_compared
-        judged = evaluate_task(pipe, task, number, **EVALUATIONS[name][1])
-        results[name][task] = _means([judgement for *_, judgement in judged])
-        if name == "whole":
-            _show(judged, sheets_dir, task)
-        text = json.dumps(results, indent=2) + "\n"
-        write_whole(results_file, lambda file, text=text: Path(file).write_text(text, encoding="utf-8"))
-    return results
+    results = {name: {} for name in EVALUATIONS}
+    if results_file.exists():
+        results |= json.loads(results_file.read_text(encoding="utf-8"))
+    jobs = [(name, task) for name, (tasks, _) in EVALUATIONS.items() for task in tasks if task not in results[name]]
+    # Small as it is, the model is faster in a process for each core than with several threads.
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        futures = {}
+        for name, task in jobs:
+            number, folder = (num_examples, sheets_dir) if name == "whole" else (num_compared, None)
+            options = {"num_inference_steps": NUM_INFERENCE_STEPS} | EVALUATIONS[name][1]
+            futures[pool.submit(_evaluate, model, task, number, folder, options)] = (name, task)
+        for future in tqdm(as_completed(futures), desc="Evaluating", total=len(futures)):
+            name, task = futures[future]
+            results[name][task] = future.result()
+            text = json.dumps(results, indent=2) + "\n"
+            write_whole(results_file, lambda file, text=text: Path(file).write_text(text, encoding="utf-8"))
+    return {name: {task: results[name][task] for task in tasks} for name, (tasks, _) in EVALUATIONS.items()}
+
+
+def _evaluate(
+    model: Path, task: str, num_examples: int, sheets_dir: Path | None, options: dict[str, Any]
+) -> dict[str, float]:
+    judged = evaluate_task(_load(model), task, num_examples, **options)
+    if sheets_dir is not None:
+        _show(judged, sheets_dir, task)
+    return _means([judgement for *_, judgement in judged])
+
+
+@lru_cache(maxsize=1)
+def _load(model: Path) -> LoomVideoPipeline:
+    return LoomVideoPipeline.from_pretrained(model, dtype=torch.float32)
 
 
 def evaluate_task(

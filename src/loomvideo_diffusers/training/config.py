@@ -146,6 +146,8 @@ class OptimizerSettings(Settings):
         max_grad_norm: what the norm of all gradients together is clipped to.
         lr_scheduler: a schedule of diffusers.
         lr_warmup_steps: steps in which the learning rate grows from 0.
+        lr_decay_steps: the last steps, in which a constant learning rate falls to 0; a run that goes on may set others
+            if they have not begun.
     """
 
     name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
@@ -158,6 +160,13 @@ class OptimizerSettings(Settings):
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "constant_with_warmup"
     lr_warmup_steps: int = Field(100, ge=0)
+    lr_decay_steps: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _decays_once(self) -> "OptimizerSettings":
+        if self.lr_decay_steps and not self.lr_scheduler.startswith("constant"):
+            raise ValueError(f"`lr_decay_steps` are for constant schedules, and `lr_scheduler` is {self.lr_scheduler}")
+        return self
 
 
 class ValidationSample(Settings):

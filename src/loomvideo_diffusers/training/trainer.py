@@ -41,6 +41,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, cast_training_params, free_memory
 from peft import LoraConfig
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Qwen3VLModel
@@ -205,15 +206,7 @@ def train(
     model, *optimizers = accelerator.prepare(model, *_make_optimizers(model, config.optimizer))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Not prepared: that would step it once for each process.
-    schedulers = [
-        get_scheduler(
-            config.optimizer.lr_scheduler,
-            optimizer,
-            num_warmup_steps=config.optimizer.lr_warmup_steps,
-            num_training_steps=config.steps,
-        )
-        for optimizer in optimizers
-    ]
+    schedulers = [_make_scheduler(optimizer, config) for optimizer in optimizers]
     ema = None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay)
     set_seed(config.seed, device_specific=True)
 
@@ -487,6 +480,23 @@ def _make_optimizers(model: torch.nn.Module, settings: OptimizerSettings) -> lis
     return optimizers
 
 
+def _make_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> LambdaLR:
+    settings, num_steps = config.optimizer, config.steps
+    scheduler = get_scheduler(
+        settings.lr_scheduler,
+        optimizer,
+        num_warmup_steps=settings.lr_warmup_steps,
+        num_training_steps=num_steps,
+    )
+    if settings.lr_decay_steps:
+        factors = scheduler.lr_lambdas
+        scheduler.lr_lambdas = [
+            lambda step, factor=factor: factor(step) * min(1, (num_steps - step) / settings.lr_decay_steps)
+            for factor in factors
+        ]
+    return scheduler
+
+
 def _weights(config: TrainingConfig) -> list[float] | None:
     weights = [dataset.weight for dataset in config.data.datasets]
     return None if weights[0] is None else weights
@@ -498,9 +508,11 @@ def _check_same(config: TrainingConfig, batches_per_step: int, path: Path) -> No
     advice = "set it back, or choose another `output_dir` to begin anew"
     # How many batches make a step is compared below, as processes count too.
     free = {*FREE_KEYS, "gradient_accumulation_steps"}
-    if config.optimizer.lr_scheduler.startswith("constant"):
-        free.add("steps")
     now, before = _flatten(config.model_dump(mode="json")), _flatten(state["config"])
+    # What a constant learning rate has led to does not depend on when it falls.
+    has_decayed = state["step"] > before["steps"] - before.get("optimizer.lr_decay_steps", 0)
+    if config.optimizer.lr_scheduler.startswith("constant") and not has_decayed:
+        free |= {"steps", "optimizer.lr_decay_steps"}
     for key in sorted({*now, *before}):
         if not {key, key.split(".")[0]} & free and now.get(key) != before.get(key):
             raise ValueError(

@@ -1,0 +1,123 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Other ways to compute a step with the same weights: as published, and with the source as additional tokens."""
+
+import math
+
+import torch
+
+from loomvideo_diffusers import LoomVideoTransformer3DModel
+from loomvideo_diffusers.transformer_loomvideo import LoomVideoTransformerBlock
+
+
+def published_step(
+    transformer: LoomVideoTransformer3DModel,
+    hidden_states: torch.Tensor,
+    timestep: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    source_hidden_states: torch.Tensor,
+    source_scale: torch.Tensor,
+    reference_hidden_states: list[torch.Tensor],
+) -> torch.Tensor:
+    """
+    One branch of a step as the published code goes about it: every token has modulation rows of its own, and whatever
+    the prompt, the source and the references are made into is computed anew.
+    """
+    video_grid, references = _grids(transformer, hidden_states, reference_hidden_states)
+    tokens = transformer.patch_embedding(hidden_states)
+    tokens = tokens + source_scale.view(-1, 1, 1, 1, 1) * transformer.source_patch_embedding(source_hidden_states)
+    tokens = _join(tokens.type_as(hidden_states), [transformer.patch_embedding(x) for x in reference_hidden_states])
+    num_video_tokens = math.prod(video_grid)
+
+    # A row of modulation for each token
+    temb, block_temb = transformer.condition_embedder(timestep, transformer.scale_shift_table.dtype, tokens.dtype)
+    rows = block_temb.float()[:, None].expand(-1, tokens.shape[1], -1, -1).clone()
+    rows[:, num_video_tokens:] = 0
+    rotary_cos, rotary_sin, _ = transformer.rope(video_grid, references, hidden_states.device)
+    for index, block in enumerate(transformer.blocks):
+        mllm_tokens = transformer.mllm_embedder(encoder_hidden_states[:, index])
+        tokens = _block(block, tokens, mllm_tokens, rows, (rotary_cos, rotary_sin))
+    return _output(transformer, tokens[:, :num_video_tokens], temb, video_grid)
+
+
+def concatenated_step(
+    transformer: LoomVideoTransformer3DModel,
+    hidden_states: torch.Tensor,
+    timestep: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    source_hidden_states: torch.Tensor,
+    kv_cache,
+) -> torch.Tensor:
+    """
+    One branch of an edit's step in which the source is no addend but as many tokens again, as in most editing models.
+    All that this package saves is saved here too.
+    """
+    video_grid, _ = _grids(transformer, hidden_states, [])
+    if kv_cache.source_tokens is None:
+        kv_cache.source_tokens = transformer.patch_embedding(source_hidden_states)
+        cos, sin, is_reference = transformer.rope(video_grid, [], hidden_states.device)
+        kv_cache.rotary = (torch.cat([cos, cos], dim=1), torch.cat([sin, sin], dim=1), is_reference)
+    tokens = _join(transformer.patch_embedding(hidden_states), [kv_cache.source_tokens])
+    num_video_tokens = math.prod(video_grid)
+    temb, block_temb = transformer.condition_embedder(timestep, transformer.scale_shift_table.dtype, tokens.dtype)
+    for index, block in enumerate(transformer.blocks):
+        block_cache = kv_cache.blocks[index]
+        mllm_tokens = None
+        if block_cache.key is None:
+            mllm_tokens = transformer.mllm_embedder(encoder_hidden_states[:, index])
+        rotary_emb = kv_cache.rotary[:2]
+        tokens = block(tokens, mllm_tokens, block_temb, rotary_emb, num_video_tokens, None, block_cache)
+    return _output(transformer, tokens[:, :num_video_tokens], temb, video_grid)
+
+
+def _grids(
+    transformer: LoomVideoTransformer3DModel, hidden_states: torch.Tensor, references: list[torch.Tensor]
+) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
+    _, patch_height, patch_width = transformer.config.patch_size
+    num_frames, height, width = hidden_states.shape[2:]
+    grids = [(image.shape[-2] // patch_height, image.shape[-1] // patch_width) for image in references]
+    return (num_frames, height // patch_height, width // patch_width), grids
+
+
+def _join(tokens: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([part.flatten(2) for part in (tokens, *others)], dim=2).transpose(1, 2).contiguous()
+
+
+def _block(
+    block: LoomVideoTransformerBlock,
+    tokens: torch.Tensor,
+    mllm_tokens: torch.Tensor,
+    rows: torch.Tensor,
+    rotary_emb: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    modulation = (block.scale_shift_table.float()[:, None] + rows).chunk(6, dim=2)
+    shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = (row.squeeze(2) for row in modulation)
+    normed = (block.norm1(tokens.float()) * (1 + scale_msa) + shift_msa).type_as(tokens)
+    tokens = (tokens.float() + block.attn1(normed, rotary_emb=rotary_emb) * gate_msa).type_as(tokens)
+    normed = block.norm2(tokens.float()).type_as(tokens)
+    tokens = tokens + block.attn2(normed, mllm_tokens)
+    normed = (block.norm3(tokens.float()) * (1 + scale_ffn) + shift_ffn).type_as(tokens)
+    return (tokens.float() + block.ffn(normed).float() * gate_ffn).type_as(tokens)
+
+
+def _output(
+    transformer: LoomVideoTransformer3DModel,
+    tokens: torch.Tensor,
+    temb: torch.Tensor,
+    video_grid: tuple[int, int, int],
+) -> torch.Tensor:
+    shift, scale = (transformer.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+    tokens = transformer.proj_out((transformer.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens))
+    tokens = tokens.reshape(len(tokens), *video_grid, *transformer.config.patch_size, -1)
+    return tokens.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
