@@ -88,23 +88,39 @@ def evaluate(
     results = {name: {} for name in EVALUATIONS}
     if results_file.exists():
         results |= json.loads(results_file.read_text(encoding="utf-8"))
-    jobs = [(name, task) for name, (tasks, _) in EVALUATIONS.items() for task in tasks if task not in results[name]]
-    # Small as it is, the model is faster in a process for each core than with several threads.
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        futures = {}
-        for name, task in jobs:
-            number, folder = (num_examples, sheets_dir) if name == "whole" else (num_compared, None)
-            options = {"num_inference_steps": NUM_INFERENCE_STEPS} | EVALUATIONS[name][1]
-            futures[pool.submit(_evaluate, model, task, number, folder, options)] = (name, task)
-        for future in tqdm(as_completed(futures), desc="Evaluating", total=len(futures)):
-            name, task = futures[future]
-            results[name][task] = future.result()
-            text = json.dumps(results, indent=2) + "\n"
-            write_whole(results_file, lambda file, text=text: Path(file).write_text(text, encoding="utf-8"))
+    jobs = {}
+    for name, (tasks, options) in EVALUATIONS.items():
+        number, folder = (num_examples, sheets_dir) if name == "whole" else (num_compared, None)
+        options = {"num_inference_steps": NUM_INFERENCE_STEPS} | options
+        jobs |= {(name, task): (task, number, folder, options) for task in tasks if task not in results[name]}
+    for (name, task), means in measure(model, jobs):
+        results[name][task] = means
+        text = json.dumps(results, indent=2) + "\n"
+        write_whole(results_file, lambda file, text=text: Path(file).write_text(text, encoding="utf-8"))
     return {name: {task: results[name][task] for task in tasks} for name, (tasks, _) in EVALUATIONS.items()}
 
 
-def _evaluate(
+def measure(
+    model: Path, jobs: dict[Any, tuple[str, int, Path | None, dict[str, Any]]]
+) -> Iterator[tuple[Any, dict[str, float]]]:
+    """
+    Measures tasks, several at a time.
+
+    Args:
+        model: folder of the model.
+        jobs: by any key a task, how many examples of it, where to show results or None, and options of the calls.
+
+    Yields:
+        A key, and the number of results, the share of successes, and the mean of every other judgement.
+    """
+    # Small as it is, the model is faster in a process for each core than with several threads.
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        futures = {pool.submit(_measure_task, model, *job): key for key, job in jobs.items()}
+        for future in tqdm(as_completed(futures), desc="Evaluating", total=len(futures)):
+            yield futures[future], future.result()
+
+
+def _measure_task(
     model: Path, task: str, num_examples: int, sheets_dir: Path | None, options: dict[str, Any]
 ) -> dict[str, float]:
     judged = evaluate_task(_load(model), task, num_examples, **options)
