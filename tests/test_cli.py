@@ -260,6 +260,7 @@ def test_bad_input(model_folder, tmp_path):
         ([*edit, output, *model, "--frames", "34"], "has 33 frames, but 34 were asked for"),
         ([*edit, output, *model, "--frames", "0"], "The number of frames must be positive, but is 0"),
         ([*edit, output, *model, "--window", "8"], "`window_frames` must be 4k + 1"),
+        ([*edit, output, *model, "--height", "64"], "give both, or neither"),
         ([*edit, output, *model, "--max-crop", "1"], "`max_crop` must be at least 0 and below 1"),
         ([*edit, output, *model, "--compare", tmp_path / "both.png"], "must end in .mp4 or .mov"),
         (["edit", CLIP, "blue", *model, "--preview", tmp_path / "sheet.mp4"], "must end in .png"),

@@ -145,7 +145,9 @@ class Edit:
         if not 0 <= self.max_crop < 1:
             raise ValueError(f"`max_crop` must be at least 0 and below 1, but is {self.max_crop}.")
         width, height = self.width, self.height
-        if height is None or width is None:
+        if (height is None) != (width is None):
+            raise ValueError("Only one of `height` and `width` was given: give both, or neither.")
+        if height is None:
             sizes = TRAINED_SIZES_480P + [(height, width) for width, height in TRAINED_SIZES_480P]
             width, height = nearest_size(footage.width, footage.height, sizes)
         return Fit.of(footage, width, height, self.max_crop)
