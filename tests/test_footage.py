@@ -14,8 +14,6 @@
 """Edits of footage: whatever comes in goes out with its size, length, times and sound."""
 
 import itertools
-import subprocess
-import sys
 from fractions import Fraction
 
 import av
@@ -235,32 +233,3 @@ def test_a_broken_off_edit_goes_on(edit, tmp_path, monkeypatch):
     (tmp_path / ".unfinished-other.mp4.safetensors").write_bytes(b"no tensors")
     edit_footage(edit, footage, Edit(**QUICK), tmp_path / "other.mp4")
     assert (tmp_path / "other.mp4").exists()
-
-
-# Tells the most memory that an edit took, in megabytes.
-EDIT_AND_MEASURE = """
-import resource, sys
-from pathlib import Path
-
-from loomvideo_diffusers import LoomVideoEditPipeline
-from loomvideo_diffusers.editing import Edit, edit_footage
-from loomvideo_diffusers.footage import survey
-
-model, source, output = sys.argv[1:]
-pipe = LoomVideoEditPipeline.from_pretrained(model)
-settings = Edit("blue", height=96, width=96, num_inference_steps=2, window_frames=17, window_overlap=8)
-edit_footage(pipe, survey(source), settings, Path(output))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_length(model_folder, tmp_path):
-    peaks = []
-    for num_frames in (240, 960):
-        source = make_clip(tmp_path / f"{num_frames}.mp4", num_frames=num_frames, size=(640, 480))
-        command = [sys.executable, "-c", EDIT_AND_MEASURE, str(model_folder), str(source), str(tmp_path / "out.mp4")]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks.append(float(result.stdout))
-    print(f"Peak memory: {peaks[0]:.0f} MB at 240 frames, {peaks[1]:.0f} MB at 960.")
-    assert peaks[1] < 1.1 * peaks[0]
