@@ -1,10 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-GOLDEN := tests/fixtures/golden
-MODEL := outputs/miniature
 
-.PHONY: demo test test-slow style clean
+.PHONY: demo nano test test-slow style clean
 
 # Everything that the other targets need, once, and again when the requirements change
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -13,15 +11,13 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-$(MODEL): | $(VENV)/installed
-	$(BIN)/loomvideo convert --loomvideo $(GOLDEN)/LoomVideo --mllm $(GOLDEN)/Qwen3-VL --wan $(GOLDEN)/Wan2.2-TI2V \
-		--output $@ --dtype float32
+# Generates, edits, edits with a reference and composes references with the model that is part of the package
+demo: $(VENV)/installed
+	$(BIN)/python -m loomvideo_diffusers.nano.demo
 
-# Edits a real clip with converted weights, in miniature and untrained: the result is noise
-demo: $(VENV)/installed $(MODEL)
-	$(BIN)/loomvideo edit tests/fixtures/cat.mp4 "put the cup in the image beside the cat" \
-		--reference tests/fixtures/coffee.jpg --model $(MODEL) --steps 10 --seed 0 \
-		--output outputs/edit.mp4 --contact-sheet outputs/edit.png
+# Makes that model anew, from nothing, in outputs/nano: takes hours, and goes on where it was interrupted
+nano: $(VENV)/installed
+	$(BIN)/python -m loomvideo_diffusers.nano
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -35,11 +35,12 @@ from peft.utils import get_peft_model_state_dict
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel, cli
 from loomvideo_diffusers.editing import Edit
+from loomvideo_diffusers.nano import MODEL
 from loomvideo_diffusers.video import read_video, write_video
 
 
 ROOT = Path(__file__).parent.parent
-README, CARD = ROOT / "README.md", ROOT / "model_cards" / "base.md"
+README, CARD, NANO_CARD = ROOT / "README.md", ROOT / "model_cards" / "base.md", ROOT / "model_cards" / "nano.md"
 
 # What the released model and a GPU are for the reader is the miniature checkpoint and the CPU here.
 SUBSTITUTES = {
@@ -114,7 +115,9 @@ def workplace(tmp_path, monkeypatch, model_folder):
 
 
 @pytest.mark.parametrize(
-    ("document", "count"), [(README, 14), (CARD, 2)], ids=lambda value: getattr(value, "name", "")
+    ("document", "count"),
+    [(README, 16), (CARD, 2), (NANO_CARD, 1)],
+    ids=lambda value: getattr(value, "name", ""),
 )
 def test_shell(document, count, workplace, model_folder, hub):
     document = model_folder / "README.md" if document is CARD else document
@@ -146,7 +149,12 @@ def test_shell(document, count, workplace, model_folder, hub):
         elif program == "make":
             subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
         else:
-            assert command in ("pip install .", 'pip install ".[train]"')
+            assert command in (
+                "pip install .",
+                'pip install ".[train]"',
+                'pip install "loomvideo-diffusers[nano]"',
+                "python -m loomvideo_diffusers.nano",
+            )
 
 
 @pytest.mark.parametrize(
@@ -166,8 +174,9 @@ def test_shell(document, count, workplace, model_folder, hub):
             ],
         ),
         (CARD, ["fox.gif"]),
+        (NANO_CARD, ["blue-heart.mp4"]),
     ],
-    ids=["README.md", "base.md"],
+    ids=["README.md", "base.md", "nano.md"],
 )
 def test_python(document, results, workplace, model_folder, hub):
     document = model_folder / "README.md" if document is CARD else document
@@ -201,6 +210,14 @@ def test_cards_of_what_was_trained(kind, workplace, model_folder):
     assert namespace["video"].shape == (5, 64, 64, 3)
     assert ("text_encoder" in namespace) == (kind == "full with its MLLM")
     assert ("lora" in ModelCard.load(card).data.tags) == (kind == "lora")
+
+
+@pytest.mark.parametrize("document", [README, MODEL / "README.md"], ids=["README.md", "nano"])
+def test_links(document):
+    """What a document shows or points to is there."""
+    links = re.findall(r"\]\((?!https?://)([^)]+)\)", document.read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (document.parent / link).exists()] == []
 
 
 def test_extras():

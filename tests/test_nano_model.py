@@ -1,0 +1,156 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What LoomVideo-nano makes of what its training never showed it, judged on pixels."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import safe_open
+
+from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, cli
+from loomvideo_diffusers.nano import GUIDANCE_SCALE, MODEL, NUM_FRAMES, NUM_INFERENCE_STEPS, SIDE
+from loomvideo_diffusers.nano.evaluation import call, evaluate_task
+from loomvideo_diffusers.nano.judge import PATH_TOLERANCE, look
+from loomvideo_diffusers.nano.tasks import sample_held_out
+from loomvideo_diffusers.nano.world import Scene, draw_frame, sample_thing
+from loomvideo_diffusers.pipelines.loomvideo_denoising import divide_into_windows
+from loomvideo_diffusers.video import read_video
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return LoomVideoPipeline.from_pretrained(MODEL, dtype=torch.float32)
+
+
+def share(judged, name="success"):
+    return np.mean([judgement[name] for *_, judgement in judged])
+
+
+def test_the_folder_is_small_and_whole():
+    """Below 40 MB in half precision, and with its own code, it loads where the package is not known."""
+    files = list(MODEL.rglob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) < 40e6
+    for path in files:
+        with safe_open(path, "pt") as file:
+            assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
+    index = json.loads((MODEL / "model_index.json").read_text())
+    assert {"text_encoder", "processor", "vae", "transformer", "scheduler"} < set(index)
+    assert (MODEL / "README.md").is_file()
+    remote = DiffusionPipeline.from_pretrained(MODEL, trust_remote_code=True)
+    assert type(remote).__module__.startswith("diffusers_modules")
+
+
+def test_the_command_line_makes_what_is_asked_for(tmp_path):
+    """Without a model being named, from words, and of the video that came out."""
+    heart, blue = tmp_path / "heart.mp4", tmp_path / "blue.mp4"
+    words = "a large red heart moves right on a white background"
+    assert cli.main(["generate", words, "--seed", "0", "-o", str(heart)]) == 0
+    seen = look(read_video(heart))
+    assert (seen.shape, seen.color, seen.direction, seen.background) == ("heart", "red", "right", "white")
+    assert read_video(heart).shape == (NUM_FRAMES, SIDE, SIDE, 3)
+    assert cli.main(["edit", str(heart), "make the heart blue", "--seed", "0", "-o", str(blue)]) == 0
+    edited = look(read_video(blue))
+    assert (edited.shape, edited.color, edited.background) == ("heart", "blue", "white")
+    assert np.abs(edited.path - seen.path).max() < 3
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        "text to video",
+        "recolor",
+        "replace",
+        "background",
+        "recolor by reference",
+        "replace by reference",
+        "thing and background to video",
+        "shape and color to video",
+    ],
+)
+def test_tasks(pipe, task):
+    """Most of a few examples succeed; by chance, one in six shapes and one in eight colors would be right."""
+    assert share(evaluate_task(pipe, task, num_examples=4, seeds=(0,))) > 0.5
+
+
+def test_the_path_comes_from_the_source(pipe):
+    """With a source scale of 0, edits lose it."""
+    options = {"num_examples": 4, "seeds": (0,)}
+    assert share(evaluate_task(pipe, "recolor", **options), "path") > 0.5
+    assert share(evaluate_task(pipe, "recolor", without="source", **options), "path") < 0.5
+
+
+def test_the_color_comes_from_the_reference(pipe):
+    """Without it, it is a guess."""
+    options = {"num_examples": 6, "seeds": (0,)}
+    assert share(evaluate_task(pipe, "recolor by reference", **options), "color") > 0.5
+    assert share(evaluate_task(pipe, "recolor by reference", without="references", **options), "color") < 0.5
+
+
+def test_guidance_scales(pipe):
+    """A step moves the latents by (s - 1) of what the words change, and by (v - 1) of what the visual input does."""
+    examples = (sample_held_out("recolor", np.random.default_rng(0)),)
+
+    def step(guidance_scale, guidance_scale_visual):
+        scales = {"guidance_scale": guidance_scale, "guidance_scale_visual": guidance_scale_visual}
+        generator = torch.Generator().manual_seed(0)
+        return call(pipe, examples, num_inference_steps=1, generator=generator, output_type="latent", **scales)
+
+    plain = step(1, 1)
+    words, visual = step(2, 1) - plain, step(1, 2) - plain
+    assert min(words.abs().max(), visual.abs().max()) > 1e-2
+    assert torch.allclose(step(3, 1.5), plain + 2 * words + 0.5 * visual, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_long_edit_has_no_seam(pipe):
+    """241 frames in windows are as even where these begin and end as elsewhere; windows by themselves are not."""
+    edit = LoomVideoEditPipeline.from_pipe(pipe)
+    thing = sample_thing(np.random.default_rng(1), shape="heart", color="red", direction="right")
+    scene = Scene((thing,), "white")
+    # To and fro, as fast as in the clips of the training
+    times = 1 - np.abs(np.arange(241) / (NUM_FRAMES - 1) % 2 - 1)
+    source = np.stack([draw_frame(scene, time) for time in times])
+    options = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
+
+    def run(video):
+        generator = torch.Generator().manual_seed(0)
+        call = edit("make the heart blue", video=video, generator=generator, window_frames=NUM_FRAMES, **options)
+        return call.frames[0]
+
+    whole = run(source)
+    # Windows of 17 frames, of which the first is the last of the one before
+    parts = [run(source[start : start + NUM_FRAMES]) for start in range(0, 240, NUM_FRAMES - 1)]
+    apart = np.concatenate([parts[0], *(part[1:] for part in parts[1:])])
+
+    window = (NUM_FRAMES - 1) // 4 + 1
+    edges = {edge for part, _ in divide_into_windows(61, window, window // 4) for edge in (part.start, part.stop)}
+    seams = sorted(4 * edge - 4 for edge in edges - {0, 61})
+    cuts = range(NUM_FRAMES - 1, 240, NUM_FRAMES - 1)
+
+    def unevenness(frames, places):
+        steps = np.abs(np.diff(frames, axis=0)).mean((1, 2, 3))
+        elsewhere = np.delete(steps, list(places))
+        return steps[list(places)].mean() / elsewhere.mean()
+
+    of_source, of_windows = unevenness(source, seams), unevenness(whole, seams)
+    of_cuts = unevenness(apart, cuts)
+    print(f"Steps at seams, in those elsewhere: {of_windows:.2f} ({of_source:.2f} in the source), cut {of_cuts:.2f}.")
+    assert of_windows < 1.15
+    assert of_cuts > of_windows + 0.1
+    seen, given = look((whole * 255).round().astype(np.uint8)), look(source)
+    assert (seen.shape, seen.color, seen.background) == ("heart", "blue", "white")
+    assert np.abs(seen.path - given.path).max() < PATH_TOLERANCE
