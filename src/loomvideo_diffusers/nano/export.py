@@ -61,6 +61,9 @@ def assemble(pipe: LoomVideoPipeline, vae: Path, folder: Path) -> None:
     if folder.exists():
         return
     pipe.register_modules(vae=AutoencoderKLWan.from_pretrained(vae))
+    for part in (pipe, pipe.transformer, pipe.vae):
+        # Not where it was trained
+        part.register_to_config(_name_or_path=folder.name)
     replace_folder(folder, pipe.to(torch.float16).save_pretrained)
 
 

@@ -1,0 +1,219 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Pixels: reading what users pass as videos and images, and fitting it to the size of the result."""
+
+import math
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# The sizes (width, height) that LoomVideo was trained on; their transposes were trained on too.
+TRAINED_SIZES_480P = [(640, 640), (704, 544), (768, 512), (832, 480), (960, 416)]
+TRAINED_SIZES_720P = [(960, 960), (1088, 864), (1152, 800), (1280, 704), (960, 704), (1472, 608)]
+
+# A video longer than this goes to the MLLM as one frame in this many.
+MLLM_FRAME_STRIDE = 15
+
+# The longest video of the training data, 5 seconds.
+MAX_SOURCE_FRAMES = 121
+
+Image = PIL.Image.Image | np.ndarray | torch.Tensor
+Video = list[Image] | np.ndarray | torch.Tensor
+
+
+def read_image(image: Image, name: str) -> PIL.Image.Image:
+    """Reads a PIL image, or an array `[H, W, 3]` or `[3, H, W]` of uint8 or of floats in [0, 1], as an RGB image."""
+    if isinstance(image, PIL.Image.Image):
+        if image.mode in ("I", "F") or 0 in image.size:
+            raise ValueError(
+                f"`{name}` holds an image of mode {image.mode} and size {image.size}: pass one that has "
+                "pixels of 8 or 16 bits."
+            )
+        if image.mode.startswith("I;16"):
+            image = PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+        return image.convert("RGB")
+    if not isinstance(image, (np.ndarray, torch.Tensor)):
+        raise TypeError(f"`{name}` must hold PIL images, NumPy arrays or torch tensors, but holds a {type(image)}.")
+    if image.ndim != 3:
+        raise ValueError(
+            f"`{name}` must hold images of 3 dimensions, [H, W, 3] or [3, H, W], not {tuple(image.shape)}."
+        )
+    return _array_to_images(image[None], name)[0]
+
+
+def read_video(video: Video, name: str = "video") -> list[PIL.Image.Image]:
+    """
+    Reads one clip as RGB images: a list of what `read_image` reads, or an array `[F, H, W, 3]` or `[F, 3, H, W]`.
+
+    Raises:
+        TypeError: if it is something else.
+        ValueError: if the clip is empty, its frames differ in size, or the array has other dimensions or values.
+    """
+    if isinstance(video, (np.ndarray, torch.Tensor)):
+        if video.ndim != 4:
+            raise ValueError(
+                f"`{name}` must have 4 dimensions, [F, H, W, 3] or [F, 3, H, W], but has shape {tuple(video.shape)}."
+            )
+        frames = _array_to_images(video, name)
+    elif isinstance(video, (list, tuple)):
+        frames = [read_image(frame, name) for frame in video]
+    else:
+        raise TypeError(f"`{name}` must be a list of frames, a NumPy array or a torch tensor, but is a {type(video)}.")
+    if not frames:
+        raise ValueError(f"`{name}` has no frames: pass at least one.")
+    sizes = sorted({frame.size for frame in frames})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The frames of `{name}` must all have one size, but some are {sizes[0]} and some {sizes[1]}."
+        )
+    return frames
+
+
+def _array_to_images(array: np.ndarray | torch.Tensor, name: str) -> list[PIL.Image.Image]:
+    channel_axes = [3, 1] if isinstance(array, np.ndarray) else [1, 3]
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
+    if 0 in array.shape:
+        raise ValueError(f"`{name}` has the shape {array.shape}: pass at least one frame that has pixels.")
+    channel_axis = next((axis for axis in channel_axes if array.shape[axis] == 3), None)
+    if channel_axis is None:
+        raise ValueError(f"`{name}` must have 3 color channels, last or before the rows, but has shape {array.shape}.")
+    array = np.moveaxis(array, channel_axis, 3)
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.min(array) >= 0 and np.max(array) <= 1):  # false for NaN too
+            raise ValueError(f"`{name}` has floating point values outside of [0, 1]: scale it, or pass uint8.")
+        array = (array * 255).round().astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise TypeError(f"`{name}` must be uint8 or floating point, but is {array.dtype}.")
+    return [PIL.Image.fromarray(np.ascontiguousarray(frame)) for frame in array]
+
+
+def read_videos(video: Video | list[Video], batch_size: int) -> list[list[PIL.Image.Image]]:
+    """Reads one clip for all samples, or a list (or 5-dimensional array) with one for each."""
+    is_batch = isinstance(video, (np.ndarray, torch.Tensor)) and video.ndim == 5
+    if isinstance(video, (list, tuple)) and len(video) > 0:
+        first = video[0]
+        is_batch = isinstance(first, (list, tuple)) or getattr(first, "ndim", 3) == 4
+    if not is_batch:
+        return [read_video(video)] * batch_size
+    if len(video) != batch_size:
+        raise ValueError(f"There are {len(video)} videos for {batch_size} prompts: pass one for each, or one for all.")
+    return [read_video(clip) for clip in video]
+
+
+def read_images(image: Image | list[Image], batch_size: int) -> list[list[PIL.Image.Image]]:
+    """Reads one image for all samples, or a list (or 4-dimensional array) with one for each, as clips of one frame."""
+    is_batch = isinstance(image, (list, tuple)) or getattr(image, "ndim", 3) == 4
+    if not is_batch:
+        return [[read_image(image, "image")]] * batch_size
+    if len(image) != batch_size:
+        raise ValueError(f"There are {len(image)} images for {batch_size} prompts: pass one for each, or one for all.")
+    return [[read_image(picture, "image")] for picture in image]
+
+
+def read_references(
+    reference_images: Image | list[Image] | list[list[Image]] | None, batch_size: int
+) -> list[list[PIL.Image.Image]]:
+    """Reads an image or a list of images as the references of all samples, or a list with one list for each."""
+    if reference_images is None:
+        return [[]] * batch_size
+    name = "reference_images"
+    if not isinstance(reference_images, (list, tuple)) and getattr(reference_images, "ndim", 3) != 4:
+        reference_images = [reference_images]
+    if len(reference_images) == 0:
+        raise ValueError("`reference_images` is an empty list: pass at least one image, or None.")
+    if not isinstance(reference_images[0], (list, tuple)):
+        return [[read_image(image, name) for image in reference_images]] * batch_size
+    if len(reference_images) != batch_size:
+        raise ValueError(
+            f"There are {len(reference_images)} lists of references for {batch_size} prompts: pass one for each."
+        )
+    counts = {len(images) for images in reference_images}
+    if 0 in counts or len(counts) > 1:
+        raise ValueError(
+            f"All samples of a batch must have the same number of references, at least one, but they have "
+            f"{[len(images) for images in reference_images]}."
+        )
+    return [[read_image(image, name) for image in images] for images in reference_images]
+
+
+def fit(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
+    """Scales an image until it covers the size, bilinear with antialias, and crops its center (spec: frames)."""
+    if image.size == (width, height):
+        return image
+    scale = max(width / image.width, height / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), PIL.Image.Resampling.BILINEAR)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def fit_all(clips: list[list[PIL.Image.Image]], height: int, width: int) -> list[list[PIL.Image.Image]]:
+    """Fits all clips of a batch; a clip that stands for several samples stays one object."""
+    fitted = {id(clip): [fit(frame, height, width) for frame in clip] for clip in clips}
+    return [fitted[id(clip)] for clip in clips]
+
+
+def nearest_trained_size(image: PIL.Image.Image) -> tuple[int, int]:
+    """The trained 480p size, as (height, width), whose proportions are nearest to the image's."""
+    sizes = TRAINED_SIZES_480P + [(height, width) for width, height in TRAINED_SIZES_480P]
+    width, height = nearest_size(image.width, image.height, sizes)
+    return height, width
+
+
+def nearest_size(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """Of sizes (width, height), the one whose proportions are nearest to the given ones."""
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * height / width)))
+
+
+def mllm_frame_indices(num_frames: int, window_frames: int = MAX_SOURCE_FRAMES) -> list[int]:
+    """Which frames of a clip the MLLM sees (spec: frames): of a longer one than a window, as many as of a window."""
+    if num_frames <= MLLM_FRAME_STRIDE:
+        return list(range(num_frames))
+    count = max(min(num_frames, window_frames) // MLLM_FRAME_STRIDE, 1)
+    return np.linspace(0, num_frames - 1, count).astype(int).tolist()
+
+
+def mllm_frames(frames: list[PIL.Image.Image], window_frames: int = MAX_SOURCE_FRAMES) -> np.ndarray:
+    """The frames of a clip that the MLLM sees, uint8 `[F, H, W, 3]`; a lone one twice, as patches span two."""
+    seen = [frames[index] for index in mllm_frame_indices(len(frames), window_frames)]
+    return np.stack(seen * 2 if len(seen) == 1 else seen)
+
+
+def cut_frames(clips: list[list[PIL.Image.Image]], num_frames: int | None, step: int) -> list[list[PIL.Image.Image]]:
+    """
+    Cuts all clips of a batch to `num_frames`, by default to as many as fit `step * k + 1`.
+
+    Raises:
+        ValueError: if a clip is shorter than `num_frames`, or the clips would differ in length.
+    """
+    lengths = [len(clip) for clip in clips]
+    if num_frames is None:
+        cut_lengths = {(length - 1) // step * step + 1 for length in lengths}
+        if len(cut_lengths) > 1:
+            raise ValueError(f"The videos of a batch have {lengths} frames: pass the `num_frames` to use of each.")
+        num_frames = cut_lengths.pop()
+        if max(lengths) > num_frames:
+            logger.warning(f"Using the first {num_frames} of {max(lengths)} frames.")
+    elif num_frames > min(lengths):
+        raise ValueError(
+            f"`num_frames` is {num_frames}, but a video has {min(lengths)} frames: pass no more than that."
+        )
+    cut = {id(clip): clip[:num_frames] for clip in clips}
+    return [cut[id(clip)] for clip in clips]

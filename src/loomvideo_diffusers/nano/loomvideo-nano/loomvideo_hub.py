@@ -1,0 +1,263 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Loading and saving that keeps a folder usable with the package, and without it as remote code."""
+
+import inspect
+import io
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.utils import logging
+from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, RepoFile, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import filter_repo_objects
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
+
+
+logger = logging.get_logger(__name__)
+
+# How often an upload is tried, and the seconds before the second time, which double after that
+NUM_TRIES = 5
+FIRST_WAIT = 1.0
+
+
+class LoomVideoHubMixin:
+    """
+    Goes before `DiffusionPipeline` in a pipeline's bases.
+
+    A saved folder holds the code that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` runs. The
+    stock methods alone would record where a class was imported from, which differs from machine to machine.
+    """
+
+    # Where the installed package keeps its transformer, as (module, class): set by the package. With it a folder's own
+    # code is never run, so no `trust_remote_code` is needed.
+    _installed_transformer: tuple[str, str] | None = None
+
+    @classmethod
+    def load_config(cls, *args, **kwargs) -> dict[str, Any] | tuple:
+        loaded = super().load_config(*args, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        if cls._installed_transformer is not None:
+            import_module(cls._installed_transformer[0])
+            config["_class_name"] = cls.__name__
+            if config.get("transformer", [None])[0] is not None:
+                config["transformer"] = list(cls._installed_transformer)
+        return loaded
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs) -> str:
+        """Downloads a repository for `from_pretrained`; with the installed package, all of it but its code."""
+        if cls._installed_transformer is None:
+            return super().download(pretrained_model_name, **kwargs)
+        hub_options = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+        return snapshot_download(
+            pretrained_model_name,
+            allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"],
+            **{name: kwargs[name] for name in hub_options if kwargs.get(name) is not None},
+        )
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:
+        """
+        Makes this pipeline of the components of another, which they share.
+
+        Components can be replaced by name, and `dtype` casts them all. Without it the shared weights stay as they are,
+        where the stock method would cast them, and so the other pipeline's, to float32.
+        """
+        dtype = kwargs.pop("torch_dtype", None)
+        dtype = kwargs.pop("dtype", dtype)
+        new_pipeline = cls(**(pipeline.components | kwargs))
+        return new_pipeline if dtype is None else new_pipeline.to(dtype=dtype)
+
+    def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
+        """
+        Saves the pipeline, with its code. Of adapters, what was fused is part of the weights, and no other is saved.
+        """
+        transformer = self.transformer
+        if getattr(transformer, "peft_config", None):
+            self.transformer = _without_adapters(transformer)
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.transformer = transformer
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """
+        Uploads the pipeline to a repository on the Hub that loads with this code and without it.
+
+        The card is that of where the pipeline was loaded from, or else of the repository. Arguments and errors are
+        those of `push_folder`; `safe_serialization` and `variant` are those of `save_pretrained`.
+
+        Returns:
+            The address of what was uploaded, which is printed too.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            origin = Path(str(self.config._name_or_path)) / "README.md"
+            if origin.is_file():
+                shutil.copyfile(origin, Path(folder) / "README.md")
+            else:
+                card = load_or_create_model_card(repo_id, token=token or None, is_pipeline=True)
+                populate_model_card(card).save(Path(folder) / "README.md")
+            message = commit_message or f"Upload {type(self).__name__}"
+            url = push_folder(folder, repo_id, private, revision, create_pr, message, token)
+        print(f"Pushed: {url}")
+        return url
+
+    def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        # `torch.compile` wraps a module in a class of its own.
+        transformer = getattr(self.transformer, "_orig_mod", self.transformer)
+        write_remote_code(save_directory, type(self), None if transformer is None else type(transformer))
+
+
+def _without_adapters(transformer: ModelMixin) -> ModelMixin:
+    """The same weights, as they are, in layers that PEFT has not wrapped: the stock way would save the wrapping."""
+    if not any(getattr(module, "merged", False) for module in transformer.modules()):
+        logger.warning(
+            "Adapters that are not fused are not saved: call `fuse_lora()` first, or `save_lora_weights()`."
+        )
+    with torch.device("meta"):
+        plain = type(transformer).from_config(transformer.config)
+    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in transformer.state_dict().items()}
+    plain.load_state_dict({name: tensors[name] for name in plain.state_dict()}, assign=True)
+    return plain
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    token: str | bool | None = None,
+    card: str | None = None,
+    patterns: list[str] | None = None,
+) -> str:
+    """
+    Uploads a folder to a repository on the Hub, which is made if it is not there, and checks what has arrived.
+
+    What fails for want of a network is tried again, up to `NUM_TRIES` times. Files that arrived are not sent again,
+    by a later call neither.
+
+    Args:
+        folder: what to upload, but for hidden files.
+        repo_id: `OWNER/NAME`.
+        private: whether a new repository is private.
+        revision: the branch, which is made if it is not there.
+        create_pr: open a pull request instead of changing the branch.
+        commit_message: of the one commit.
+        token: of the account; by default that of `hf auth login` or of `HF_TOKEN`.
+        card: what `README.md` shall say on the Hub, if not what it says in the folder.
+        patterns: of the names of files to upload, such as `*.safetensors`; by default all.
+
+    Returns:
+        The address of what was uploaded.
+
+    Raises:
+        OSError: if the Hub refuses or cannot be reached, or has other files than were sent.
+    """
+    folder, api = Path(folder), HfApi(token=token)
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
+    sent: dict[str, Path | bytes] = {
+        name: folder / name for name in filter_repo_objects(names, allow_patterns=patterns)
+    }
+    if card is not None:
+        sent["README.md"] = card.encode()
+
+    def upload() -> CommitInfo:
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        return api.create_commit(
+            name,
+            operations=[CommitOperationAdd(name, content) for name, content in sent.items()],
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message or f"Upload {folder.name}",
+        )
+
+    commit = _try_again(upload, f"The upload of {folder.name} to {repo_id}")
+    arrived = _try_again(
+        lambda: list(api.list_repo_tree(commit.repo_url.repo_id, recursive=True, revision=commit.oid)),
+        f"Checking the upload of {folder.name} to {repo_id}",
+    )
+    arrived = {entry.path: entry for entry in arrived if isinstance(entry, RepoFile)}
+    for name, content in sent.items():
+        if name not in arrived or not _is_same(content, arrived[name]):
+            raise OSError(f"{name} on the Hub is not what was sent: push again.")
+    return commit.pr_url or f"{commit.repo_url}/tree/{commit.oid}"
+
+
+def _try_again(call: Callable[[], Any], what: str) -> Any:
+    """Calls, and again while that may help: without a network, and if the Hub is overloaded or fails."""
+    for attempt in range(NUM_TRIES):
+        try:
+            return call()
+        except OfflineModeIsEnabled as error:
+            raise OSError(f"{what} failed, as HF_HUB_OFFLINE is set.") from error
+        except (HTTPError, OSError) as error:
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            is_final = status is not None and status < 500 and status not in (408, 429)
+            if is_final or attempt == NUM_TRIES - 1:
+                raise OSError(f"{what} failed: {error}") from error
+            time.sleep(FIRST_WAIT * 2**attempt)
+
+
+def _is_same(content: Path | bytes, entry: RepoFile) -> bool:
+    """Whether a file has the hash that the Hub has of it: SHA-256 of large files, git's of the others."""
+    with open(content, "rb") if isinstance(content, Path) else io.BytesIO(content) as file:
+        if entry.lfs is not None:
+            return sha_fileobj(file).hex() == entry.lfs.sha256
+        return git_hash(file.read()) == entry.blob_id
+
+
+def write_remote_code(folder: str, pipeline_class: type, transformer_class: type | None) -> None:
+    """Copies the code of the pipelines and of the transformer into a pipeline's folder and names it in the index."""
+    folder = Path(folder)
+    # A user's subclass stays at home: its base is what others can load.
+    pipeline_class = next(base for base in pipeline_class.__mro__ if "pipeline_loomvideo" in base.__module__)
+    source = Path(inspect.getfile(pipeline_class))
+    for file in [*source.parent.glob("pipeline_loomvideo*.py"), *source.parent.glob("loomvideo_*.py")]:
+        shutil.copyfile(file, folder / file.name)
+
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index["_class_name"] = [source.stem, pipeline_class.__name__]
+    if transformer_class is not None:
+        source = Path(inspect.getfile(transformer_class))
+        (folder / "transformer").mkdir(exist_ok=True)
+        shutil.copyfile(source, folder / "transformer" / source.name)
+        index["transformer"] = [source.stem, transformer_class.__name__]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

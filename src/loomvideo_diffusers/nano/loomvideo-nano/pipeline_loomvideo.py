@@ -1,0 +1,315 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""LoomVideo: videos and images from text, and from text with reference images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import PIL.Image
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, UniPCMultistepScheduler
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.video_processor import VideoProcessor
+from transformers import Qwen3VLModel, Qwen3VLProcessor
+
+from .loomvideo_denoising import LoomVideoDenoisingMixin
+from .loomvideo_frames import Image, fit_all, nearest_trained_size, read_references
+from .loomvideo_hub import LoomVideoHubMixin
+from .loomvideo_lora import LoomVideoLoraLoaderMixin
+from .loomvideo_output import LoomVideoPipelineOutput
+from .loomvideo_prompts import LoomVideoPromptMixin
+
+
+# (height, width)
+DEFAULT_SIZE = (480, 832)
+
+
+class LoomVideoPipeline(
+    LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDenoisingMixin, LoomVideoLoraLoaderMixin, DiffusionPipeline
+):
+    r"""
+    Generates videos and images with LoomVideo (arXiv 2606.06042) from text, or from text and reference images.
+
+    Args:
+        text_encoder (`Qwen3VLModel`):
+            The multimodal LLM whose decoder layers condition the transformer's blocks.
+        processor (`Qwen3VLProcessor`):
+            Its processor.
+        vae (`AutoencoderKLWan`):
+            The Wan2.2 VAE.
+        transformer (`LoomVideoTransformer3DModel`):
+            The diffusion transformer.
+        scheduler (`UniPCMultistepScheduler`):
+            UniPC, or any other flow-matching scheduler.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+
+    def __init__(
+        self,
+        text_encoder: Qwen3VLModel,
+        processor: Qwen3VLProcessor,
+        vae: AutoencoderKLWan,
+        transformer: torch.nn.Module,
+        scheduler: UniPCMultistepScheduler,
+    ):
+        super().__init__()
+        self.register_modules(
+            text_encoder=text_encoder, processor=processor, vae=vae, transformer=transformer, scheduler=scheduler
+        )
+        self.vae_scale_factor_temporal = self.vae.config.scale_factor_temporal if vae is not None else 4
+        self.vae_scale_factor_spatial = self.vae.config.scale_factor_spatial if vae is not None else 16
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
+
+    def check_inputs(self, num_frames: int, **common_inputs) -> int:
+        """Checks the arguments of a call, see `check_common_inputs`, and returns the number of prompts."""
+        if num_frames is None:
+            raise ValueError("`num_frames` is None: pass 1 for an image, or 4k + 1 for a video.")
+        return self.check_common_inputs(num_frames=num_frames, **common_inputs)
+
+    def prepare_references(
+        self,
+        reference_images: Image | list[Image] | list[list[Image]] | None,
+        batch_size: int,
+        height: int | None,
+        width: int | None,
+    ) -> tuple[list[list[PIL.Image.Image]], int, int]:
+        """Reads the references of all samples and fits them to the size of the result, deciding it if not given."""
+        references = read_references(reference_images, batch_size)
+        if height is None:
+            height, width = nearest_trained_size(references[0][0]) if references[0] else DEFAULT_SIZE
+        return fit_all(references, height, width), height, width
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        reference_images: Image | list[Image] | list[list[Image]] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 81,
+        do_classifier_free_guidance: bool = True,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_embeds_mask: torch.Tensor | None = None,
+        visual_prompt_embeds: torch.Tensor | None = None,
+        visual_prompt_embeds_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor | None, ...]:
+        r"""
+        Encodes prompts with the MLLM. What it returns can be passed to a call in place of the prompts.
+
+        Args:
+            prompt, negative_prompt, reference_images, height, width, num_frames:
+                As in a call, with the same defaults.
+            do_classifier_free_guidance (`bool`, defaults to `True`):
+                Whether to encode the visual and the negative branch too.
+            num_videos_per_prompt (`int`, defaults to 1):
+                How often to repeat each prompt's embeds.
+            prompt_embeds, visual_prompt_embeds, negative_prompt_embeds (`torch.Tensor`, *optional*):
+                Hidden states `[B, num_layers, L, mllm_dim]` that are encoded already, and their masks, bool `[B, L]`,
+                False where a token is padding, or None where none is.
+
+        Returns:
+            `tuple`: `prompt_embeds`, `prompt_embeds_mask`, `visual_prompt_embeds`, `visual_prompt_embeds_mask`,
+            `negative_prompt_embeds` and `negative_prompt_embeds_mask`; None where guidance needs no such branch. Of a
+            pipeline without a transformer, the embeds hold all layers of the MLLM; a call takes the ones it needs.
+        """
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("Pass either `prompt` or `prompt_embeds`, and not both.")
+        batch_size = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
+        references, _, _ = self.prepare_references(reference_images, batch_size, height, width)
+        return self.encode_branches(
+            task="generate image" if num_frames == 1 else "generate video",
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            references=references,
+            sources=[None] * batch_size,
+            do_classifier_free_guidance=do_classifier_free_guidance,
+            num_videos_per_prompt=num_videos_per_prompt,
+            prompt_embeds=(prompt_embeds, prompt_embeds_mask),
+            visual_prompt_embeds=(visual_prompt_embeds, visual_prompt_embeds_mask),
+            negative_prompt_embeds=(negative_prompt_embeds, negative_prompt_embeds_mask),
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        reference_images: Image | list[Image] | list[list[Image]] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 81,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 5.0,
+        guidance_scale_visual: float = 1.5,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        prompt_embeds_mask: torch.Tensor | None = None,
+        visual_prompt_embeds: torch.Tensor | None = None,
+        visual_prompt_embeds_mask: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds_mask: torch.Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        use_kv_cache: bool = True,
+        window_frames: int = 121,
+        window_overlap: int | None = None,
+    ) -> LoomVideoPipelineOutput | tuple:
+        r"""
+        Generates videos, or images with `num_frames=1`.
+
+        Args:
+            prompt (`str` or `list[str]`, *optional*):
+                What to show. It can call references `@Image 1`, `@Image 2`, ...
+            negative_prompt (`str` or `list[str]`, *optional*):
+                What to avoid; by default the published negative prompt. Not used when guidance is off.
+            reference_images (image, `list` or `list[list]`, *optional*):
+                Images of what is to appear: PIL images, or arrays `[H, W, 3]` or `[3, H, W]` of uint8 or of floats in
+                [0, 1]. A list is for all prompts, a list of lists has one list for each prompt.
+            height, width (`int`, *optional*):
+                Size in pixels, multiples of 32; 480 x 832 by default, or with references the trained 480p size of the
+                proportions nearest to the first reference's.
+            num_frames (`int`, defaults to 81):
+                Number of frames, 4k + 1, at 24 a second.
+            num_inference_steps (`int`, defaults to 50):
+                Denoising steps.
+            guidance_scale (`float`, defaults to 5.0):
+                How much the words count, `s_t` of the paper's cascaded guidance. Guidance is off when neither scale is
+                above 1.
+            guidance_scale_visual (`float`, defaults to 1.5):
+                How much the references count, `s_v`. At 1, or at the value of `guidance_scale`, one of the three
+                branches drops out and a step takes a third less.
+            num_videos_per_prompt (`int`, defaults to 1):
+                Videos for each prompt.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                Source of the noise; a list has one for each video, which makes a batch equal its single calls.
+            latents (`torch.Tensor`, *optional*):
+                The initial noise, `[B, C, T, h, w]`, in place of one drawn from `generator`.
+            prompt_embeds, visual_prompt_embeds, negative_prompt_embeds (`torch.Tensor`, *optional*):
+                What `encode_prompt` returned, in place of `prompt` and `negative_prompt`, and their masks. Those not
+                given are encoded.
+            output_type (`str`, defaults to `"np"`):
+                `"np"`, `"pt"`, `"pil"` or `"latent"`, see [`LoomVideoPipelineOutput`].
+            return_dict (`bool`, defaults to `True`):
+                Whether to return a [`LoomVideoPipelineOutput`] or a tuple.
+            attention_kwargs (`dict`, *optional*):
+                `scale` is the weight of the active LoRA adapters.
+            callback_on_step_end (`Callable`, *optional*):
+                Called after each step as `callback(pipe, step, timestep, callback_kwargs)`. It returns a dict with
+                which it can replace tensors it was given, can change `pipe._guidance_scale` and
+                `pipe._guidance_scale_visual`, and end the loop by `pipe._interrupt = True`.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`):
+                Which of `latents`, `prompt_embeds`, `visual_prompt_embeds`, `negative_prompt_embeds` and their masks
+                (`prompt_embeds_mask`, ...) it gets.
+            guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
+                The part of the steps that is guided, as shares of them. In the others the words' branch runs alone,
+                which is faster and an approximation.
+            use_kv_cache (`bool`, defaults to `True`):
+                Whether to keep what is the same in all steps, see `LoomVideoKVCache`; `pipe.kv_cache_nbytes` is what
+                that took.
+            window_frames (`int`, defaults to 121):
+                The longest video, 4k + 1 frames, that the transformer sees at once. A longer one is denoised in
+                windows, whose predictions are blended at each step where they overlap.
+            window_overlap (`int`, *optional*):
+                Frames that neighbouring windows share at least, a multiple of 4; by default a quarter of a window.
+
+        Returns:
+            [`LoomVideoPipelineOutput`], or a tuple with the frames.
+
+        Raises:
+            TypeError, ValueError: if an argument is wrong; before any model runs.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+
+        # 1. Check the arguments, read the references and make noise
+        batch_size = self.check_inputs(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_scale_visual=guidance_scale_visual,
+            num_videos_per_prompt=num_videos_per_prompt,
+            generator=generator,
+            embeds={
+                "prompt_embeds": (prompt_embeds, prompt_embeds_mask),
+                "visual_prompt_embeds": (visual_prompt_embeds, visual_prompt_embeds_mask),
+                "negative_prompt_embeds": (negative_prompt_embeds, negative_prompt_embeds_mask),
+            },
+            output_type=output_type,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            guidance_interval=guidance_interval,
+            window_frames=window_frames,
+            window_overlap=window_overlap,
+        )
+        references, height, width = self.prepare_references(reference_images, batch_size, height, width)
+        latents = self.prepare_latents(
+            batch_size * num_videos_per_prompt, num_frames, height, width, generator, latents, window_frames
+        )
+        self.begin_call(guidance_scale, guidance_scale_visual, attention_kwargs)
+
+        # 2. Encode the prompts
+        embeds = self.encode_prompt(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            reference_images=references if references[0] else None,
+            height=height,
+            width=width,
+            num_frames=num_frames,
+            do_classifier_free_guidance=self.do_classifier_free_guidance,
+            num_videos_per_prompt=num_videos_per_prompt,
+            prompt_embeds=prompt_embeds,
+            prompt_embeds_mask=prompt_embeds_mask,
+            visual_prompt_embeds=visual_prompt_embeds,
+            visual_prompt_embeds_mask=visual_prompt_embeds_mask,
+            negative_prompt_embeds=negative_prompt_embeds,
+            negative_prompt_embeds_mask=negative_prompt_embeds_mask,
+        )
+
+        # 3. Encode the references and denoise
+        reference_latents = self.prepare_reference_latents(references, num_videos_per_prompt)
+        latents = self.denoise(
+            latents=latents,
+            num_inference_steps=num_inference_steps,
+            embeds=embeds,
+            source_latents=None,
+            reference_latents=reference_latents,
+            generator=generator,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            guidance_interval=guidance_interval,
+            use_kv_cache=use_kv_cache,
+            window_frames=window_frames,
+            window_overlap=window_overlap,
+        )
+
+        # 4. Decode
+        frames = self.decode_latents(latents, output_type)
+        self.maybe_free_model_hooks()
+
+        if not return_dict:
+            return (frames,)
+        return LoomVideoPipelineOutput(frames=frames)

@@ -1,0 +1,677 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The LoomVideo diffusion transformer (arXiv 2606.06042), in one file that needs nothing but torch and diffusers."""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks import FasterCacheConfig, ModelHook, TaylorSeerCacheConfig
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks.faster_cache import FasterCacheBlockHook
+from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastHook
+from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders.single_file_utils import load_single_file_checkpoint
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
+from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.utils import apply_lora_scale
+from diffusers.utils.torch_utils import maybe_adjust_dtype_for_device
+
+
+# Reference image k (k = 1, 2, ...) sits at time -10k (paper: negative temporal RoPE).
+REFERENCE_TIME_STEP = 10
+
+# Torch's own attention kernels broadcast masks of four dimensions; the others take [B, L].
+BROADCAST_MASK_BACKENDS = [
+    backend for backend in AttentionBackendName if "native" in backend.value or backend is AttentionBackendName.FLEX
+]
+
+
+def apply_rotary_emb(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates each pair of channels of `[B, S, heads, head_dim]` by the angles of `[1, S, 1, head_dim / 2]`."""
+    real, imaginary = hidden_states.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    return rotated.flatten(-2).type_as(hidden_states)
+
+
+class LoomVideoBlockCache:
+    """Keys and values of one block's cross-attention, `[B, L, heads, head_dim]`, which depend on the prompt alone."""
+
+    def __init__(self):
+        self.key: torch.Tensor | None = None
+        self.value: torch.Tensor | None = None
+
+
+class LoomVideoKVCache:
+    """
+    What does not change over the steps of one guidance branch: cross-attention's keys and values, the source's and the
+    references' tokens, and the rotary tables. The first forward fills it, later ones with the same inputs read it.
+    """
+
+    def __init__(self, num_layers: int):
+        self.blocks = [LoomVideoBlockCache() for _ in range(num_layers)]
+        self.source_tokens: torch.Tensor | None = None
+        self.reference_tokens: list[torch.Tensor] | None = None
+        self.rotary: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes, in bytes."""
+        tensors = [self.source_tokens, *(self.reference_tokens or []), *(self.rotary or [])]
+        tensors += [tensor for block in self.blocks for tensor in (block.key, block.value)]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+class LoomVideoAttnProcessor:
+    """Self- or cross-attention with queries and keys RMS-normed across heads, through any backend of diffusers."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "LoomVideoAttention",
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        kv_cache: LoomVideoBlockCache | None = None,
+    ) -> torch.Tensor:
+        if attn.fused_projections and not attn.is_cross_attention:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), None, None
+        query = attn.norm_q(query).unflatten(-1, (attn.heads, -1))
+
+        if kv_cache is not None and kv_cache.key is not None:
+            key, value = kv_cache.key, kv_cache.value
+        else:
+            context = encoder_hidden_states if attn.is_cross_attention else hidden_states
+            if attn.fused_projections and attn.is_cross_attention:
+                key, value = attn.to_kv(context).chunk(2, dim=-1)
+            elif key is None:
+                key, value = attn.to_k(context), attn.to_v(context)
+            key = attn.norm_k(key).unflatten(-1, (attn.heads, -1))
+            value = value.unflatten(-1, (attn.heads, -1))
+            if kv_cache is not None:
+                kv_cache.key, kv_cache.value = key, value
+
+        if rotary_emb is not None:
+            query = apply_rotary_emb(query, *rotary_emb)
+            key = apply_rotary_emb(key, *rotary_emb)
+
+        if attention_mask is not None:
+            backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+            if backend in BROADCAST_MASK_BACKENDS:
+                attention_mask = attention_mask[:, None, None]
+
+        hidden_states = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            # Every rank holds all MLLM tokens, so only self-attention has to gather its keys.
+            parallel_config=None if attn.is_cross_attention else self._parallel_config,
+        )
+        hidden_states = hidden_states.flatten(2, 3).type_as(query)
+        hidden_states = attn.to_out[0](hidden_states)
+        return attn.to_out[1](hidden_states)
+
+
+class LoomVideoAttention(nn.Module, AttentionModuleMixin):
+    _default_processor_cls = LoomVideoAttnProcessor
+    _available_processors = [LoomVideoAttnProcessor]
+
+    def __init__(self, dim: int, heads: int, eps: float, is_cross_attention: bool):
+        super().__init__()
+        self.heads = heads
+        self.is_cross_attention = is_cross_attention
+        self.use_bias = True
+
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Dropout(0.0)])
+        self.norm_q = nn.RMSNorm(dim, eps=eps)
+        self.norm_k = nn.RMSNorm(dim, eps=eps)
+
+        self.set_processor(LoomVideoAttnProcessor())
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        kv_cache: LoomVideoBlockCache | None = None,
+    ) -> torch.Tensor:
+        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, kv_cache)
+
+
+class FP32RMSNorm(nn.RMSNorm):
+    """In float32, because a few channels of an MLLM's hidden states are thousands of times larger than the rest."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        normed = F.rms_norm(hidden_states.float(), self.normalized_shape, self.weight.float(), self.eps)
+        return normed.type_as(hidden_states)
+
+
+class LoomVideoMLLMEmbedder(nn.Module):
+    """Maps one MLLM layer's hidden states, `[B, L, mllm_dim]`, to the transformer's width. One serves all blocks."""
+
+    def __init__(self, mllm_dim: int, dim: int, eps: float):
+        super().__init__()
+        self.norm = FP32RMSNorm(mllm_dim, eps=eps)
+        self.linear_1 = nn.Linear(mllm_dim, 4 * dim)
+        self.linear_2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(F.gelu(self.linear_1(self.norm(hidden_states)), approximate="tanh"))
+
+
+class LoomVideoTimeEmbedding(nn.Module):
+    """Embeds timesteps `[B]` in 0..1000 as `[B, dim]` for the output and `[B, 6, dim]` for the blocks."""
+
+    def __init__(self, dim: int, freq_dim: int):
+        super().__init__()
+        self.timesteps_proj = Timesteps(num_channels=freq_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedder = TimestepEmbedding(in_channels=freq_dim, time_embed_dim=dim)
+        self.act_fn = nn.SiLU()
+        self.time_proj = nn.Linear(dim, 6 * dim)
+
+    def forward(
+        self, timestep: torch.Tensor, embedder_dtype: torch.dtype, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        temb = self.time_embedder(self.timesteps_proj(timestep).to(embedder_dtype)).to(dtype)
+        return temb, self.time_proj(self.act_fn(temb)).unflatten(1, (6, -1))
+
+
+class LoomVideoRotaryPosEmbed(nn.Module):
+    """
+    Rotary angles of the video's tokens and then of each reference's (paper: negative temporal RoPE).
+
+    The video counts time, rows and columns from 0; reference k has time -10k and counts its rows and columns from 0.
+    Rows and columns take `2 * (head_dim // 6)` channels each, time the rest, as in Wan.
+    """
+
+    def __init__(self, attention_head_dim: int, max_seq_len: int, theta: float = 10000.0):
+        super().__init__()
+        self.max_seq_len = max_seq_len
+        self.theta = theta
+        spatial_dim = 2 * (attention_head_dim // 6)
+        self.axes_dims = (attention_head_dim - 2 * spatial_dim, spatial_dim, spatial_dim)
+
+    def forward(
+        self, video_grid: tuple[int, int, int], reference_grids: list[tuple[int, int]], device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns cosines and sines, `[1, S, 1, head_dim / 2]`, and which tokens are references, bool `[1, S, 1]`."""
+        for grid in [video_grid, *reference_grids]:
+            if max(grid) > self.max_seq_len:
+                raise ValueError(
+                    f"A grid of {' x '.join(map(str, grid))} patches has more rotary positions on a side than the "
+                    f"{self.max_seq_len} of the model: use a smaller or shorter video, or a smaller reference."
+                )
+
+        num_frames, height, width = video_grid
+        grids = [(torch.arange(num_frames, device=device), height, width)]
+        for index, (height, width) in enumerate(reference_grids, start=1):
+            grids.append((torch.full((1,), -REFERENCE_TIME_STEP * index, device=device), height, width))
+
+        freqs_dtype = maybe_adjust_dtype_for_device(torch.float64, device)
+        cos, sin = [], []
+        for times, height, width in grids:
+            shape = (len(times), height, width)
+            axes = (times, torch.arange(height, device=device), torch.arange(width, device=device))
+            angles = []
+            for axis, (positions, dim) in enumerate(zip(axes, self.axes_dims)):
+                freqs = torch.arange(0, dim, 2, dtype=freqs_dtype, device=device) / dim
+                axis_angles = torch.outer(positions.to(freqs_dtype), 1.0 / self.theta**freqs)
+                view = [1, 1, 1, -1]
+                view[axis] = shape[axis]
+                angles.append(axis_angles.view(view).expand(*shape, -1))
+            angles = torch.cat(angles, dim=-1).flatten(0, 2)
+            cos.append(angles.cos().float())
+            sin.append(angles.sin().float())
+
+        num_tokens = sum(len(part) for part in cos)
+        is_reference = torch.arange(num_tokens, device=device) >= math.prod(video_grid)
+        return torch.cat(cos)[None, :, None], torch.cat(sin)[None, :, None], is_reference[None, :, None]
+
+
+class LoomVideoTransformerBlock(nn.Module):
+    def __init__(self, dim: int, ffn_dim: int, num_heads: int, cross_attn_norm: bool, eps: float):
+        super().__init__()
+        # 1. Self-attention
+        self.norm1 = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.attn1 = LoomVideoAttention(dim, num_heads, eps, is_cross_attention=False)
+
+        # 2. Cross-attention to one layer of the MLLM
+        self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=True) if cross_attn_norm else nn.Identity()
+        self.attn2 = LoomVideoAttention(dim, num_heads, eps, is_cross_attention=True)
+
+        # 3. Feed-forward
+        self.norm3 = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        temb: torch.Tensor,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        num_video_tokens: int | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        kv_cache: LoomVideoBlockCache | None = None,
+    ) -> torch.Tensor:
+        tables = [(self.scale_shift_table + temb.float()).chunk(6, dim=1)]
+        if num_video_tokens is not None:
+            # References have no noise level: their time embedding is zero, which is not the embedding of time zero.
+            tables.append(self.scale_shift_table.float().chunk(6, dim=1))
+        shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = zip(*tables)
+
+        # 1. Self-attention
+        norm_hidden_states = self.norm1(hidden_states.float())
+        norm_hidden_states = _modulate(norm_hidden_states, scale_msa, shift_msa, num_video_tokens)
+        attn_output = self.attn1(norm_hidden_states.type_as(hidden_states), rotary_emb=rotary_emb)
+        hidden_states = _add_gated(hidden_states, attn_output, gate_msa, num_video_tokens)
+
+        # 2. Cross-attention
+        norm_hidden_states = self.norm2(hidden_states.float()).type_as(hidden_states)
+        attn_output = self.attn2(norm_hidden_states, encoder_hidden_states, encoder_attention_mask, kv_cache=kv_cache)
+        hidden_states = hidden_states + attn_output
+
+        # 3. Feed-forward
+        norm_hidden_states = self.norm3(hidden_states.float())
+        norm_hidden_states = _modulate(norm_hidden_states, scale_ffn, shift_ffn, num_video_tokens)
+        ffn_output = self.ffn(norm_hidden_states.type_as(hidden_states))
+        return _add_gated(hidden_states, ffn_output, gate_ffn, num_video_tokens)
+
+
+def _modulate(
+    hidden_states: torch.Tensor,
+    scales: tuple[torch.Tensor, ...],
+    shifts: tuple[torch.Tensor, ...],
+    num_video_tokens: int | None,
+) -> torch.Tensor:
+    """Scales and shifts the video's tokens by one row, and those of the references, if there are any, by another."""
+    if num_video_tokens is None:
+        return hidden_states * (1 + scales[0]) + shifts[0]
+    parts = (hidden_states[:, :num_video_tokens], hidden_states[:, num_video_tokens:])
+    return torch.cat([part * (1 + scale) + shift for part, scale, shift in zip(parts, scales, shifts)], dim=1)
+
+
+def _add_gated(
+    hidden_states: torch.Tensor, output: torch.Tensor, gates: tuple[torch.Tensor, ...], num_video_tokens: int | None
+) -> torch.Tensor:
+    """Adds a layer's output, times one row for the video's tokens and another for those of the references."""
+    if num_video_tokens is None:
+        return (hidden_states.float() + output.float() * gates[0]).type_as(hidden_states)
+    parts = (output[:, :num_video_tokens], output[:, num_video_tokens:])
+    gated = torch.cat([part.float() * gate for part, gate in zip(parts, gates)], dim=1)
+    return (hidden_states.float() + gated).type_as(hidden_states)
+
+
+class LoomVideoTransformer3DModel(
+    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+):
+    r"""
+    The LoomVideo transformer: Wan2.2-TI2V-5B's blocks, with each block reading one layer of a multimodal LLM, a source
+    video added to the noised tokens (Scale-and-Add), and reference images appended at negative times.
+
+    Args:
+        patch_size (`tuple[int, int, int]`, defaults to `(1, 2, 2)`):
+            Latent frames, rows and columns in a token; the first must be 1.
+        num_attention_heads (`int`, defaults to `24`):
+            Attention heads; the inner width is `num_attention_heads * attention_head_dim`.
+        attention_head_dim (`int`, defaults to `128`):
+            Channels of a head, even.
+        in_channels (`int`, defaults to `48`):
+            Channels of the latents.
+        out_channels (`int`, defaults to `48`):
+            Channels of the predicted velocity.
+        mllm_dim (`int`, defaults to `4096`):
+            Width of the MLLM's hidden states.
+        freq_dim (`int`, defaults to `256`):
+            Width of the sinusoidal time embedding.
+        ffn_dim (`int`, defaults to `14336`):
+            Inner width of the feed-forward layers.
+        num_layers (`int`, defaults to `30`):
+            Number of blocks, and of MLLM layers read.
+        cross_attn_norm (`bool`, defaults to `True`):
+            Whether the queries of cross-attention are layer-normed.
+        eps (`float`, defaults to `1e-6`):
+            Epsilon of all norms.
+        rope_max_seq_len (`int`, defaults to `1024`):
+            The largest number of latent frames, or of rows or columns of patches.
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
+    _no_split_modules = ["LoomVideoTransformerBlock"]
+    _skip_keys = ["kv_cache"]
+    _keep_in_fp32_modules = ["rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
+    # T5 projection of the published file, which no block reads.
+    _keys_to_ignore_on_load_unexpected = ["condition_embedder.text_embedder"]
+    _repeated_blocks = ["LoomVideoTransformerBlock"]
+    _cp_plan = {
+        "rope": {
+            0: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
+            1: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
+            2: ContextParallelInput(split_dim=1, expected_dims=3, split_output=True),
+        },
+        "blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3, split_output=False)},
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+    }
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        num_attention_heads: int = 24,
+        attention_head_dim: int = 128,
+        in_channels: int = 48,
+        out_channels: int = 48,
+        mllm_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 14336,
+        num_layers: int = 30,
+        cross_attn_norm: bool = True,
+        eps: float = 1e-6,
+        rope_max_seq_len: int = 1024,
+    ) -> None:
+        super().__init__()
+        inner_dim = num_attention_heads * attention_head_dim
+
+        # 1. Tokens and their positions
+        self.patch_embedding = nn.Conv3d(in_channels, inner_dim, kernel_size=patch_size, stride=patch_size)
+        self.source_patch_embedding = nn.Conv3d(in_channels, inner_dim, kernel_size=patch_size, stride=patch_size)
+        self.rope = LoomVideoRotaryPosEmbed(attention_head_dim, rope_max_seq_len)
+
+        # 2. Conditions
+        self.condition_embedder = LoomVideoTimeEmbedding(inner_dim, freq_dim)
+        self.mllm_embedder = LoomVideoMLLMEmbedder(mllm_dim, inner_dim, eps)
+
+        # 3. Blocks
+        self.blocks = nn.ModuleList(
+            [
+                LoomVideoTransformerBlock(inner_dim, ffn_dim, num_attention_heads, cross_attn_norm, eps)
+                for _ in range(num_layers)
+            ]
+        )
+
+        # 4. Output
+        self.norm_out = FP32LayerNorm(inner_dim, eps, elementwise_affine=False)
+        self.proj_out = nn.Linear(inner_dim, out_channels * math.prod(patch_size))
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, inner_dim) / inner_dim**0.5)
+
+        self.gradient_checkpointing = False
+        # Hooks of caches whose state has to be changed for each guidance branch, and the states by branch and hook
+        self._hooks_without_context: list[ModelHook] = []
+        self._cache_states: dict[str, dict[ModelHook, Any]] = defaultdict(dict)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor],
+        config: str | os.PathLike | None = None,
+        subfolder: str | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs,
+    ) -> "LoomVideoTransformer3DModel":
+        r"""
+        Loads the published checkpoint, `gen_model.pth`, or a safetensors file with the same names.
+
+        Args:
+            pretrained_model_link_or_path_or_dict (`str`, `os.PathLike` or `dict`):
+                A local file, the address of a file on the Hub, or a state dict. Pickled code is never run.
+            config (`str` or `os.PathLike`, *optional*):
+                A folder or repository with the `config.json` of a LoomVideo or of a Wan transformer. Without it the
+                sizes are read off the tensors and heads are 128 wide, as in the released model.
+            subfolder (`str`, *optional*):
+                Where in `config` the file lies.
+            dtype (`torch.dtype`, *optional*):
+                Precision of the model; by default that of the file. `torch_dtype` is its older name.
+            kwargs (*optional*):
+                Constructor arguments, which go before the `config`, and the Hub's: `revision`, `token`, `cache_dir`,
+                `force_download`, `local_files_only`, `proxies`.
+
+        Raises:
+            ValueError: if the tensors are not those of a LoomVideo transformer of these sizes.
+        """
+        dtype = kwargs.pop("torch_dtype", dtype)
+        expected_arguments = cls._get_init_keys(cls)
+        model_config = {name: kwargs.pop(name) for name in list(kwargs) if name in expected_arguments}
+        if isinstance(pretrained_model_link_or_path_or_dict, dict):
+            checkpoint = pretrained_model_link_or_path_or_dict
+        else:
+            checkpoint = load_single_file_checkpoint(str(pretrained_model_link_or_path_or_dict), **kwargs)
+        if not isinstance(checkpoint, dict):
+            raise ValueError(
+                f"This is not a LoomVideo checkpoint: it holds a {type(checkpoint).__name__}, not tensors."
+            )
+        unused = tuple(cls._keys_to_ignore_on_load_unexpected)
+        checkpoint = {name: tensor for name, tensor in checkpoint.items() if not name.startswith(unused)}
+
+        if config is not None:
+            loaded = cls.load_config(config, subfolder=subfolder, **kwargs)
+            model_config = {name: value for name, value in loaded.items() if name in expected_arguments} | model_config
+        try:
+            model_config = (
+                cls._config_from_checkpoint(checkpoint, model_config.get("attention_head_dim", 128)) | model_config
+            )
+        except KeyError as error:
+            raise ValueError(f"This is not a LoomVideo checkpoint: it has no tensor {error}.") from error
+
+        with torch.device("meta"):
+            model = cls.from_config(model_config)
+        expected = model.state_dict()
+        wrong = [name for name in expected if name not in checkpoint or expected[name].shape != checkpoint[name].shape]
+        wrong += [name for name in checkpoint if name not in expected]
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} tensors of the checkpoint are missing, unknown or of another shape than the config "
+                f"says, the first is {wrong[0]}: pass the `config` that belongs to the file."
+            )
+        if dtype is not None:
+            for name, tensor in checkpoint.items():
+                keep_in_fp32 = any(part in name for part in cls._keep_in_fp32_modules)
+                checkpoint[name] = tensor.to(torch.float32 if keep_in_fp32 else dtype)
+        model.load_state_dict(checkpoint, assign=True)
+        return model.eval()
+
+    @staticmethod
+    def _config_from_checkpoint(checkpoint: dict[str, torch.Tensor], attention_head_dim: int) -> dict[str, Any]:
+        inner_dim, in_channels, *patch_size = checkpoint["patch_embedding.weight"].shape
+        return {
+            "patch_size": tuple(patch_size),
+            "num_attention_heads": inner_dim // attention_head_dim,
+            "attention_head_dim": attention_head_dim,
+            "in_channels": in_channels,
+            "out_channels": checkpoint["proj_out.weight"].shape[0] // math.prod(patch_size),
+            "mllm_dim": checkpoint["mllm_embedder.norm.weight"].shape[0],
+            "freq_dim": checkpoint["condition_embedder.time_embedder.linear_1.weight"].shape[1],
+            "ffn_dim": checkpoint["blocks.0.ffn.net.0.proj.weight"].shape[0],
+            "num_layers": 1 + max(int(name.split(".")[1]) for name in checkpoint if name.startswith("blocks.")),
+            "cross_attn_norm": "blocks.0.norm2.weight" in checkpoint,
+        }
+
+    def enable_cache(self, config: Any) -> None:
+        # The caches of diffusers look up where a block takes and returns its hidden states.
+        TransformerBlockRegistry.register(
+            LoomVideoTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0)
+        )
+        if isinstance(config, TaylorSeerCacheConfig) and not (config.cache_identifiers or config.use_lite_mode):
+            # Its own patterns fit the names of no model with numbered attentions.
+            config = replace(config, cache_identifiers=[r"blocks\.\d+\.(attn1|attn2|ffn)"])
+        if isinstance(config, FasterCacheConfig):
+            # Guidance's branches come one after the other here, so that no batch holds two of them.
+            config = replace(config, is_guidance_distilled=True)
+        super().enable_cache(config)
+        self._hooks_without_context = [
+            hook
+            for module in self.modules()
+            if hasattr(module, "_diffusers_hook")
+            for hook in module._diffusers_hook.hooks.values()
+            if isinstance(hook, (FasterCacheBlockHook, PyramidAttentionBroadcastHook))
+        ]
+
+    @contextmanager
+    def cache_context(self, name: str, **kwargs) -> Iterator[None]:
+        # Two caches of diffusers keep one state for all contexts: here each guidance branch has its own.
+        for hook in self._hooks_without_context:
+            hook.state = self._cache_states[name].setdefault(hook, type(hook.state)())
+        with super().cache_context(name, **kwargs):
+            yield
+
+    def _reset_stateful_cache(self, recurse: bool = True) -> None:
+        self._cache_states.clear()
+        super()._reset_stateful_cache(recurse)
+
+    def create_kv_cache(self) -> LoomVideoKVCache:
+        """Makes an empty cache for `forward`: one for each guidance branch and call, the same at every step."""
+        return LoomVideoKVCache(len(self.blocks))
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        source_hidden_states: torch.Tensor | None = None,
+        source_scale: torch.Tensor | None = None,
+        reference_hidden_states: list[torch.Tensor] | None = None,
+        kv_cache: LoomVideoKVCache | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        r"""
+        Predicts the flow velocity of noised latents.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `[B, in_channels, T, H, W]`):
+                Noised latents; H and W are multiples of the patch size.
+            timestep (`torch.Tensor` of shape `[B]`):
+                Timesteps in 0..1000.
+            encoder_hidden_states (`torch.Tensor` of shape `[B, num_layers, L, mllm_dim]`):
+                The MLLM's hidden states, one layer for each block, in block order (paper: Deepstack injection).
+            encoder_attention_mask (`torch.Tensor` of shape `[B, L]`, bool, *optional*):
+                False where a token is padding. `None` when there is none, which is faster.
+            source_hidden_states (`torch.Tensor` of the shape of `hidden_states`, *optional*):
+                Clean latents of the source video (paper: Scale-and-Add). `None` means zeros for all samples; a row of
+                zeros means that this sample has no source.
+            source_scale (`torch.Tensor` of shape `[B]`, *optional*):
+                What the source tokens are multiplied by: the timestep over 1000. The published model adds them for
+                every sample, with a source or without. `None` leaves them out.
+            reference_hidden_states (`list[torch.Tensor]`, *optional*):
+                Clean latents of the reference images, each `[B, in_channels, 1, h, w]`, in the order in which the
+                prompt counts them. Sizes may differ.
+            kv_cache (`LoomVideoKVCache`, *optional*):
+                What `create_kv_cache` returned. It keeps what depends on neither `hidden_states` nor `timestep`; all
+                other arguments must stay the same as long as it is used.
+            attention_kwargs (`dict`, *optional*):
+                `scale` is the weight of the active LoRA adapters.
+            return_dict (`bool`, defaults to `True`):
+                Whether to return a `Transformer2DModelOutput` or a tuple.
+
+        Returns:
+            The velocity, `[B, out_channels, T, H, W]`, in the dtype of `hidden_states`.
+        """
+        num_layers = encoder_hidden_states.shape[1] if encoder_hidden_states.ndim == 4 else None
+        if num_layers != len(self.blocks):
+            raise ValueError(
+                f"`encoder_hidden_states` must be [batch, {len(self.blocks)}, tokens, {self.config.mllm_dim}], one "
+                f"MLLM layer for each block, but has shape {tuple(encoder_hidden_states.shape)}."
+            )
+        if source_hidden_states is not None and source_scale is None:
+            raise ValueError("`source_hidden_states` needs a `source_scale`: pass the timestep over 1000.")
+
+        batch_size, _, num_frames, height, width = hidden_states.shape
+        patch_frames, patch_height, patch_width = self.config.patch_size
+        video_grid = (num_frames // patch_frames, height // patch_height, width // patch_width)
+        references = reference_hidden_states or []
+        reference_grids = [(image.shape[-2] // patch_height, image.shape[-1] // patch_width) for image in references]
+
+        cache = self.create_kv_cache() if kv_cache is None else kv_cache
+
+        # 1. Tokens: the noised video with its source added, then the references
+        tokens = self.patch_embedding(hidden_states)
+        if source_scale is not None:
+            if cache.source_tokens is None:
+                if source_hidden_states is None:
+                    source_hidden_states = torch.zeros_like(hidden_states)
+                cache.source_tokens = self.source_patch_embedding(source_hidden_states)
+            tokens = (tokens + source_scale.view(-1, 1, 1, 1, 1) * cache.source_tokens).type_as(tokens)
+        tokens = tokens.flatten(2)
+        if references:
+            if cache.reference_tokens is None:
+                cache.reference_tokens = [self.patch_embedding(image).flatten(2) for image in references]
+            tokens = torch.cat([tokens, *cache.reference_tokens], dim=2)
+        tokens = tokens.transpose(1, 2).contiguous()
+
+        if cache.rotary is None:
+            cache.rotary = self.rope(video_grid, reference_grids, hidden_states.device)
+        rotary_cos, rotary_sin, is_reference = cache.rotary
+        rotary_emb = (rotary_cos, rotary_sin)
+        num_video_tokens = None
+        if references:
+            num_video_tokens = math.prod(video_grid)
+            if is_reference.shape[1] < tokens.shape[1]:
+                # Context parallelism has given this process a part of the tokens.
+                num_video_tokens = int(is_reference.logical_not().sum())
+
+        # 2. Time. The time embedder runs in the precision of the modulation tables: both stay in float32 when the
+        # model is loaded in half precision, and a table, not being a layer, is never quantized.
+        temb, block_temb = self.condition_embedder(timestep, self.scale_shift_table.dtype, tokens.dtype)
+
+        # 3. Blocks, each with its own layer of the MLLM
+        for index, block in enumerate(self.blocks):
+            block_cache = None if kv_cache is None else kv_cache.blocks[index]
+            arguments = (block_temb, rotary_emb, num_video_tokens, encoder_attention_mask, block_cache)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                mllm_tokens = self._gradient_checkpointing_func(self.mllm_embedder, encoder_hidden_states[:, index])
+                tokens = self._gradient_checkpointing_func(block, tokens, mllm_tokens, *arguments)
+            else:
+                is_kept = block_cache is not None and block_cache.key is not None
+                mllm_tokens = None if is_kept else self.mllm_embedder(encoder_hidden_states[:, index])
+                tokens = block(tokens, mllm_tokens, *arguments)
+
+        # 4. Output. References are cut off after the projection, when context parallelism has gathered all tokens.
+        shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).to(tokens.device).chunk(2, dim=1)
+        tokens = (self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        tokens = self.proj_out(tokens)[:, : math.prod(video_grid)]
+
+        tokens = tokens.reshape(batch_size, *video_grid, patch_frames, patch_height, patch_width, -1)
+        output = tokens.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+        if not return_dict:
+            return (output,)
+        return Transformer2DModelOutput(sample=output)
