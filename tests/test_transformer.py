@@ -265,7 +265,15 @@ def test_lora(transformer, inputs):
 
 
 def test_single_file(transformer, inputs, tmp_path):
-    expected = run(transformer, **inputs)
+    expected, weights = run(transformer, **inputs), transformer.state_dict()
+
+    def check(loaded):
+        state = loaded.state_dict()
+        assert state.keys() == weights.keys()
+        assert all(torch.equal(state[name], weights[name]) for name in weights)
+        # Not to the bit: the weights of a mapped file begin elsewhere in memory, which CPU kernels round by.
+        torch.testing.assert_close(run(loaded, **inputs), expected, atol=1e-5, rtol=0)
+
     loads = [
         {"config": WAN_TRANSFORMER},
         {"config": WAN_TRANSFORMER.parent, "subfolder": "transformer"},
@@ -274,11 +282,10 @@ def test_single_file(transformer, inputs, tmp_path):
     for options in loads:
         loaded = LoomVideoTransformer3DModel.from_single_file(CHECKPOINT, **options)
         assert sizes(loaded) == sizes(transformer)
-        assert torch.equal(run(loaded, **inputs), expected)
+        check(loaded)
 
     save_file(transformer.state_dict(), tmp_path / "model.safetensors")
-    loaded = LoomVideoTransformer3DModel.from_single_file(str(tmp_path / "model.safetensors"), attention_head_dim=24)
-    assert torch.equal(run(loaded, **inputs), expected)
+    check(LoomVideoTransformer3DModel.from_single_file(str(tmp_path / "model.safetensors"), attention_head_dim=24))
 
     half = LoomVideoTransformer3DModel.from_single_file(CHECKPOINT, config=WAN_TRANSFORMER, dtype=torch.bfloat16)
     assert half.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
