@@ -45,7 +45,7 @@ from tqdm import tqdm
 from loomvideo_diffusers import LoomVideoPipeline
 from loomvideo_diffusers.nano import GUIDANCE_SCALE, MODEL, NUM_INFERENCE_STEPS
 from loomvideo_diffusers.nano.evaluation import call
-from loomvideo_diffusers.nano.tasks import TASKS, Example, sample_held_out
+from loomvideo_diffusers.nano.tasks import Example, sample_held_out
 
 
 OUTPUT_FILE = Path("outputs/benchmarks/levers.json")
@@ -165,7 +165,7 @@ def load(lever: Lever) -> LoomVideoPipeline:
 
 
 def example() -> Example:
-    return sample_held_out(TASKS["recolor"], np.random.default_rng(0))
+    return sample_held_out("recolor", np.random.default_rng(0))
 
 
 def edit(pipe: LoomVideoPipeline, **options: Any) -> np.ndarray:
