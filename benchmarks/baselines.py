@@ -60,8 +60,8 @@ def concatenated_step(
     kv_cache,
 ) -> torch.Tensor:
     """
-    One branch of an edit's step in which the source is no addend but as many tokens again, as in most editing models.
-    All that this package saves is saved here too.
+    One branch of an edit's step in which the source is no addend but as many tokens again, with the same places and
+    modulation, as in most editing models. All that this package saves is saved here too.
     """
     video_grid, _ = _grids(transformer, hidden_states, [])
     cache = kv_cache.tokens
@@ -70,15 +70,14 @@ def concatenated_step(
         cos, sin, _ = transformer.rope(video_grid, [], hidden_states.device)
         cache.rotary = (torch.cat([cos, cos], dim=1), torch.cat([sin, sin], dim=1))
     tokens = _join(transformer.patch_embedding(hidden_states), [cache.source])
-    num_video_tokens = math.prod(video_grid)
     temb, block_temb = transformer.condition_embedder(timestep, transformer.scale_shift_table.dtype, tokens.dtype)
     for index, block in enumerate(transformer.blocks):
         block_cache = kv_cache.blocks[index]
         mllm_tokens = None
         if block_cache.key is None:
             mllm_tokens = transformer.mllm_embedder(encoder_hidden_states[:, index])
-        tokens = block(tokens, mllm_tokens, block_temb, cache.rotary, num_video_tokens, None, block_cache)
-    return _output(transformer, tokens[:, :num_video_tokens], temb, video_grid)
+        tokens = block(tokens, mllm_tokens, block_temb, cache.rotary, kv_cache=block_cache)
+    return _output(transformer, tokens[:, : math.prod(video_grid)], temb, video_grid)
 
 
 def _grids(
