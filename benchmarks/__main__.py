@@ -199,14 +199,14 @@ def compare_steps(dtype_name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
 def bound(
     config: dict[str, Any], num_tokens: int, operations: float, products: list[float], seconds: list[float]
 ) -> dict[str, float]:
-    """The least time that so many operations can take at the rate of matrix products, and how near to it we are."""
+    """The least time that so many operations can take at the best rate of matrix products, and how near it we are."""
     in_product = 2 * num_tokens * config["num_attention_heads"] * config["attention_head_dim"] * config["ffn_dim"]
-    bounds = [operations / in_product * product for product in products]
+    rate = in_product / min(products)
     return {
         "operations": operations,
-        "operations a second": in_product / statistics.median(products),
-        "bound": statistics.median(bounds),
-        "fraction of bound": median_ratio(bounds, seconds),
+        "operations a second": rate,
+        "bound": operations / rate,
+        "fraction of bound": operations / rate / statistics.median(seconds),
     }
 
 

@@ -84,10 +84,11 @@ def test_timing():
 
 
 def test_bound(small):
-    """Steps that are nothing but products at this machine's rate reach all of it."""
+    """Steps that are nothing but products at this machine's best rate reach all of it, slower ones less."""
     config = dict(small[0].config)
     operations = 2 * 10 * 128 * 256  # of one product
-    row = benchmarks.bound(config, 10, 3 * operations, [1.0, 2.0, 1.0], [3.0, 6.0, 6.0])
+    row = benchmarks.bound(config, 10, 3 * operations, [2.0, 1.0, 4.0], [3.0, 3.0, 9.0])
+    assert benchmarks.bound(config, 10, 3 * operations, [1.0], [6.0])["fraction of bound"] == 0.5
     assert row == {
         "operations": 3 * operations, "operations a second": operations, "bound": 3.0, "fraction of bound": 1.0,
     }  # fmt: skip
