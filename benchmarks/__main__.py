@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -27,9 +28,10 @@ from diffusers import WanTransformer3DModel
 from tqdm import tqdm
 
 from loomvideo_diffusers import LoomVideoTransformer3DModel
+from loomvideo_diffusers.pipelines.loomvideo_denoising import guidance_coefficients
 
 from .baselines import concatenated_step, published_step
-from .operations import count_operations, measure_rate
+from .operations import count_operations, matrix_product
 
 
 matplotlib.use("agg")
@@ -53,13 +55,24 @@ MLLM_DIM = 1024
 
 # Of a video of 1024 tokens: the tokens of its prompt, and the patches of its references
 VIDEO_GRID = (4, 16, 16)
+LONG_GRID = (16, 16, 16)  # against concatenation
+REFERENCES = [(16, 16), (16, 16)]
 SHAPES = {
     "short prompt": (64, []),
     "long prompt": (512, []),
-    "short prompt, references": (64, [(16, 16), (16, 16)]),
-    "long prompt, references": (512, [(16, 16), (16, 16)]),
+    "short prompt, references": (64, REFERENCES),
+    "long prompt, references": (512, REFERENCES),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OTHERS = ("without its savings", "published way", "bare Wan")
+
+# Of an edit with references, the tokens that each branch of guidance reads, and its references
+BRANCHES = {"cond": (512, REFERENCES), "visual": (400, REFERENCES), "uncond": (128, [])}
+GUIDANCE_SCALE = 2.5
+GUIDANCE_SCALES_VISUAL = (1.5, 1.0)
+
+# Of videos of 256 tokens a frame, from 512 to 8192 tokens
+NUMS_OF_FRAMES = (2, 4, 8, 16, 32)
 
 # What the released model makes on a GPU of so many operations a second, to project from
 RELEASED = {"num_attention_heads": 24, "attention_head_dim": 128, "in_channels": 48, "out_channels": 48}
@@ -72,17 +85,21 @@ Step = Callable[[], torch.Tensor]
 
 def main() -> None:
     torch.manual_seed(0)
-    rows = []
+    start = time.perf_counter()
     with torch.no_grad():
-        for dtype_name, dtype in DTYPES.items():
-            transformer, wan = make_models(dtype)
-            for shape, (num_prompt_tokens, references) in SHAPES.items():
-                steps = make_steps(transformer, wan, VIDEO_GRID, num_prompt_tokens, references, dtype)
-                times = time_interleaved(steps, f"{dtype_name}, {shape}")
-                rows.append({"dtype": dtype_name, "shape": shape} | ratios(times))
-        edits = compare_edits()
-        growth = measure_growth()
-    report = {"steps": rows, "edits": edits, "growth": growth, "projection": project()}
+        report = {
+            "steps": [row for name, dtype in DTYPES.items() for row in compare_steps(name, dtype)],
+            "calls": compare_calls(),
+            "edits": compare_edits(),
+            "growth": measure_growth(),
+            "projection": project(),
+        }
+    report["machine"] = {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "operations a second": max(row["operations a second"] for row in report["growth"]),
+        "minutes of this benchmark": (time.perf_counter() - start) / 60,
+    }
     OUTPUT_DIR.mkdir(parents=True, exist_ok=True)
     (OUTPUT_DIR / "benchmarks.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     plot(report)
@@ -109,7 +126,7 @@ def make_steps(
     references: list[tuple[int, int]],
     dtype: torch.dtype,
 ) -> dict[str, Step]:
-    """One branch of an edit's step, in each of the ways to compute it."""
+    """One branch of an edit's step, in each of the ways to compute it; and a product as large as in its layers."""
     num_frames, height, width = grid
     latents = torch.randn(1, 48, num_frames, 2 * height, 2 * width, dtype=dtype)
     inputs = {
@@ -132,77 +149,136 @@ def make_steps(
         "without its savings": lambda: transformer(**inputs),
         "published way": lambda: published_step(transformer, **inputs),
         "bare Wan": lambda: wan(wan_latents, torch.tensor([500]), text),
+        "matrix product": matrix_product(dict(transformer.config), num_tokens, dtype),
     }
 
 
 def time_interleaved(
     steps: dict[str, Step], description: str, num_repetitions: int = NUM_REPETITIONS
 ) -> dict[str, list[float]]:
-    """Times all steps in turn, so that what slows the machine slows all of them."""
+    """Times all steps in turn, back and forth, so that what slows the machine slows all of them."""
     for step in steps.values():
         step()
     times = {name: [] for name in steps}
-    for _ in tqdm(range(num_repetitions), desc=description):
-        for name, step in steps.items():
+    for repetition in tqdm(range(num_repetitions), desc=description):
+        for name in list(steps)[:: -1 if repetition % 2 else 1]:
             start = time.perf_counter()
-            step()
+            steps[name]()
             times[name].append(time.perf_counter() - start)
     return times
 
 
-def ratios(times: dict[str, list[float]]) -> dict[str, float]:
-    """The seconds of a step, and medians of how many times longer the other ways take."""
-    ours = [
-        (first + (NUM_STEPS - 1) * later) / NUM_STEPS for first, later in zip(times["ours, first step"], times["ours"])
-    ]
-    result = {"seconds": statistics.median(ours)}
-    for name in ("without its savings", "published way", "bare Wan"):
-        result[name] = statistics.median([other / one for other, one in zip(times[name], ours)])
-    return result
+def ours(times: dict[str, list[float]]) -> list[float]:
+    """The seconds of a step of ours, of which the first takes longer."""
+    pairs = zip(times["ours, first step"], times["ours"])
+    return [(first + (NUM_STEPS - 1) * later) / NUM_STEPS for first, later in pairs]
 
 
-def compare_edits() -> dict[str, float]:
-    """A step of an edit against one of a generation, and against one whose source is additional tokens, float32."""
+def median_ratio(times: list[float], others: list[float]) -> float:
+    return statistics.median([one / other for one, other in zip(times, others)])
+
+
+def compare_steps(dtype_name: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Of each shape the seconds of a step, how many times longer the other ways take, and how near the bound it is."""
+    transformer, wan = make_models(dtype)
+    config, rows = dict(transformer.config), []
+    for shape, (num_prompt_tokens, references) in SHAPES.items():
+        steps = make_steps(transformer, wan, VIDEO_GRID, num_prompt_tokens, references, dtype)
+        times = time_interleaved(steps, f"{dtype_name}, {shape}")
+        num_tokens = math.prod(VIDEO_GRID) + sum(map(math.prod, references))
+        first, later = (
+            count_operations(config, num_tokens, num_prompt_tokens, is_first) for is_first in (True, False)
+        )
+        operations = (first + (NUM_STEPS - 1) * later) / NUM_STEPS
+        row = {"dtype": dtype_name, "shape": shape, "seconds": statistics.median(ours(times))}
+        row |= {name: median_ratio(times[name], ours(times)) for name in OTHERS}
+        rows.append(row | bound(config, num_tokens, operations, times["matrix product"], ours(times)))
+    return rows
+
+
+def bound(
+    config: dict[str, Any], num_tokens: int, operations: float, products: list[float], seconds: list[float]
+) -> dict[str, float]:
+    """The least time that so many operations can take at the best rate of matrix products, and how near it we are."""
+    in_product = 2 * num_tokens * config["num_attention_heads"] * config["attention_head_dim"] * config["ffn_dim"]
+    rate = in_product / min(products)
+    return {
+        "operations": operations,
+        "operations a second": rate,
+        "bound": operations / rate,
+        "fraction of bound": operations / rate / statistics.median(seconds),
+    }
+
+
+def compare_calls() -> list[dict[str, float]]:
+    """Whole steps of an edit with references, float32: here without the branches that do not count."""
+    transformer, wan = make_models(torch.float32)
+    of_branches = {
+        branch: make_steps(transformer, wan, VIDEO_GRID, *inputs, torch.float32) for branch, inputs in BRANCHES.items()
+    }
+    rows = []
+    for guidance_scale_visual in GUIDANCE_SCALES_VISUAL:
+        counting = guidance_coefficients(GUIDANCE_SCALE, guidance_scale_visual, has_visual_input=True)
+        run = {"ours": counting, "ours, first step": counting, "published way": BRANCHES}
+        steps = {way: partial(_run_all, [of_branches[name][way] for name in names]) for way, names in run.items()}
+        times = time_interleaved(steps, f"guidance_scale_visual={guidance_scale_visual}", 5)
+        row = {"guidance_scale_visual": guidance_scale_visual, "branches": len(counting)}
+        row |= {"seconds": statistics.median(ours(times))}
+        rows.append(row | {"published way": median_ratio(times["published way"], ours(times))})
+    return rows
+
+
+def _run_all(steps: list[Step]) -> None:
+    for step in steps:
+        step()
+
+
+def compare_edits() -> dict[str, Any]:
+    """
+    A step of an edit against one of a generation, both of 1024 tokens, with an interval that holds the ratio's median
+    in 95 of 100 runs; and against one whose source is additional tokens, of 4096 tokens and as many again. float32.
+    """
     transformer, _ = make_models(torch.float32)
-    latents = torch.randn(1, 48, 16, 32, 32)  # 4096 tokens
+    steps = {name: _make_edit(transformer, name, VIDEO_GRID) for name in ("edit", "generation")}
+    times = time_interleaved(steps, "edit and generation", NUM_REPETITIONS**2)
+    ratios = sorted(one / other for one, other in zip(times["edit"], times["generation"]))
+    middle, margin = len(ratios) / 2, 0.98 * math.sqrt(len(ratios))
+    steps = {name: _make_edit(transformer, name, LONG_GRID) for name in ("edit", "concatenation")}
+    times = time_interleaved(steps, "edit and concatenation", 5)
+    return {
+        "edit / generation": statistics.median(ratios),
+        "interval": [ratios[int(middle - margin)], ratios[int(middle + margin)]],
+        "concatenation / edit": median_ratio(times["concatenation"], times["edit"]),
+    }
+
+
+def _make_edit(transformer: LoomVideoTransformer3DModel, kind: str, grid: tuple[int, int, int]) -> Step:
+    latents = torch.randn(1, 48, grid[0], 2 * grid[1], 2 * grid[2])
     inputs = {
         "hidden_states": latents,
         "timestep": torch.tensor([500.0]),
         "encoder_hidden_states": torch.randn(1, MODEL["num_layers"], 128, MLLM_DIM),
+        "source_hidden_states": None if kind == "generation" else torch.randn_like(latents),
+        "kv_cache": transformer.create_kv_cache(),
     }
-    source = torch.randn_like(latents)
-    sources = {"edit": {"source_hidden_states": source}, "generation": {}}
-    steps: dict[str, Step] = {}
-    for name, given in sources.items():
-        kv_cache = transformer.create_kv_cache()
-        options = inputs | given | {"source_scale": torch.tensor([0.5]), "kv_cache": kv_cache}
-        steps[name] = partial(transformer, **options)
-    kv_cache = transformer.create_kv_cache()
-    steps["concatenation"] = partial(
-        concatenated_step, transformer, **inputs, source_hidden_states=source, kv_cache=kv_cache
-    )
-    times = time_interleaved(steps, "edits", 3 * NUM_REPETITIONS)
-    return {
-        "seconds": statistics.median(times["edit"]),
-        "edit / generation": statistics.median([a / b for a, b in zip(times["edit"], times["generation"])]),
-        "concatenation / edit": statistics.median([a / b for a, b in zip(times["concatenation"], times["edit"])]),
-    }
+    if kind == "concatenation":
+        return partial(concatenated_step, transformer, **inputs)
+    return partial(transformer, **inputs, source_scale=torch.tensor([0.5]))
 
 
 def measure_growth() -> list[dict[str, float]]:
-    """Seconds of a step by its tokens, beside what the operations alone would take at this machine's best rate."""
+    """Seconds of a step by its tokens, beside what the operations alone would take."""
     transformer, wan = make_models(torch.float32)
     config, rows = dict(transformer.config), []
-    for num_frames in (2, 4, 8, 16, 32):
+    for num_frames in NUMS_OF_FRAMES:
         grid = (num_frames, 16, 16)
         num_tokens = math.prod(grid)
-        steps = {"ours": make_steps(transformer, wan, grid, 128, [], torch.float32)["ours"]}
-        seconds = min(time_interleaved(steps, f"{num_tokens} tokens", 3)["ours"])
+        steps = make_steps(transformer, wan, grid, 128, [], torch.float32)
+        steps = {name: steps[name] for name in ("ours", "matrix product")}
+        times = time_interleaved(steps, f"{num_tokens} tokens", 5 if num_tokens < 4096 else 3)
         operations = count_operations(config, num_tokens, 128, is_first=False)
-        bound = operations / measure_rate(config, num_tokens, torch.float32)
-        rows.append(
-            {"tokens": num_tokens, "seconds": seconds, "operations": operations, "fraction of bound": bound / seconds}
-        )
+        row = {"tokens": num_tokens, "seconds": statistics.median(times["ours"])}
+        rows.append(row | bound(config, num_tokens, operations, times["matrix product"], times["ours"]))
     return rows
 
 
@@ -211,16 +287,16 @@ def project() -> dict[str, dict[str, float]]:
     projected = {}
     for name, grid in PROJECTED.items():
         num_tokens = math.prod(grid)
-        ours = 3 * NUM_STEPS * count_operations(RELEASED, num_tokens, 512, is_first=False)
+        added = 3 * NUM_STEPS * count_operations(RELEASED, num_tokens, 512, is_first=False)
         concatenated = 3 * NUM_STEPS * count_operations(RELEASED, 2 * num_tokens, 512, is_first=False)
-        projected[name] = {"seconds": ours / GPU_RATE, "with concatenation": concatenated / GPU_RATE}
+        projected[name] = {"seconds": added / GPU_RATE, "with concatenation": concatenated / GPU_RATE}
     return projected
 
 
 def plot(report: dict) -> None:
     figure, (bars, line) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
     rows = [row for row in report["steps"] if row["dtype"] == "float32"]
-    for place, name in enumerate(("without its savings", "published way", "bare Wan")):
+    for place, name in enumerate(OTHERS):
         bars.bar([index + 0.25 * place for index in range(len(rows))], [row[name] for row in rows], 0.25, label=name)
     bars.axhline(1, color="black", linewidth=1)
     bars.set_xticks([index + 0.25 for index in range(len(rows))], [row["shape"].replace(", ", ",\n") for row in rows])
@@ -228,9 +304,7 @@ def plot(report: dict) -> None:
     bars.legend()
     tokens = [row["tokens"] for row in report["growth"]]
     line.loglog(tokens, [row["seconds"] for row in report["growth"]], marker="o", label="measured")
-    line.loglog(
-        tokens, [row["seconds"] * row["fraction of bound"] for row in report["growth"]], "--", label="lower bound"
-    )
+    line.loglog(tokens, [row["bound"] for row in report["growth"]], "--", label="lower bound")
     line.set(title="Seconds of a step by tokens", xlabel="tokens", ylabel="seconds")
     line.legend()
     figure.savefig(OUTPUT_DIR / "benchmarks.png", dpi=100)
@@ -238,27 +312,70 @@ def plot(report: dict) -> None:
 
 
 def print_tables(report: dict) -> None:
-    print("| | shape | seconds a step | without its savings | published way | bare Wan |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for row in report["steps"]:
-        cells = [f"{row[name]:.2f}x" for name in ("without its savings", "published way", "bare Wan")]
-        print(f"| {row['dtype']} | {row['shape']} | {row['seconds']:.3f} | {' | '.join(cells)} |")
+    machine = report["machine"]
+    print(
+        f"{machine['threads']} threads, PyTorch {machine['torch']}, "
+        f"{machine['operations a second'] / 1e9:.0f} billion operations a second in products of float32 matrices, "
+        f"measured in {machine['minutes of this benchmark']:.1f} minutes."
+    )
+    print_table(
+        ["", "shape", "seconds a step", *OTHERS, "lower bound, seconds", "fraction reached"],
+        [
+            [row["dtype"], row["shape"], f"{row['seconds']:.3f}"]
+            + [f"{row[name]:.2f}x" for name in OTHERS]
+            + bound_cells(row)
+            for row in report["steps"]
+        ],
+    )
     for dtype in DTYPES:
-        means = [math.log(row["published way"]) for row in report["steps"] if row["dtype"] == dtype]
-        print(f"Published way, geometric mean in {dtype}: {math.exp(statistics.mean(means)):.2f}x")
-    for name in ("edit / generation", "concatenation / edit"):
-        print(f"{name}: {report['edits'][name]:.3f}x")
-    for row in report["growth"]:
-        print(
-            f"{row['tokens']} tokens: {row['seconds']:.3f} s, {row['operations'] / 1e9:.1f} billion operations, "
-            f"{row['fraction of bound']:.0%} of the bound"
-        )
-    for name, row in report["projection"].items():
-        print(
-            f"Projection, not measured: {name} on a GPU of {GPU_RATE / 1e12:.0f} TFLOP/s, {row['seconds']:.0f} s; "
-            f"with concatenation {row['with concatenation']:.0f} s"
-        )
+        mean = statistics.geometric_mean(row["published way"] for row in report["steps"] if row["dtype"] == dtype)
+        print(f"Published way, geometric mean in {dtype}: {mean:.2f}x")
+    print_table(
+        ["an edit with references", "branches run", "seconds a step", "published way, three branches"],
+        [
+            [
+                f"`guidance_scale_visual={row['guidance_scale_visual']}`",
+                str(row["branches"]),
+                f"{row['seconds']:.3f}",
+                f"{row['published way']:.2f}x",
+            ]
+            for row in report["calls"]
+        ],
+    )
+    edits = report["edits"]
+    low, high = edits["interval"]
+    print(f"edit / generation: {edits['edit / generation']:.3f}x (95% interval {low:.3f} to {high:.3f})")
+    print(f"concatenation / edit: {edits['concatenation / edit']:.2f}x")
+    growth = report["growth"]
+    print_table(
+        ["tokens", "seconds a step", "operations, billions", "lower bound, seconds", "fraction reached"],
+        [
+            [str(row["tokens"]), f"{row['seconds']:.3f}", f"{row['operations'] / 1e9:.1f}", *bound_cells(row)]
+            for row in growth
+        ],
+    )
+    seconds, operations = (growth[-1][name] / growth[0][name] for name in ("seconds", "operations"))
+    print(f"From the first to the last: {seconds:.1f} times the seconds for {operations:.1f} times the operations.")
+    print_table(
+        [f"projected, not measured: 50 steps at {GPU_RATE / 1e12:.0f} TFLOP/s", "edit", "with concatenation"],
+        [
+            [name, f"{row['seconds']:.0f} s", f"{row['with concatenation']:.0f} s"]
+            for name, row in report["projection"].items()
+        ],
+    )
     print(f"Wrote {OUTPUT_DIR / 'benchmarks.json'} and {OUTPUT_DIR / 'benchmarks.png'}.")
+
+
+def bound_cells(row: dict[str, float]) -> list[str]:
+    return [f"{row['bound']:.3f}", f"{row['fraction of bound']:.0%}"]
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Prints a table in Markdown."""
+    print(f"\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+    print()
 
 
 if __name__ == "__main__":

@@ -60,25 +60,24 @@ def concatenated_step(
     kv_cache,
 ) -> torch.Tensor:
     """
-    One branch of an edit's step in which the source is no addend but as many tokens again, as in most editing models.
-    All that this package saves is saved here too.
+    One branch of an edit's step in which the source is no addend but as many tokens again, with the same places and
+    modulation, as in most editing models. All that this package saves is saved here too.
     """
     video_grid, _ = _grids(transformer, hidden_states, [])
-    if kv_cache.source_tokens is None:
-        kv_cache.source_tokens = transformer.patch_embedding(source_hidden_states)
-        cos, sin, is_reference = transformer.rope(video_grid, [], hidden_states.device)
-        kv_cache.rotary = (torch.cat([cos, cos], dim=1), torch.cat([sin, sin], dim=1), is_reference)
-    tokens = _join(transformer.patch_embedding(hidden_states), [kv_cache.source_tokens])
-    num_video_tokens = math.prod(video_grid)
+    cache = kv_cache.tokens
+    if cache.source is None:
+        cache.source = transformer.patch_embedding(source_hidden_states)
+        cos, sin, _ = transformer.rope(video_grid, [], hidden_states.device)
+        cache.rotary = (torch.cat([cos, cos], dim=1), torch.cat([sin, sin], dim=1))
+    tokens = _join(transformer.patch_embedding(hidden_states), [cache.source])
     temb, block_temb = transformer.condition_embedder(timestep, transformer.scale_shift_table.dtype, tokens.dtype)
     for index, block in enumerate(transformer.blocks):
         block_cache = kv_cache.blocks[index]
         mllm_tokens = None
         if block_cache.key is None:
             mllm_tokens = transformer.mllm_embedder(encoder_hidden_states[:, index])
-        rotary_emb = kv_cache.rotary[:2]
-        tokens = block(tokens, mllm_tokens, block_temb, rotary_emb, num_video_tokens, None, block_cache)
-    return _output(transformer, tokens[:, :num_video_tokens], temb, video_grid)
+        tokens = block(tokens, mllm_tokens, block_temb, cache.rotary, kv_cache=block_cache)
+    return _output(transformer, tokens[:, : math.prod(video_grid)], temb, video_grid)
 
 
 def _grids(

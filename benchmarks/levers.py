@@ -25,9 +25,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import numpy as np
 import torch
 from diffusers import (
@@ -42,17 +44,17 @@ from diffusers.quantizers import PipelineQuantizationConfig
 from torchao.quantization import Int8WeightOnlyConfig
 from tqdm import tqdm
 
-from loomvideo_diffusers import LoomVideoPipeline
+from loomvideo_diffusers import LoomVideoEditPipeline
 from loomvideo_diffusers.nano import GUIDANCE_SCALE, MODEL, NUM_INFERENCE_STEPS
-from loomvideo_diffusers.nano.evaluation import call
-from loomvideo_diffusers.nano.tasks import TASKS, Example, sample_held_out
+from loomvideo_diffusers.nano.tasks import sample_held_out
+from loomvideo_diffusers.nano.world import render
 
 
 OUTPUT_FILE = Path("outputs/benchmarks/levers.json")
 NUM_REPETITIONS = 3
 
 
-def _nothing(pipe: LoomVideoPipeline) -> None:
+def _nothing(pipe: LoomVideoEditPipeline) -> None:
     pass
 
 
@@ -65,23 +67,23 @@ class Lever:
         loading: arguments of `from_pretrained`.
     """
 
-    prepare: Callable[[LoomVideoPipeline], Any] = _nothing
+    prepare: Callable[[LoomVideoEditPipeline], Any] = _nothing
     options: dict[str, Any] = field(default_factory=dict)
     loading: dict[str, Any] = field(default_factory=dict)
 
 
-def _enable_mag_cache(pipe: LoomVideoPipeline) -> None:
-    """With the ratios of the model, which a call of its own finds and prints."""
+def _enable_mag_cache(pipe: LoomVideoEditPipeline) -> None:
+    """With the ratios of the model, which a call of its own finds and prints, those of each branch."""
     pipe.transformer.enable_cache(MagCacheConfig(num_inference_steps=NUM_INFERENCE_STEPS, calibrate=True))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         edit(pipe)
     pipe.transformer.disable_cache()
-    ratios = [json.loads(found) for found in re.findall(r"\[[^\]]+\]", printed.getvalue())]
+    ratios = [json.loads(found) for found in re.findall(r"^\[\d.*\]$", printed.getvalue(), re.MULTILINE)]
     config = MagCacheConfig(num_inference_steps=NUM_INFERENCE_STEPS, mag_ratios=torch.tensor(ratios).mean(0))
     pipe.transformer.enable_cache(config)
 
 
-def _skip_attention(pipe: LoomVideoPipeline) -> dict[str, Any]:
+def _skip_attention(pipe: LoomVideoEditPipeline) -> dict[str, Any]:
     return {
         "spatial_attention_block_skip_range": 2,
         "spatial_attention_timestep_skip_range": (100, 800),
@@ -89,13 +91,15 @@ def _skip_attention(pipe: LoomVideoPipeline) -> dict[str, Any]:
     }
 
 
-def _offload_to_disk(pipe: LoomVideoPipeline) -> None:
-    folder = tempfile.mkdtemp()
+def _offload_layers(pipe: LoomVideoEditPipeline) -> None:
+    """What `enable_sequential_cpu_offload` does where there is an accelerator."""
+    for model in (pipe.text_encoder, pipe.transformer, pipe.vae):
+        accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=True)
+
+
+def _offload_blocks(pipe: LoomVideoEditPipeline, **options: Any) -> None:
     pipe.transformer.enable_group_offload(
-        onload_device=torch.device("cpu"),
-        offload_type="block_level",
-        num_blocks_per_group=1,
-        offload_to_disk_path=folder,
+        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1, **options
     )
 
 
@@ -103,7 +107,7 @@ INT8 = PipelineQuantizationConfig(quant_mapping={"transformer": TorchAoConfig(In
 FLOAT8 = {"storage_dtype": torch.float8_e4m3fn, "compute_dtype": torch.float32}
 
 LEVERS = {
-    # Which would otherwise follow what another pipeline sets
+    # Its backend is set for good: without, it would follow what a lever sets for all models.
     "plain": Lever(lambda pipe: pipe.transformer.set_attention_backend("native")),
     "`use_kv_cache=False`": Lever(options={"use_kv_cache": False}),
     "`guidance_interval=(0.1, 0.8)`": Lever(options={"guidance_interval": (0.1, 0.8)}),
@@ -129,78 +133,87 @@ LEVERS = {
     "bfloat16": Lever(loading={"dtype": torch.bfloat16}),
     "layerwise casting to float8": Lever(lambda pipe: pipe.transformer.enable_layerwise_casting(**FLOAT8)),
     "int8 weights by torchao": Lever(loading={"quantization_config": INT8}),
-    "group offload to disk": Lever(_offload_to_disk),
+    "model offload": Lever(lambda pipe: pipe.enable_model_cpu_offload(device="cpu")),
+    "sequential offload": Lever(_offload_layers),
+    "group offload": Lever(_offload_blocks),
+    "group offload to disk": Lever(lambda pipe: _offload_blocks(pipe, offload_to_disk_path=tempfile.mkdtemp())),
     "VAE slicing": Lever(lambda pipe: pipe.vae.enable_slicing()),
     "VAE tiling": Lever(lambda pipe: pipe.vae.enable_tiling(64, 64, 48, 48)),
+    "`decode_in_chunks`": Lever(options={"output_type": "latent"}),
 }
 
 
 def main() -> None:
     rows = {}
-    for name in tqdm(LEVERS):
+    for name in tqdm(LEVERS, desc="Levers"):
         command = [sys.executable, "-m", "benchmarks.levers", name]
-        rows[name] = {}
-        for what in ("time", "memory"):
-            result = subprocess.run([*command, what], capture_output=True, text=True, check=False)
-            if result.returncode:
-                raise RuntimeError(f"{name} failed: {result.stderr[-2000:]}")
-            rows[name] |= json.loads(result.stdout.splitlines()[-1])
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        # One that does not work here leaves the others their rows.
+        rows[name] = json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else None
+        if rows[name] is None:
+            tqdm.write(f"{name} failed: {result.stderr[-2000:]}", file=sys.stderr)
     OUTPUT_FILE.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT_FILE.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    print("| | time | memory | difference |")
-    print("| --- | --- | --- | --- |")
-    plain = rows["plain"]
+    print("| | time of a call | memory | difference |\n| --- | --- | --- | --- |")
     for name, row in rows.items():
-        memory = f"{row['megabytes']:.0f} MB"
-        time_ = f"{plain['seconds']:.1f} s" if name == "plain" else f"{row['ratio']:.2f}x"
-        difference = "" if name == "plain" else f"{row['difference']:.2f}"
-        print(f"| {name} | {time_} | {memory} | {difference} |")
+        if row is not None:
+            time_of_call = f"{row['seconds']:.1f} s" if name == "plain" else f"{row['ratio']:.2f}x"
+            print(f"| {name} | {time_of_call} | {row['megabytes']:.0f} MB | {row['difference']:.2f} |")
     print(f"Wrote {OUTPUT_FILE}.")
+    if failed := [name for name, row in rows.items() if row is None]:
+        sys.exit(f"These levers failed: {', '.join(failed)}.")
 
 
-def load(lever: Lever) -> LoomVideoPipeline:
-    pipe = LoomVideoPipeline.from_pretrained(MODEL, **{"dtype": torch.float32} | lever.loading)
+def load(lever: Lever) -> LoomVideoEditPipeline:
+    pipe = LoomVideoEditPipeline.from_pretrained(MODEL, **{"dtype": torch.float32} | lever.loading)
+    pipe.set_progress_bar_config(disable=True)
     lever.prepare(pipe)
     return pipe
 
 
-def example() -> Example:
-    return sample_held_out(TASKS["recolor"], np.random.default_rng(0))
+def edit(pipe: LoomVideoEditPipeline, **options: Any) -> np.ndarray:
+    """Edits an example; returns its frames, `[F, H, W, 3]` in [0, 1]."""
+    example = sample_held_out("recolor", np.random.default_rng(0))
+    inputs = {"video": render(example.source, example.num_frames), "generator": torch.Generator().manual_seed(0)}
+    inputs |= {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
+    frames = pipe(example.prompt, **inputs | options).frames
+    if options.get("output_type") == "latent":
+        with torch.no_grad():
+            frames = torch.cat(list(pipe.decode_in_chunks(frames)), dim=2)
+        frames = pipe.video_processor.postprocess_video(frames, output_type="np")
+    return frames[0]
 
 
-def edit(pipe: LoomVideoPipeline, **options: Any) -> np.ndarray:
-    """Edits an example; returns its frames in [0, 1]."""
-    inputs = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
-    return call(pipe, (example(),), generator=torch.Generator().manual_seed(0), **inputs | options)[0]
+def measure(lever: Lever) -> dict[str, float]:
+    """
+    Calls a pipeline, and then in turn with the plain one.
 
-
-def measure_time(lever: Lever) -> dict[str, float]:
-    """Whole calls in turn with those of the plain pipeline, after one of each; pixels differ by so many of 255."""
-    pipes = ((load(LEVERS["plain"]), {}), (load(lever), lever.options))
-    frames = [edit(pipe, **options) for pipe, options in pipes]
-    times = [[], []]
-    for _ in range(NUM_REPETITIONS):
-        for (pipe, options), of_pipe in zip(pipes, times):
-            start = time.perf_counter()
-            edit(pipe, **options)
-            of_pipe.append(time.perf_counter() - start)
-    return {
-        "seconds": statistics.median(times[1]),
-        "ratio": statistics.median([one / plain for plain, one in zip(*times)]),
-        "difference": float(np.abs(frames[1] - frames[0]).mean() * 255),
-    }
-
-
-def measure_memory(lever: Lever) -> dict[str, float]:
-    """The peak of a process that loads the pipeline and calls it once, beyond what the libraries take."""
+    Returns:
+        The peak of the memory of loading and one call beyond what the libraries take, the median of the seconds of a
+        call, that of how many times the plain one's they are, and the mean difference of a pixel, of 255.
+    """
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    edit(load(lever), **lever.options)
-    return {"megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+    pipe = load(lever)
+    frames = edit(pipe, **lever.options)
+    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    edits = {"plain": partial(edit, load(LEVERS["plain"])), "lever": partial(edit, pipe, **lever.options)}
+    difference = np.abs(frames - edits["plain"]()).mean() * 255
+    times = {name: [] for name in edits}
+    for _ in range(NUM_REPETITIONS):
+        for name, of_pipe in edits.items():
+            start = time.perf_counter()
+            of_pipe()
+            times[name].append(time.perf_counter() - start)
+    return {
+        "seconds": statistics.median(times["lever"]),
+        "ratio": statistics.median([one / plain for one, plain in zip(times["lever"], times["plain"])]),
+        "megabytes": megabytes,
+        "difference": float(difference),
+    }
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         main()
     else:
-        measure = {"time": measure_time, "memory": measure_memory}[sys.argv[2]]
         print(json.dumps(measure(LEVERS[sys.argv[1]])))

@@ -11,14 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""How much a step has to compute, how fast this machine multiplies, and so the least time that a step can take."""
+"""How much a step has to compute, and a product that tells how fast this machine multiplies."""
 
-import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 
-def count_operations(config: dict, num_tokens: int, num_prompt_tokens: int, is_first: bool) -> int:
+def count_operations(config: dict[str, Any], num_tokens: int, num_prompt_tokens: int, is_first: bool) -> int:
     """
     The floating-point operations of one branch of a step, of its matrix products, two for each multiplication.
 
@@ -37,15 +38,9 @@ def count_operations(config: dict, num_tokens: int, num_prompt_tokens: int, is_f
     return config["num_layers"] * (projections + attention + (prompt if is_first else 0)) + ends
 
 
-def measure_rate(config: dict, num_tokens: int, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """The best rate, in operations a second, of products as large as those of the feed-forward layers."""
+def matrix_product(config: dict[str, Any], num_tokens: int, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+    """A product as large as the first of a feed-forward layer, to measure how fast this machine multiplies."""
     dim = config["num_attention_heads"] * config["attention_head_dim"]
     tokens = torch.randn(num_tokens, dim, dtype=dtype)
-    linear = torch.nn.Linear(dim, config["ffn_dim"], dtype=dtype)
-    best, end = float("inf"), time.perf_counter() + seconds
-    with torch.no_grad():
-        while time.perf_counter() < end:
-            start = time.perf_counter()
-            linear(tokens)
-            best = min(best, time.perf_counter() - start)
-    return 2 * num_tokens * dim * config["ffn_dim"] / best
+    weight = torch.randn(config["ffn_dim"], dim, dtype=dtype)
+    return lambda: torch.nn.functional.linear(tokens, weight)

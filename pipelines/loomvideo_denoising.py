@@ -470,8 +470,8 @@ class LoomVideoDenoisingMixin:
         ]
         # What a call that was broken off has left there
         self.transformer._reset_stateful_cache()
-        # Of each branch, the embeds that its cache was filled with
-        kv_caches = {}
+        # Of each branch, the embeds that its cache was filled with; and what branches that see the same share
+        kv_caches, token_caches = {}, {}
         self._kv_cache_nbytes = 0
 
         with self.progress_bar(total=num_inference_steps * len(windows)) as progress_bar:
@@ -501,14 +501,17 @@ class LoomVideoDenoisingMixin:
                     )
                 ends_step = i + 1 > num_warmup_steps and (i + 1) % self.scheduler.order == 0
                 for index, (frames, weights) in enumerate(windows):
+                    if len(windows) > 1:
+                        for token_cache in token_caches.values():
+                            token_cache.source = None  # all that differs from window to window
                     for branch, coefficient in coefficients.items():
                         name, sees_visual_input = branches[branch]
                         encoder_hidden_states, encoder_attention_mask = conditions[name]
                         if use_kv_cache and kv_caches.get(branch, (None,))[0] is not encoder_hidden_states:
-                            kv_caches[branch] = (encoder_hidden_states, self.transformer.create_kv_cache())
+                            seen = has_visual_input and sees_visual_input
+                            cache = self.transformer.create_kv_cache(token_caches.get(seen))
+                            token_caches[seen], kv_caches[branch] = cache.tokens, (encoder_hidden_states, cache)
                         kv_cache = kv_caches[branch][1] if use_kv_cache else None
-                        if use_kv_cache and len(windows) > 1:
-                            kv_cache.source_tokens = None  # all that differs from window to window
                         source = source_latents[:, :, frames] if has_source and sees_visual_input else None
                         with self.transformer.cache_context(branch if len(windows) == 1 else f"{branch} {index}"):
                             prediction = self.transformer(
@@ -543,5 +546,6 @@ class LoomVideoDenoisingMixin:
                             conditions[name] = self._place_embeds(new_tensor, new_mask, device)
 
         self._current_timestep = None
-        self._kv_cache_nbytes = sum(kv_cache.nbytes for _, kv_cache in kv_caches.values())
+        caches = [*token_caches.values(), *(kv_cache for _, kv_cache in kv_caches.values())]
+        self._kv_cache_nbytes = sum(cache.nbytes for cache in caches)
         return latents

@@ -13,13 +13,17 @@
 # limitations under the License.
 """The benchmarks compare what computes the same, and count its operations right."""
 
+import json
 import math
+from functools import partial
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as benchmarks
+from benchmarks.baselines import concatenated_step
 from benchmarks.operations import count_operations
 
 
@@ -60,19 +64,79 @@ def test_counted_operations(small):
     }
     kv_cache = transformer.create_kv_cache()
     for is_first in (True, False):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        # The products inside of fused kernels would not be counted.
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             transformer(**inputs, kv_cache=kv_cache)
         counted = count_operations(config, math.prod(GRID), NUM_PROMPT_TOKENS, is_first)
         # The embedding of the timestep is not counted.
         assert counted == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
-def test_ratios():
-    steps = {name: lambda: torch.ones(1) for name in ("ours", "ours, first step", "published way")}
-    times = benchmarks.time_interleaved(steps, "", 3)
-    assert {name: len(of_step) for name, of_step in times.items()} == dict.fromkeys(steps, 3)
-    times = {"ours": [1.0, 2.0, 3.0], "ours, first step": [51.0, 2.0, 3.0]}
-    times |= {key: [4.0, 4.0, 6.0] for key in ("without its savings", "published way", "bare Wan")}
-    assert benchmarks.ratios(times) == {
-        "seconds": 2.0, "without its savings": 2.0, "published way": 2.0, "bare Wan": 2.0,
+def test_timing():
+    """Each step is run to warm up, and then back and forth with the others; medians are of ratios within a round."""
+    order = []
+    steps = {name: partial(order.append, name) for name in ("one", "two", "three")}
+    times = benchmarks.time_interleaved(steps, "", 2)
+    assert order == ["one", "two", "three"] * 2 + ["three", "two", "one"]
+    assert {name: len(of_step) for name, of_step in times.items()} == dict.fromkeys(steps, 2)
+    assert benchmarks.ours({"ours": [1.0, 2.0], "ours, first step": [51.0, 2.0]}) == [2.0, 2.0]
+    assert benchmarks.median_ratio([4.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == 3.0
+
+
+def test_bound(small):
+    """Steps that are nothing but products at this machine's best rate reach all of it, slower ones less."""
+    config = dict(small[0].config)
+    operations = 2 * 10 * 128 * 256  # of one product
+    row = benchmarks.bound(config, 10, 3 * operations, [2.0, 1.0, 4.0], [3.0, 3.0, 9.0])
+    assert benchmarks.bound(config, 10, 3 * operations, [1.0], [6.0])["fraction of bound"] == 0.5
+    assert row == {
+        "operations": 3 * operations, "operations a second": operations, "bound": 3.0, "fraction of bound": 1.0,
     }  # fmt: skip
+
+
+def test_concatenation(small):
+    """With a source as additional tokens, what the video's tokens are made into depends on them."""
+    transformer, _ = small
+    inputs = {
+        "hidden_states": torch.randn(1, 48, GRID[0], 2 * GRID[1], 2 * GRID[2]),
+        "timestep": torch.tensor([500.0]),
+        "encoder_hidden_states": torch.randn(1, 2, NUM_PROMPT_TOKENS, 96),
+    }
+    source = torch.randn_like(inputs["hidden_states"])
+    with torch.no_grad():
+        kv_cache = transformer.create_kv_cache()
+        first, second = (
+            concatenated_step(transformer, **inputs, source_hidden_states=source, kv_cache=kv_cache) for _ in range(2)
+        )
+        torch.testing.assert_close(second, first)
+        assert first.shape == inputs["hidden_states"].shape
+        other = concatenated_step(
+            transformer, **inputs, source_hidden_states=-source, kv_cache=transformer.create_kv_cache()
+        )
+        assert (other - first).abs().max() > 1e-3
+        # Twice the same tokens at the same places are attended to as once, and so change nothing.
+        twice = concatenated_step(
+            transformer, **inputs, source_hidden_states=inputs["hidden_states"], kv_cache=transformer.create_kv_cache()
+        )
+        torch.testing.assert_close(twice, transformer(**inputs).sample, atol=1e-5, rtol=1e-5)
+
+
+def test_all_of_it(small, monkeypatch, tmp_path, capsys):
+    """A run with a small model writes all that it measures."""
+    monkeypatch.setattr(benchmarks, "VIDEO_GRID", GRID)
+    monkeypatch.setattr(benchmarks, "LONG_GRID", GRID)
+    monkeypatch.setattr(benchmarks, "SHAPES", {"short": (8, []), "long, references": (20, [(4, 6)])})
+    monkeypatch.setattr(benchmarks, "BRANCHES", {"cond": (8, []), "visual": (8, []), "uncond": (8, [])})
+    monkeypatch.setattr(benchmarks, "NUM_REPETITIONS", 2)
+    monkeypatch.setattr(benchmarks, "OUTPUT_DIR", tmp_path)
+    monkeypatch.setattr(benchmarks, "NUMS_OF_FRAMES", (1, 2))
+    benchmarks.main()
+    report = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert [(row["dtype"], row["shape"]) for row in report["steps"]] == [
+        (dtype, shape) for dtype in ("float32", "bfloat16") for shape in ("short", "long, references")
+    ]
+    assert [row["branches"] for row in report["calls"]] == [3, 2]
+    assert report["edits"]["interval"][0] <= report["edits"]["edit / generation"] <= report["edits"]["interval"][1]
+    assert [row["tokens"] for row in report["growth"]] == [256, 512]
+    assert (tmp_path / "benchmarks.png").stat().st_size > 1000
+    assert "projected, not measured" in capsys.readouterr().out

@@ -13,6 +13,7 @@
 # limitations under the License.
 """What is computed once: over the steps of a call, over the branches of guidance, and over calls."""
 
+import math
 from collections import Counter
 from contextlib import contextmanager
 
@@ -59,7 +60,7 @@ def test_kv_cache(name, fused, transformer):
         "source_scale": first["source_scale"] / 2,
     }
     kv_cache = transformer.create_kv_cache()
-    assert kv_cache.nbytes == 0
+    assert kv_cache.nbytes == kv_cache.tokens.nbytes == 0
     parts = {
         "mllm_embedder": transformer.mllm_embedder,
         "source_patch_embedding": transformer.source_patch_embedding,
@@ -73,7 +74,12 @@ def test_kv_cache(name, fused, transformer):
         assert (counts == Counter()) == (step > 0)
     prompt = first["encoder_hidden_states"]
     keys_and_values = 2 * prompt.shape[1] * prompt.shape[0] * prompt.shape[2] * transformer.proj_out.in_features * 4
-    assert keys_and_values < kv_cache.nbytes < 2 * keys_and_values + 2**20
+    assert kv_cache.nbytes == keys_and_values
+    cache, dim = kv_cache.tokens, transformer.proj_out.in_features
+    num_video_tokens = math.prod(first["hidden_states"].shape[i] for i in (0, 2, 3, 4)) // 4
+    num_tokens = num_video_tokens + sum(reference.numel() for reference in cache.references or []) // dim
+    rotary = cache.rotary[0].shape[1] * transformer.config.attention_head_dim
+    assert cache.nbytes == 4 * (num_tokens * dim + rotary)
 
 
 @pytest.mark.parametrize("name", ["pipeline_ref_edit", "pipeline_mi2v", "pipeline_t2v"])
@@ -82,12 +88,17 @@ def test_a_call_with_and_without_it(name, pipe, edit):
     inputs = call_inputs(name) | {"output_type": "latent"}
     without = pipe(**inputs, use_kv_cache=False).frames
     assert pipe.kv_cache_nbytes == 0
-    with counted(embedder=pipe.transformer.mllm_embedder) as counts:
+    transformer = pipe.transformer
+    parts = {"embedder": transformer.mllm_embedder, "source": transformer.source_patch_embedding}
+    with counted(**parts, rope=transformer.rope) as counts:
         latents = pipe(**inputs).frames
     assert torch.allclose(latents, without, atol=1e-5)
     assert pipe.kv_cache_nbytes > 0
-    num_branches = 2 if name == "pipeline_t2v" else 3
-    assert counts["embedder"] == num_branches * pipe.transformer.config.num_layers
+    is_t2v = name == "pipeline_t2v"
+    num_branches = 2 if is_t2v else 3
+    assert counts["embedder"] == num_branches * transformer.config.num_layers
+    # Two branches see the same source and references, and one sees none.
+    assert counts["source"] == counts["rope"] == (1 if is_t2v else 2)
 
 
 def test_embeds_that_a_callback_changes(pipe):

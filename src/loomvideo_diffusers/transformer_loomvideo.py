@@ -54,8 +54,14 @@ BROADCAST_MASK_BACKENDS = [
 
 def apply_rotary_emb(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates each pair of channels of `[B, S, heads, head_dim]` by the angles of `[1, S, 1, head_dim / 2]`."""
-    real, imaginary = hidden_states.unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    pairs = hidden_states.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        # Compilers make one kernel of it, and few of them know complex numbers.
+        real, imaginary = pairs.unbind(-1)
+        rotated = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
+    else:
+        # The same numbers in a tenth of the time
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
     return rotated.flatten(-2).type_as(hidden_states)
 
 
@@ -67,23 +73,37 @@ class LoomVideoBlockCache:
         self.value: torch.Tensor | None = None
 
 
-class LoomVideoKVCache:
-    """
-    What does not change over the steps of one guidance branch: cross-attention's keys and values, the source's and the
-    references' tokens, and the rotary tables. The first forward fills it, later ones with the same inputs read it.
-    """
+class LoomVideoTokenCache:
+    """What all guidance branches that see the same source and references share: their tokens, and rotary tables."""
 
-    def __init__(self, num_layers: int):
-        self.blocks = [LoomVideoBlockCache() for _ in range(num_layers)]
-        self.source_tokens: torch.Tensor | None = None
-        self.reference_tokens: list[torch.Tensor] | None = None
-        self.rotary: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    def __init__(self):
+        self.source: torch.Tensor | None = None
+        self.references: list[torch.Tensor] | None = None
+        self.rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+        # How many of this process's tokens are the video's, the others being references; None without references
+        self.num_video_tokens: int | None = None
 
     @property
     def nbytes(self) -> int:
         """The memory that it takes, in bytes."""
-        tensors = [self.source_tokens, *(self.reference_tokens or []), *(self.rotary or [])]
-        tensors += [tensor for block in self.blocks for tensor in (block.key, block.value)]
+        tensors = [self.source, *(self.references or []), *(self.rotary or [])]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+class LoomVideoKVCache:
+    """
+    What does not change over the steps of one guidance branch: cross-attention's keys and values, and what is in
+    `tokens`. The first forward fills it, later ones with the same inputs read it.
+    """
+
+    def __init__(self, num_layers: int, tokens: LoomVideoTokenCache | None = None):
+        self.blocks = [LoomVideoBlockCache() for _ in range(num_layers)]
+        self.tokens = LoomVideoTokenCache() if tokens is None else tokens
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that keys and values take, in bytes; that of the tokens is `tokens.nbytes`."""
+        tensors = [tensor for block in self.blocks for tensor in (block.key, block.value)]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
@@ -323,9 +343,10 @@ def _modulate(
 ) -> torch.Tensor:
     """Scales and shifts the video's tokens by one row, and those of the references, if there are any, by another."""
     if num_video_tokens is None:
-        return hidden_states * (1 + scales[0]) + shifts[0]
+        return torch.addcmul(shifts[0], hidden_states, 1 + scales[0])
     parts = (hidden_states[:, :num_video_tokens], hidden_states[:, num_video_tokens:])
-    return torch.cat([part * (1 + scale) + shift for part, scale, shift in zip(parts, scales, shifts)], dim=1)
+    modulated = [torch.addcmul(shift, part, 1 + scale) for part, scale, shift in zip(parts, scales, shifts)]
+    return torch.cat(modulated, dim=1)
 
 
 def _add_gated(
@@ -333,10 +354,10 @@ def _add_gated(
 ) -> torch.Tensor:
     """Adds a layer's output, times one row for the video's tokens and another for those of the references."""
     if num_video_tokens is None:
-        return (hidden_states.float() + output.float() * gates[0]).type_as(hidden_states)
-    parts = (output[:, :num_video_tokens], output[:, num_video_tokens:])
-    gated = torch.cat([part.float() * gate for part, gate in zip(parts, gates)], dim=1)
-    return (hidden_states.float() + gated).type_as(hidden_states)
+        return torch.addcmul(hidden_states.float(), output.float(), gates[0]).type_as(hidden_states)
+    sizes = (num_video_tokens, hidden_states.shape[1] - num_video_tokens)
+    parts = zip(hidden_states.float().split(sizes, dim=1), output.float().split(sizes, dim=1), gates)
+    return torch.cat([torch.addcmul(*part) for part in parts], dim=1).type_as(hidden_states)
 
 
 class LoomVideoTransformer3DModel(
@@ -555,9 +576,12 @@ class LoomVideoTransformer3DModel(
         self._cache_states.clear()
         super()._reset_stateful_cache(recurse)
 
-    def create_kv_cache(self) -> LoomVideoKVCache:
-        """Makes an empty cache for `forward`: one for each guidance branch and call, the same at every step."""
-        return LoomVideoKVCache(len(self.blocks))
+    def create_kv_cache(self, tokens: LoomVideoTokenCache | None = None) -> LoomVideoKVCache:
+        """
+        Makes an empty cache for `forward`: one for each guidance branch and call, the same at every step. `tokens` are
+        those of a branch of the same call with the same source and references.
+        """
+        return LoomVideoKVCache(len(self.blocks), tokens)
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -620,33 +644,32 @@ class LoomVideoTransformer3DModel(
         references = reference_hidden_states or []
         reference_grids = [(image.shape[-2] // patch_height, image.shape[-1] // patch_width) for image in references]
 
-        cache = self.create_kv_cache() if kv_cache is None else kv_cache
+        cache = LoomVideoTokenCache() if kv_cache is None else kv_cache.tokens
 
         # 1. Tokens: the noised video with its source added, then the references
         tokens = self.patch_embedding(hidden_states)
         if source_scale is not None:
-            if cache.source_tokens is None:
+            if cache.source is None:
                 if source_hidden_states is None:
-                    source_hidden_states = torch.zeros_like(hidden_states)
-                cache.source_tokens = self.source_patch_embedding(source_hidden_states)
-            tokens = (tokens + source_scale.view(-1, 1, 1, 1, 1) * cache.source_tokens).type_as(tokens)
+                    # One patch of zeros stands for all.
+                    source_hidden_states = hidden_states.new_zeros(1, hidden_states.shape[1], *self.config.patch_size)
+                cache.source = self.source_patch_embedding(source_hidden_states)
+            tokens = (tokens + source_scale.view(-1, 1, 1, 1, 1) * cache.source).type_as(tokens)
         tokens = tokens.flatten(2)
         if references:
-            if cache.reference_tokens is None:
-                cache.reference_tokens = [self.patch_embedding(image).flatten(2) for image in references]
-            tokens = torch.cat([tokens, *cache.reference_tokens], dim=2)
+            if cache.references is None:
+                cache.references = [self.patch_embedding(image).flatten(2) for image in references]
+            tokens = torch.cat([tokens, *cache.references], dim=2)
         tokens = tokens.transpose(1, 2).contiguous()
 
         if cache.rotary is None:
-            cache.rotary = self.rope(video_grid, reference_grids, hidden_states.device)
-        rotary_cos, rotary_sin, is_reference = cache.rotary
-        rotary_emb = (rotary_cos, rotary_sin)
-        num_video_tokens = None
-        if references:
-            num_video_tokens = math.prod(video_grid)
-            if is_reference.shape[1] < tokens.shape[1]:
-                # Context parallelism has given this process a part of the tokens.
-                num_video_tokens = int(is_reference.logical_not().sum())
+            cos, sin, is_reference = self.rope(video_grid, reference_grids, hidden_states.device)
+            cache.rotary = (cos, sin)
+            if references:
+                cache.num_video_tokens = math.prod(video_grid)
+                if is_reference.shape[1] < tokens.shape[1]:
+                    # Context parallelism has given this process a part of the tokens.
+                    cache.num_video_tokens = int(is_reference.logical_not().sum())
 
         # 2. Time. The time embedder runs in the precision of the modulation tables: both stay in float32 when the
         # model is loaded in half precision, and a table, not being a layer, is never quantized.
@@ -655,7 +678,7 @@ class LoomVideoTransformer3DModel(
         # 3. Blocks, each with its own layer of the MLLM
         for index, block in enumerate(self.blocks):
             block_cache = None if kv_cache is None else kv_cache.blocks[index]
-            arguments = (block_temb, rotary_emb, num_video_tokens, encoder_attention_mask, block_cache)
+            arguments = (block_temb, cache.rotary, cache.num_video_tokens, encoder_attention_mask, block_cache)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 mllm_tokens = self._gradient_checkpointing_func(self.mllm_embedder, encoder_hidden_states[:, index])
                 tokens = self._gradient_checkpointing_func(block, tokens, mllm_tokens, *arguments)
