@@ -38,6 +38,7 @@ def make_clip(
     times=None,
     rotation=None,
     colors=None,
+    pixel_aspect=None,
     options=None,
 ):
     """Writes a clip in which a bright square moves from left to right, with noise for sound."""
@@ -50,6 +51,8 @@ def make_clip(
         if colors is not None:
             context = stream.codec_context
             context.colorspace, context.color_primaries, context.color_trc, context.color_range = colors
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if rotation is not None:
             stream.set_display_rotation(rotation)
         if layout is not None:

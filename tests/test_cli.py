@@ -16,6 +16,7 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import FIXTURES, GOLDEN, load_case, messages
+from safetensors import safe_open
 
 from loomvideo_diffusers import cli
 from loomvideo_diffusers.video import read_image, read_video, sample_frame_indices
@@ -146,8 +148,11 @@ def test_preview_and_comparison(model_folder, tmp_path, capsys):
     options = ["--model", str(model_folder), "--height", "64", "--width", "96", "--steps", "1"]
     sheet, both = tmp_path / "sheet.png", tmp_path / "both.mp4"
     assert cli.main(["edit", CLIP, "blue", "--preview", str(sheet), *options]) == 0
-    assert read_image(sheet).size == (6 * 192, 256)
+    assert read_image(sheet).size == (6 * 205, 256)
     assert list(tmp_path.iterdir()) == [sheet]
+    capsys.readouterr()
+    assert cli.main(["info", str(sheet)]) == 0
+    assert "--seed" in capsys.readouterr().out  # so that the edit of all frames can be made with it
     arguments = ["edit", CLIP, "blue", "-o", str(tmp_path / "out.mp4"), "--compare", str(both)]
     assert cli.main([*arguments, "--window", "17", "--overlap", "8", *options]) == 0
     assert read_video(both).shape == (33, 160, 512, 3)
@@ -175,6 +180,66 @@ def test_an_edit_goes_on(model_folder, tmp_path, capsys, monkeypatch):
     assert cli.main(arguments) == 0
     assert timesteps[2:] == timesteps[2:3] * 2  # the step that was broken off, and no other
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_a_killed_edit_goes_on(model_folder, tmp_path, monkeypatch):
+    """What a killed command has done, the same command does not do again; the result is that of an unbroken one."""
+    from diffusers import UniPCMultistepScheduler
+
+    whole, output, unfinished = (tmp_path / name for name in ("a.mp4", "b.mp4", ".unfinished-b.mp4.safetensors"))
+    options = ["--model", model_folder, "--height", 64, "--width", 96, "--steps", 20, "--window", 17, "--seed", 1]
+    arguments = [[str(word) for word in ("edit", CLIP, "blue", "-o", path, *options)] for path in (whole, output)]
+    assert cli.main(arguments[0]) == 0
+    process = subprocess.Popen([COMMAND, *arguments[1]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not unfinished.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not output.exists()
+    with safe_open(unfinished, "pt") as file:
+        num_steps = int(file.metadata()["num_steps"])
+    assert 0 < num_steps < 20
+    step, timesteps = UniPCMultistepScheduler.step, []
+
+    def counted_step(self, velocity, timestep, *arguments, **options):
+        timesteps.append(timestep)
+        return step(self, velocity, timestep, *arguments, **options)
+
+    monkeypatch.setattr(UniPCMultistepScheduler, "step", counted_step)
+    assert cli.main(arguments[1]) == 0
+    assert len(timesteps) == 20 - num_steps
+    assert np.array_equal(read_video(output), read_video(whole))
+    assert not unfinished.exists()
+
+
+BOUNDED = """
+import contextlib, io, os, re, sys
+from loomvideo_diffusers import cli
+
+def edit(side, gigabytes):
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        options = ["--frames", "17", "--steps", "1", "--height", side, "--width", side, "--max-memory", str(gigabytes)]
+        status = cli.main(["edit", sys.argv[1], "blue", "-o", "out.mp4", *options])
+    error = "".join(line for line in stderr.getvalue().splitlines() if line.startswith("loomvideo: "))
+    print(status, os.listdir(), error)
+    return error
+
+least = float(re.search("must be ([0-9.]+) or more", edit("96", 0.1))[1])
+edit("512", least + 0.1)
+edit("96", least + 4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of a CPU, memory is bounded in Linux alone")
+def test_memory_is_bounded(tmp_path):
+    """What would take more fails in one line and leaves nothing; what is enough is enough."""
+    command = [sys.executable, "-c", BOUNDED, Path(CLIP).absolute()]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    said = [line for line in result.stdout.splitlines() if not line.startswith("Wrote")]
+    assert len(said) == 3, result.stderr
+    assert said[0].startswith("2 [] loomvideo: error: --max-memory must be ")
+    assert said[1].startswith("2 [] loomvideo: error: the memory is not enough: choose a smaller --window")
+    assert said[2].startswith("0 ['out.mp4']")
 
 
 def test_options_reach_the_model(model_folder, tmp_path):
@@ -260,9 +325,13 @@ def test_bad_input(model_folder, tmp_path):
         ([*edit, output, *model, "--frames", "34"], "has 33 frames, but 34 were asked for"),
         ([*edit, output, *model, "--frames", "0"], "The number of frames must be positive, but is 0"),
         ([*edit, output, *model, "--window", "8"], "`window_frames` must be 4k + 1"),
+        ([*edit, output, *model, "--overlap", "5"], "`window_overlap` must be a multiple of 4"),
         ([*edit, output, *model, "--height", "64"], "give both, or neither"),
+        ([*edit, output, *model, "--width", "64"], "give both, or neither"),
         ([*edit, output, *model, "--max-crop", "1"], "`max_crop` must be at least 0 and below 1"),
         ([*edit, output, *model, "--compare", tmp_path / "both.png"], "must end in .mp4 or .mov"),
+        ([*edit, output, *model, "--compare", output], "out.mp4 is named twice"),
+        (["edit", tmp_path / "cut.mp4", "blue", "-o", tmp_path / "cut.mp4", *model], "cut.mp4 is named twice"),
         (["edit", CLIP, "blue", *model, "--preview", tmp_path / "sheet.mp4"], "must end in .png"),
         (
             ["edit", REFERENCE, "blue", "-o", tmp_path / "out.png", *model, "--keep-unchanged"],
@@ -280,6 +349,16 @@ def test_bad_input(model_folder, tmp_path):
         ([*generate, output, *model, "--device", "gpu"], "gpu is no device of this machine"),
         ([*generate, output, *model, "--device", "meta"], "meta is no device of this machine"),
         ([*generate, output, *model, "--seed", "99999999999999999999999"], "the seed must be from 0"),
+        ([*generate, output, *model, "--seed", "1.5"], "the seed must be from 0"),
+        ([*generate, output, *model, "--guidance-scale", "nan"], "--guidance-scale: it must be a number, but is nan"),
+        ([*edit, output, *model, "--guidance-scale-visual", "much"], "it must be a number, but is much"),
+        ([*edit, output, *model, "--lora", CLIP], "cat.mp4 cannot be loaded: "),
+        ([*edit, output, *model, "--lora", tmp_path / "none"], "none cannot be loaded: "),
+        ([*edit, output, *model, "--lora-scale", "inf"], "--lora-scale: it must be a number, but is inf"),
+        ([*edit, output, *model, "--dtype", "int8"], "argument --dtype: invalid choice"),
+        ([*edit, output, *model, "--max-memory", "0"], "it must be more than 0 GB, but is 0"),
+        ([*edit, output, *model, "--max-memory", "0.2"], "--max-memory must be "),
+        ([*edit, output, *model, "--negative-prompt", "<|image_pad|>"], "must not hold the MLLM's markers"),
         ([*generate, output, "--model", damaged], "Error while deserializing"),
         (["info", damaged], "Error while deserializing"),
         (

@@ -198,7 +198,47 @@ def test_comparison_and_preview(edit, tmp_path):
         assert container.metadata["comment"] == "made so"
     shown, edited = edit_preview(edit, footage, Edit(**QUICK))
     assert len(shown) == len(edited) == 6
-    assert shown[0].shape == edited[0].shape == (32, 64, 3)
+    assert {pixels.shape for pixels in (*shown, *edited)} == {(48, 64, 3)}
+    assert np.array_equal(shown[0], next(read_frames(footage)))
+
+
+@pytest.mark.parametrize(("rotation", "expected"), [(None, Fraction(4, 3)), (90, Fraction(3, 4))])
+def test_pixels_that_are_not_square(rotation, expected, tmp_path):
+    """Their proportions are kept, of a turned clip upright, beside each other too."""
+    footage = survey(make_clip(tmp_path / "source.mp4", rotation=rotation, pixel_aspect=Fraction(4, 3)))
+    frames = list(read_frames(footage))
+    for name, size in (("same.mp4", None), ("double.mp4", (2 * footage.width, footage.height))):
+        with write_footage(str(tmp_path / name), ".mp4", footage, size=size) as writer:
+            for pixels in frames:
+                writer.write(pixels if size is None else np.hstack([pixels, pixels]))
+        assert survey(tmp_path / name).pixel_aspect == expected
+
+
+def test_settings_reach_the_model(edit, tmp_path):
+    """Each of them changes the result."""
+    footage = survey(make_clip(tmp_path / "source.mp4", num_frames=30))
+    both = QUICK | {"num_inference_steps": 2, "guidance_scale": 3.0, "guidance_scale_visual": 2.0}
+
+    def result(**settings):
+        edit_footage(edit, footage, Edit(**both | settings), tmp_path / "out.gif")
+        return (tmp_path / "out.gif").read_bytes()
+
+    plain = result()
+    assert result() == plain
+    for settings in (
+        {"prompt": "red"},
+        {"references": (Image.new("RGB", (32, 32), "red"),)},
+        {"negative_prompt": "dark"},
+        {"seed": 1},
+        {"height": 64},
+        {"max_crop": 0.2},
+        {"num_inference_steps": 3},
+        {"guidance_scale": 5.0},
+        {"guidance_scale_visual": 4.0},
+        {"window_frames": 21},
+        {"window_overlap": 8},
+    ):
+        assert result(**settings) != plain, settings
 
 
 def test_a_broken_off_edit_goes_on(edit, tmp_path, monkeypatch):
@@ -230,6 +270,17 @@ def test_a_broken_off_edit_goes_on(edit, tmp_path, monkeypatch):
     edit_footage(edit, footage, settings, tmp_path / "again.mp4")
     assert not num_calls
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    # What was broken off is of no use for fewer frames, or for another model.
+    monkeypatch.setattr("loomvideo_diffusers.editing._results", lambda *_: iter([1 / 0]))
+    with pytest.raises(ZeroDivisionError):
+        edit_footage(edit, footage, settings, tmp_path / "fewer.mp4")
+    monkeypatch.undo()
+    for part, model in ((survey(footage.path, 9), ""), (footage, "another")):
+        num_calls.clear()
+        progress = (tmp_path / ".unfinished-fewer.mp4.safetensors").read_bytes()
+        edit_footage(edit, part, settings, tmp_path / "fewer.mp4", model=model)
+        assert len(num_calls) == 4 * (1 if part.num_model_frames == 9 else num_windows)
+        (tmp_path / ".unfinished-fewer.mp4.safetensors").write_bytes(progress)
     (tmp_path / ".unfinished-other.mp4.safetensors").write_bytes(b"no tensors")
     edit_footage(edit, footage, Edit(**QUICK), tmp_path / "other.mp4")
     assert (tmp_path / "other.mp4").exists()

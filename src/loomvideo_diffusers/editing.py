@@ -44,7 +44,6 @@ from .pipelines.loomvideo_frames import (
 from .video import write_whole
 
 
-# How many frames a preview shows
 # A change of color that is no more than this is the VAE's, not the edit's; what surrounds a change may have changed
 # too, and the edge of that is soft. In steps of color, and in pixels of the model's frames.
 SMALLEST_CHANGE = 24
@@ -71,7 +70,7 @@ class Fit:
         """Scales a picture to be as large as can be if no more than a share of it may lie beyond the frame."""
         scales = (width / footage.width, height / footage.height)
         scale = min(max(scales), min(scales) / (1 - max_crop))
-        inner_width, inner_height = round(footage.width * scale), round(footage.height * scale)
+        inner_width, inner_height = max(1, round(footage.width * scale)), max(1, round(footage.height * scale))
         left, top = (width - inner_width) // 2, (height - inner_height) // 2
         return cls(width, height, (left, top, left + inner_width, top + inner_height))
 
@@ -153,12 +152,12 @@ class Edit:
         return Fit.of(footage, width, height, self.max_crop)
 
     def digest(self, footage: Footage, model: str) -> str:
-        """A hash of all that the result depends on."""
+        """A hash of all that the latents depend on."""
         status = footage.path.stat()
         values = vars(self) | {
             "references": [hashlib.sha256(image.tobytes()).hexdigest() for image in self.references]
         }
-        values |= {"model": model}
+        values |= {"model": model, "num_frames": footage.num_model_frames}
         values["source"] = [str(footage.path.absolute()), status.st_size, status.st_mtime_ns]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -186,7 +185,7 @@ def edit_footage(
         output: the file to write, one of `FOOTAGE_SUFFIXES`.
         compare: a file for the clip and the result side by side.
         comment: what the file says of itself.
-        model: what the pipeline was loaded from.
+        model: what the pipeline was loaded from, LoRAs too: what one model broke off, no other goes on with.
 
     Raises:
         ValueError: if an argument is wrong, or the clip cannot be read.
@@ -215,14 +214,16 @@ def edit_footage(
     progress.remove()
 
 
-def edit_preview(pipe: LoomVideoEditPipeline, footage: Footage, edit: Edit) -> tuple[list[np.ndarray], np.ndarray]:
+def edit_preview(
+    pipe: LoomVideoEditPipeline, footage: Footage, edit: Edit
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Edits a few frames that are spread over a clip, as images. Returns them before and after, uint8 `[H, W, 3]`."""
     fit = edit.fit(footage)
-    before = [fit.lay_in(pixels) for pixels in spread_frames(footage)]
-    after = pipe(
+    before = spread_frames(footage)
+    pictures = pipe(
         [edit.prompt] * len(before),
         negative_prompt=edit.negative_prompt,
-        image=before,
+        image=[fit.lay_in(pixels) for pixels in before],
         reference_images=list(edit.references) or None,
         num_inference_steps=edit.num_inference_steps,
         guidance_scale=edit.guidance_scale,
@@ -230,7 +231,9 @@ def edit_preview(pipe: LoomVideoEditPipeline, footage: Footage, edit: Edit) -> t
         attention_kwargs={"scale": edit.lora_scale},
         generator=[torch.Generator().manual_seed(edit.seed) for _ in before],
     ).frames
-    return before, (after[:, 0] * 255).round().astype(np.uint8)
+    pictures = (pictures[:, 0] * 255).round().astype(np.uint8)
+    after = [_bring_back(picture, pixels, edit, fit, deque()) for picture, pixels in zip(pictures, before)]
+    return before, after
 
 
 def _denoise(
@@ -250,7 +253,7 @@ def _denoise(
         guidance_scale_visual=edit.guidance_scale_visual,
         num_videos_per_prompt=1,
         generator=None,
-        embeds={"prompt_embeds": (None, None)},
+        embeds={"prompt_embeds": (None, None), "negative_prompt_embeds": (None, None)},
         output_type="latent",
         callback_on_step_end_tensor_inputs=["latents"],
         guidance_interval=(0.0, 1.0),
@@ -328,15 +331,22 @@ def _results(
     for index, pixels in enumerate(read):
         while current < footage.model_frame(index):
             picture, current = next(edited), current + 1
-        before = PIL.Image.fromarray(pixels)
-        after = fit.take_out(PIL.Image.fromarray(picture), before)
-        if edit.keep_unchanged:
-            changes.append(_find_change(fit.lay_in(pixels), picture))
-            change = PIL.Image.fromarray(np.max(changes, axis=0))
-            mask = change.filter(PIL.ImageFilter.GaussianBlur(CHANGE_SOFTNESS))
-            mask = fit.take_out(mask, PIL.Image.new("L", before.size))
-            after = PIL.Image.composite(after, before, mask)
-        yield pixels, np.asarray(after)
+        yield pixels, _bring_back(picture, pixels, edit, fit, changes)
+
+
+def _bring_back(
+    picture: np.ndarray, pixels: np.ndarray, edit: Edit, fit: Fit, changes: deque[np.ndarray]
+) -> np.ndarray:
+    """The edited picture at the size that the frame has, uint8 `[H, W, 3]`; `changes` are those of the last frames."""
+    before = PIL.Image.fromarray(pixels)
+    after = fit.take_out(PIL.Image.fromarray(picture), before)
+    if edit.keep_unchanged:
+        changes.append(_find_change(fit.lay_in(pixels), picture))
+        change = PIL.Image.fromarray(np.max(changes, axis=0))
+        mask = change.filter(PIL.ImageFilter.GaussianBlur(CHANGE_SOFTNESS))
+        mask = fit.take_out(mask, PIL.Image.new("L", before.size))
+        after = PIL.Image.composite(after, before, mask)
+    return np.asarray(after)
 
 
 def _decode(pipe: LoomVideoEditPipeline, latents: torch.Tensor) -> Iterator[np.ndarray]:

@@ -52,6 +52,7 @@ class Footage:
         rate: frames a second, on average.
         has_sound: whether there is any.
         goes_on: whether the file does after the last of these frames.
+        pixel_aspect: width of a pixel by its height in an upright frame; None where the file does not say.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Footage:
     rate: Fraction
     has_sound: bool
     goes_on: bool = False
+    pixel_aspect: Fraction | None = None
 
     @property
     def stride(self) -> Fraction:
@@ -100,7 +102,7 @@ def survey(path: str | os.PathLike, num_frames: int | None = None, show_progress
     """
     if num_frames is not None and num_frames < 1:
         raise ValueError(f"The number of frames must be positive, but is {num_frames}.")
-    times, size, goes_on = [], None, False
+    times, size, pixel_aspect, goes_on = [], None, None, False
     with open_video(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate or Fraction(FRAMES_PER_SECOND)
@@ -118,6 +120,8 @@ def survey(path: str | os.PathLike, num_frames: int | None = None, show_progress
             if size is None:
                 is_turned = round(frame.rotation / 90) % 2
                 size = (frame.height, frame.width) if is_turned else (frame.width, frame.height)
+                pixel_aspect = stream.sample_aspect_ratio or None
+                pixel_aspect = 1 / pixel_aspect if pixel_aspect and is_turned else pixel_aspect
         has_sound = bool(container.streams.audio)
     if has_sound:
         with open_video(path) as container:
@@ -126,7 +130,7 @@ def survey(path: str | os.PathLike, num_frames: int | None = None, show_progress
         raise ValueError(f"{path} has no frames: choose another video.")
     if num_frames is not None and len(times) < num_frames:
         raise ValueError(f"{path} has {len(times)} frames, but {num_frames} were asked for.")
-    return Footage(Path(path), *size, tuple(times), time_base, rate, has_sound, goes_on)
+    return Footage(Path(path), *size, tuple(times), time_base, rate, has_sound, goes_on, pixel_aspect)
 
 
 def _read_sound(container: av.container.InputContainer) -> Iterator[av.Packet]:
@@ -177,7 +181,6 @@ class FootageWriter:
     ):
         self.container = container
         self.footage = footage
-        self.size = size
         self.num_written = 0
         source = stack.enter_context(open_video(footage.path))
         like = source.streams.video[0].codec_context
@@ -193,8 +196,8 @@ class FootageWriter:
         context.color_primaries = like.color_primaries if is_known else BT709
         context.color_trc = like.color_trc if is_known else BT709
         context.color_range = FULL_RANGE if like.color_range == FULL_RANGE else 1
-        if size == (footage.width, footage.height) and source.streams.video[0].sample_aspect_ratio:
-            context.sample_aspect_ratio = source.streams.video[0].sample_aspect_ratio
+        if footage.pixel_aspect:
+            context.sample_aspect_ratio = footage.pixel_aspect
         self.stream = stream
         self.reformatter = VideoReformatter()
         self.sound = self._copy_sound(source)

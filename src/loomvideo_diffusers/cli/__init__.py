@@ -14,10 +14,12 @@
 """The `loomvideo` command: what it takes, and `main`, which runs it."""
 
 import argparse
+import math
 import sys
+import traceback
 from pathlib import Path
 
-from .common import one_line
+from .common import is_out_of_memory, one_line
 from .models import convert, info, push, train
 from .sampling import edit, generate
 
@@ -29,10 +31,26 @@ def _prompt(text: str) -> str:
 
 
 def _seed(text: str) -> int:
-    seed = int(text)
-    if not 0 <= seed < 2**63:
+    if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError("the seed must be from 0 to 2^63 - 1")
-    return seed
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"it must be a number, but is {text}")
+    return number
+
+
+def _gigabytes(text: str) -> float:
+    number = _finite(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"it must be more than 0 GB, but is {text}")
+    return number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         "the package)",
     )
     option("--lora", nargs="+", default=[], metavar="PATH|REPO", help="file, folder or repository of a LoRA")
-    option("--lora-scale", type=float, metavar="S", help="weight of the LoRAs (default: 1)")
+    option("--lora-scale", type=_finite, metavar="S", help="weight of the LoRAs (default: 1)")
     option("--reference", nargs="+", type=Path, default=[], metavar="IMAGE", help="called @Image 1, ... in the prompt")
     option("--negative-prompt", metavar="TEXT", help="what to avoid (default: the published negative prompt)")
     option("--frames", type=int, metavar="N", help="to generate, 4k + 1; to edit, the first so many of the clip")
@@ -58,14 +76,15 @@ def build_parser() -> argparse.ArgumentParser:
     option("--steps", type=int, metavar="N", help="denoising steps (default: 50, of nano 20)")
     option(
         "--guidance-scale",
-        type=float,
+        type=_finite,
         metavar="S",
         help="weight of the words (default: to generate 5, to edit and of nano 2.5)",
     )
-    option("--guidance-scale-visual", type=float, metavar="S", help="weight of source and references (default: 1.5)")
+    option("--guidance-scale-visual", type=_finite, metavar="S", help="weight of source and references (default: 1.5)")
     option("--seed", type=_seed, metavar="N", help="makes the result repeatable")
     option("--device", metavar="DEVICE", help="default: the first that is there of cuda, mps and cpu")
     option("--dtype", choices=["bfloat16", "float16", "float32"], help="default: bfloat16; on cpu float32")
+    option("--max-memory", type=_gigabytes, metavar="GB", help="stop rather than take more memory of the device")
     option("--cpu-offload", action="store_true", help="keep only the model that is running on the device")
 
     parser = argparse.ArgumentParser(prog="loomvideo", description="Generate and edit video with LoomVideo.")
@@ -157,6 +176,13 @@ def main(argv: list[str] | None = None) -> int:
         arguments.function(arguments)
     except (ValueError, TypeError, OSError, SafetensorError) as error:
         print(f"loomvideo: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # ends the progress bars, so that the line is one of its own
+        advice = "choose a smaller --window, --height and --width, or --cpu-offload"
+        print(f"loomvideo: error: the memory is not enough: {advice}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("loomvideo: interrupted", file=sys.stderr)

@@ -58,3 +58,9 @@ def find_model(model: str) -> str:
 
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it is that, in the words of any device."""
+    words = ("out of memory", "can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or any(these in str(error) for these in words)

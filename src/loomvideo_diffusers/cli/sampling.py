@@ -17,6 +17,7 @@ import argparse
 import inspect
 import json
 import os
+import re
 import secrets
 import shlex
 import sys
@@ -32,6 +33,9 @@ from .common import Stopwatch, find_model, one_line, silence_libraries
 
 OPTIONS_OF_FOOTAGE = ("preview", "compare", "keep_unchanged", "max_crop", "frames")
 FILES_OF_AN_EDIT = ("output", "contact_sheet", "preview", "compare")
+
+# Of a CPU, in bytes: with less, Python itself fails in places that cannot say why.
+SMALLEST_MEMORY = 200_000_000
 
 # torch, diffusers and transformers take seconds to import, so the functions that need them do it.
 if TYPE_CHECKING:
@@ -79,6 +83,11 @@ def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callab
     from ..video import IMAGE_SUFFIXES, check_output_path, read_image
 
     _choose_seed(arguments)
+    files = [getattr(arguments, name) for name in ("input", *FILES_OF_AN_EDIT)]
+    resolved = [path.resolve() for path in files if path is not None]
+    for path in resolved:
+        if resolved.count(path) > 1:
+            raise ValueError(f"{path} is named twice: give the source and each result names of their own.")
     for sheet in (arguments.contact_sheet, arguments.preview):
         if sheet is not None:
             check_output_path(sheet, IMAGE_SUFFIXES)
@@ -147,13 +156,15 @@ def _prepare_footage(
 
     def run(pipe: "DiffusionPipeline") -> None:
         reading = _progress_bar("Reading the prompt", pipe.text_encoder.language_model.layers)
+        comment = _describe(pipe, arguments)
         if arguments.preview is not None:
             with reading:
-                _write_contact_sheet(*edit_preview(pipe, footage, edit), arguments.preview)
+                before, after = edit_preview(pipe, footage, edit)
+            _write_contact_sheet(before, after, arguments.preview, comment)
             return
-        comment = _describe(pipe, arguments)
+        model = shlex.join([arguments.model, *arguments.lora])
         with stopwatch.stage("edit"), reading:
-            edit_footage(pipe, footage, edit, arguments.output, arguments.compare, comment, arguments.model)
+            edit_footage(pipe, footage, edit, arguments.output, arguments.compare, comment, model)
         print(
             f"Wrote {arguments.output}: {len(footage.times)} frames at {float(footage.rate):.4g} a second, "
             f"{footage.width} x {footage.height}, seed {arguments.seed} ({stopwatch})."
@@ -244,6 +255,8 @@ def _describe(pipe: "DiffusionPipeline", arguments: argparse.Namespace) -> str:
 
 def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatch) -> "DiffusionPipeline":
     import torch
+    from huggingface_hub.errors import HTTPError
+    from safetensors import SafetensorError
 
     from .. import pipelines
 
@@ -257,11 +270,16 @@ def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatc
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"{device} is no device of this machine: choose cpu, or leave --device out.") from error
+    if arguments.max_memory is not None:
+        _bound_memory(device, arguments.max_memory)
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
     with stopwatch.stage("load"):
         pipe = getattr(pipelines, pipeline_name).from_pretrained(find_model(arguments.model), dtype=dtype)
         for lora in arguments.lora:
-            pipe.load_lora_weights(lora)
+            try:
+                pipe.load_lora_weights(lora)
+            except (HTTPError, SafetensorError, ValueError, OSError) as error:
+                raise ValueError(f"The LoRA {lora} cannot be loaded: {one_line(error)}") from error
         if len(arguments.lora) > 1:
             pipe.set_adapters([name for names in pipe.get_list_adapters().values() for name in names])
         if arguments.cpu_offload:
@@ -269,6 +287,28 @@ def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatc
         else:
             pipe.to(device)
     return pipe
+
+
+def _bound_memory(device: str, gigabytes: float) -> None:
+    """Has what would take more of a device's memory fail: of a CPU's all that this process has, but for files."""
+    import torch
+
+    if device.startswith("cuda"):
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / total), device)
+    elif device == "cpu" and sys.platform == "linux":
+        import resource
+
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        taken = int(re.search(r"VmData:\s+(\d+)", status)[1]) * 1024
+        most, least = int(gigabytes * 1e9), taken + SMALLEST_MEMORY
+        if most < least:
+            raise ValueError(
+                f"--max-memory must be {least / 1e9:.1f} or more: the libraries take {taken / 1e9:.1f} GB."
+            )
+        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    else:
+        raise ValueError(f"--max-memory works on cuda, and on cpu in Linux, not on {device}: leave it out.")
 
 
 def _run(
@@ -339,8 +379,8 @@ def _write(
     print(f"Wrote {path}: {length}, {width} x {height}, seed {arguments.seed} ({stopwatch}).")
 
 
-def _write_contact_sheet(source: Any, result: Any, path: Path) -> None:
+def _write_contact_sheet(source: Any, result: Any, path: Path, comment: str = "") -> None:
     from ..video import contact_sheet, write_image
 
-    write_image(path, contact_sheet([source, result]))
+    write_image(path, contact_sheet([source, result]), comment)
     print(f"Wrote {path}: the source above the result.")
