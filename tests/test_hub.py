@@ -187,9 +187,17 @@ def test_load_without_the_package(hub, push, folder, model_folder, run_without_p
 def test_failures(hub, folder, monkeypatch):
     """What may pass is tried again; what may not is said at once; what arrived otherwise than it was sent is found."""
     monkeypatch.setattr(loomvideo_hub, "FIRST_WAIT", 0.01)
-    hub.faults += [("repos/create", 500), ("preupload", 429), ("blobs", "drop"), ("commit", 503), ("tree", "drop")]
+    hub.faults += [("blobs", 403)] * 3
+    with pytest.raises(OSError, match=r"The upload of loomvideo to me/loom failed: Error while uploading '.*'"):
+        push_folder(folder, "me/loom")
+    assert hub.files("me/loom") == set()
+    hub.faults = [("repos/create", 500), ("preupload", 429), ("blobs", "drop"), ("commit", 503), ("tree", "drop")]
     assert push_folder(folder, "me/loom").startswith(hub.address)
     assert not hub.faults
+    # What has arrived is not sent again.
+    sent = [path for method, path in hub.requests if method == "PUT"]
+    push_folder(folder, "me/loom")
+    assert [path for method, path in hub.requests if method == "PUT"] == sent
     hub.faults += [("preupload", 403)]
     with pytest.raises(OSError, match=r"The upload of loomvideo to me/loom failed: .*403"):
         push_folder(folder, "me/loom")
@@ -244,6 +252,8 @@ def test_conversion_from_the_hub(hub, tmp_path, capsys):
     assert str(tmp_path) not in card.content
     card.validate()
     capsys.readouterr()
+    assert cli.main(["info", str(output)]) == 0
+    assert f"loomvideo                    me/loomvideo {revision} gen_model.pth" in capsys.readouterr().out
     arguments[1] = "me/none"
     assert cli.main(["convert", *arguments, "-o", str(tmp_path / "other")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

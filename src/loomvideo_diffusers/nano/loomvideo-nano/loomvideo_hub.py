@@ -228,8 +228,10 @@ def _try_again(call: Callable[[], Any], what: str) -> Any:
             return call()
         except OfflineModeIsEnabled as error:
             raise OSError(f"{what} failed, as HF_HUB_OFFLINE is set.") from error
-        except (HTTPError, OSError) as error:
-            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        except (HTTPError, OSError, RuntimeError) as error:
+            # The Hub's client raises RuntimeError for a large file, from what happened.
+            cause = error.__cause__ if isinstance(error, RuntimeError) else error
+            status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
             is_final = status is not None and status < 500 and status not in (408, 429)
             if is_final or attempt == NUM_TRIES - 1:
                 raise OSError(f"{what} failed: {error}") from error
