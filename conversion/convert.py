@@ -29,7 +29,7 @@ from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor
 
 from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_hub import write_remote_code
-from ..transformer_loomvideo import LoomVideoTransformer3DModel
+from ..transformer_loomvideo import FLOAT32_MODULES, LoomVideoTransformer3DModel
 from ..video import check_writable
 from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 from .checkpoints import Entry, check_tensors, find_checkpoint, list_tensors, modified, name_transformer
@@ -193,8 +193,7 @@ def plan_conversion(
     """Reads what the sources hold, checks that they fit together, and says what `convert` writes."""
     parts: dict[str, tuple[dict[str, Entry], dict[str, torch.dtype], Any]] = {}
     entries, config, left_out = _plan_transformer(sources["loomvideo"].path, sources["wan"].path)
-    keep_in_fp32 = LoomVideoTransformer3DModel._keep_in_fp32_modules
-    dtypes = {name: torch.float32 if any(module in name for module in keep_in_fp32) else dtype for name in entries}
+    dtypes = {name: torch.float32 if any(module in name for module in FLOAT32_MODULES) else dtype for name in entries}
     parts["transformer"] = (entries, dtypes, config)
 
     entries, text_config, heads = _plan_text_encoder(sources["mllm"].path, config)
