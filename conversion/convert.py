@@ -29,7 +29,7 @@ from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor
 
 from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_hub import write_remote_code
-from ..transformer_loomvideo import LoomVideoTransformer3DModel
+from ..transformer_loomvideo import FLOAT32_MODULES, LoomVideoTransformer3DModel
 from ..video import check_writable
 from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 from .checkpoints import Entry, check_tensors, find_checkpoint, list_tensors, modified, name_transformer
@@ -52,11 +52,13 @@ class Source:
         path: the file or folder here.
         name: the repository, or of what is local the last part of its path.
         revision: the commit, of a repository.
+        license: what its card states.
     """
 
     path: Path
     name: str
     revision: str | None = None
+    license: str | None = None
 
 
 @dataclass
@@ -161,6 +163,8 @@ def find_sources(
         source = _find(given, patterns[name], token, cache_dir)
         if name in needed and not (source.path / needed[name]).is_file():
             raise ValueError(f"{given} has no {needed[name]}: is it the right source?")
+        folder = source.path if source.path.is_dir() else source.path.parent
+        source.license = stated_license(folder / CARD_FILE)
         sources[name] = source
     sources["loomvideo"].path = find_checkpoint(sources["loomvideo"].path, use_ema)
     return sources
@@ -189,8 +193,7 @@ def plan_conversion(
     """Reads what the sources hold, checks that they fit together, and says what `convert` writes."""
     parts: dict[str, tuple[dict[str, Entry], dict[str, torch.dtype], Any]] = {}
     entries, config, left_out = _plan_transformer(sources["loomvideo"].path, sources["wan"].path)
-    keep_in_fp32 = LoomVideoTransformer3DModel._keep_in_fp32_modules
-    dtypes = {name: torch.float32 if any(module in name for module in keep_in_fp32) else dtype for name in entries}
+    dtypes = {name: torch.float32 if any(module in name for module in FLOAT32_MODULES) else dtype for name in entries}
     parts["transformer"] = (entries, dtypes, config)
 
     entries, text_config, heads = _plan_text_encoder(sources["mllm"].path, config)
@@ -341,17 +344,18 @@ def write(plan: Plan, output_dir: str | os.PathLike, license: str | None = None,
                 "choose another disk."
             )
         state_file.write_text(state, encoding="utf-8")
+        # Before the weights, which take long: a processor or a scheduler that is missing is found now.
+        _write_configs(plan, unfinished, output_dir.absolute().name)
         with tqdm(total=plan.num_bytes, unit="B", unit_scale=True) as progress:
             for part, weights in plan.weights.items():
                 progress.set_description(f"Converting the {part.replace('_', ' ')}")
                 write_weights(weights, unfinished / part, progress.update)
-        _write_configs(plan, unfinished, output_dir.absolute().name)
-        license = license or stated_license(plan.sources["loomvideo"].path.parent / CARD_FILE)
-        card = render_base_card(unfinished, None, license)
+        card = render_base_card(unfinished, None, license or plan.sources["loomvideo"].license)
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
         state_file.unlink()
         if output_dir.exists():
             removed = output_dir.with_name(f".removed-{output_dir.name}")
+            shutil.rmtree(removed, ignore_errors=True)
             output_dir.replace(removed)
             unfinished.replace(output_dir)
             shutil.rmtree(removed)

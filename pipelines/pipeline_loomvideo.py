@@ -13,6 +13,8 @@
 # limitations under the License.
 """LoomVideo: videos and images from text, and from text with reference images."""
 
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,14 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline, UniPCMultistepSchedul
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.video_processor import VideoProcessor
 from transformers import Qwen3VLModel, Qwen3VLProcessor
+
+
+if __name__.startswith("diffusers_modules."):
+    # As remote code, all folders and repositories share these names: those of another are neither taken nor changed.
+    for _name in [name for name in sys.modules if name.startswith(f"{__package__}.loomvideo_")]:
+        del sys.modules[_name]
+    _module, __name__ = sys.modules.pop(__name__), f"{__name__}_{time.time_ns()}"
+    sys.modules[__name__] = _module
 
 from .loomvideo_denoising import LoomVideoDenoisingMixin
 from .loomvideo_frames import Image, fit_all, nearest_trained_size, read_references

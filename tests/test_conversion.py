@@ -14,18 +14,26 @@
 """Conversion of the three published sources, in all forms that there are of them."""
 
 import json
+import mmap
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import GOLDEN, transformer_inputs
+from diffusers import AutoencoderKLWan
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from torch.serialization import set_default_mmap_options, skip_data
+from transformers import Qwen3VLConfig, Qwen3VLModel
 
 from loomvideo_diffusers import LoomVideoPipeline, LoomVideoTransformer3DModel, cli
 from loomvideo_diffusers.conversion import convert, weights
@@ -165,6 +173,17 @@ def test_forms(form, published, model_folder, tmp_path):
     assert (output - golden).abs().max() < 1e-4
 
 
+def test_training_folder(published, tmp_path):
+    """--raw-weights takes the last weights and not their moving average; the licence is that of the folder's card."""
+    source = write_form("raw", published, tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n")
+    for option, added in (("--raw-weights", 0), ("--force", 1)):
+        assert run_cli("--loomvideo", source, "-o", tmp_path / "model", "--dtype", "float32", option) == 0
+        bias = load_file(tmp_path / "model" / TRANSFORMER)["proj_out.bias"]
+        assert torch.equal(bias, published["proj_out.bias"] + added)
+        assert ModelCard.load(tmp_path / "model" / "README.md").data.license == "mit"
+
+
 def test_the_names_of_the_released_file():
     """All 832 tensors of it find their place, but those of the unused projection."""
     released = json.loads((GOLDEN / "gen_model_5b_tensors.json").read_text())["tensors"]
@@ -245,6 +264,11 @@ def test_errors_leave_nothing_behind(tmp_path):
     check(r"not a LoomVideo checkpoint.* is missing; .*; and \d+ more", loomvideo=GOLDEN / "Qwen3-VL")
     check("has no config.json", mllm=GOLDEN / "LoomVideo")
     check("has no vae/config.json", wan=GOLDEN / "Qwen3-VL")
+    without_scheduler = tmp_path / "wan"
+    shutil.copytree(GOLDEN / "Wan2.2-TI2V", without_scheduler, ignore=shutil.ignore_patterns("scheduler"))
+    with pytest.raises(OSError, match="scheduler"):
+        convert(**(SOURCES | {"wan": without_scheduler}), output_dir=tmp_path / "model")
+    shutil.rmtree(without_scheduler)
     check("neither a file or folder here nor the name of a repository", mllm=tmp_path / "nowhere")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
@@ -317,6 +341,8 @@ def test_damaged_files(published, tmp_path):
     wrong = published | {"proj_out.bias": torch.zeros(7)}
     torch.save(wrong, cut / "gen_model.pth")
     check(r"proj_out.bias is \[7\] and should be \[32\]", loomvideo=cut)
+    torch.save(published | {"blocks.9.attn1.to_q.bias": torch.zeros(48)}, cut / "gen_model.pth")
+    check(r"blocks.9.attn1.to_q.bias \[48\] is unknown", loomvideo=cut)
 
     other = tmp_path / "qwen"
     shutil.copytree(GOLDEN / "Qwen3-VL", other)
@@ -386,3 +412,76 @@ def test_killed(tmp_path):
     assert num_killed >= 15
     assert run_cli("-o", tmp_path / "model", "--max-shard-size", "100KB") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def write_released_file(path):
+    """Random numbers in the names and shapes of the released file, which memory need not hold."""
+    shapes = json.loads((GOLDEN / "gen_model_5b_tensors.json").read_text())["tensors"]
+    with skip_data():
+        torch.save({name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}, path)
+    with set_default_mmap_options(mmap.MAP_SHARED):
+        for tensor in torch.load(path, mmap=True, map_location="cpu", weights_only=True).values():
+            tensor.normal_()
+
+
+def write_fitting_sources(folder):
+    """A Qwen3-VL and a Wan that fit the released transformer, and are small in all else."""
+    config = Qwen3VLConfig.from_pretrained(GOLDEN / "Qwen3-VL")
+    config.text_config.hidden_size = config.vision_config.out_hidden_size = 4096
+    config.text_config.num_hidden_layers = 36
+    shutil.copytree(GOLDEN / "Qwen3-VL", folder / "mllm")
+    Qwen3VLModel(config).save_pretrained(folder / "mllm")
+    shutil.copytree(GOLDEN / "Wan2.2-TI2V" / "scheduler", folder / "wan" / "scheduler")
+    config = dict(AutoencoderKLWan.load_config(GOLDEN / "Wan2.2-TI2V", subfolder="vae"))
+    config |= {"z_dim": 48, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48}
+    AutoencoderKLWan.from_config(config).save_pretrained(folder / "wan" / "vae")
+    with torch.device("meta"):
+        LoomVideoTransformer3DModel().save_config(folder / "wan" / "transformer")
+
+
+def forget(path):
+    """Writes a file to the disk and out of memory, so that who reads it next has to read the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# A command, and its peak of memory in bytes as the last line
+MEASURED = """
+import re, sys
+from pathlib import Path
+from loomvideo_diffusers import cli
+
+status = cli.main(sys.argv[1:])
+print(1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]))
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells")
+def test_full_size():
+    """A file of the released size, 10 GB: less than 3 GB of memory, and at most twice the time of a copy."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        write_released_file(folder / "gen_model.pth")
+        write_fitting_sources(folder)
+        forget(folder / "gen_model.pth")
+        start = time.perf_counter()
+        shutil.copyfile(folder / "gen_model.pth", folder / "copy.pth")
+        forget(folder / "copy.pth")
+        copy_seconds = time.perf_counter() - start
+        (folder / "copy.pth").unlink()
+
+        forget(folder / "gen_model.pth")
+        sources = {"loomvideo": folder / "gen_model.pth", "mllm": folder / "mllm", "wan": folder / "wan"}
+        options = [str(part) for name, path in sources.items() for part in (f"--{name}", path)]
+        command = [sys.executable, "-c", MEASURED, "convert", *options, "-o", str(folder / "model")]
+        start = time.perf_counter()
+        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        seconds = time.perf_counter() - start
+        peak = int(result.stdout.splitlines()[-1]) / 1e9
+        print(f"{peak:.2f} GB of memory, {seconds:.0f} s; copying the file takes {copy_seconds:.0f} s.")
+        assert peak < 3
+        assert seconds < 2 * copy_seconds
+        subprocess.run([*command, "--verify"], check=True)

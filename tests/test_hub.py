@@ -184,12 +184,73 @@ def test_load_without_the_package(hub, push, folder, model_folder, run_without_p
     assert type(pipe) is LoomVideoPipeline
 
 
+# Each loads one of two repositories whose code differs, and then both are used.
+TWO_REPOSITORIES = """
+import sys
+sys.modules["loomvideo_diffusers"] = None
+import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("me/old", trust_remote_code=True)
+edit = DiffusionPipeline.from_pretrained("me/new", custom_pipeline="pipeline_loomvideo_edit", trust_remote_code=True)
+small = {"height": 64, "width": 64, "num_inference_steps": 1, "output_type": "np"}
+video = pipe("a cat", num_frames=5, **small).frames[0]
+edit("make it blue", video=video, **small)
+pipe.load_lora_weights(sys.argv[1])
+pipe.fuse_lora()
+pipe.push_to_hub("me/old-again")
+edit.push_to_hub("me/new-again")
+edit.save_pretrained(sys.argv[2])
+again = DiffusionPipeline.from_pretrained(sys.argv[2], trust_remote_code=True)
+again.save_pretrained(sys.argv[2])  # over itself
+for module in (sys.modules[type(part).__module__] for part in (pipe, pipe.transformer, edit, edit.transformer, again)):
+    print(getattr(module, "IS_NEW", False))
+"""
+
+
+def test_repositories_of_different_code(hub, folder, tmp_path):
+    """Neither takes or changes the code of the other, and each is saved with all of its own, loaded or not."""
+    transformer = LoomVideoTransformer3DModel.from_pretrained(folder, subfolder="transformer")
+    transformer.add_adapter(LoraConfig(target_modules=["to_q", "to_v"], init_lora_weights=False))
+    LoomVideoPipeline.save_lora_weights(tmp_path / "lora", get_peft_model_state_dict(transformer))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nMy own words.\n")
+    push_folder(folder, "me/old")
+    with open(folder / "loomvideo_output.py", "a") as file:
+        file.write("\n\nIS_NEW = True\n")
+    for name in ("pipeline_loomvideo.py", "pipeline_loomvideo_edit.py"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(
+            text.replace("from .loomvideo_output import ", "from .loomvideo_output import IS_NEW, ")
+        )
+    with open(folder / "transformer" / "transformer_loomvideo.py", "a") as file:
+        file.write("\n\nIS_NEW = True\n")
+    push_folder(folder, "me/new")
+    command = [sys.executable, "-c", TWO_REPOSITORIES, str(tmp_path / "lora"), str(tmp_path / "saved")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-5:] == ["False", "False", "True", "True", "True"]
+    code = {name for name in hub.files("me/new") if name.endswith(".py")}
+    assert len(code) == 9
+    for name in code:
+        assert hub.read("me/old-again", name) == hub.read("me/old", name)
+        assert hub.read("me/new-again", name) == hub.read("me/new", name)
+        assert (tmp_path / "saved" / name).read_bytes() == hub.read("me/new", name)
+
+
 def test_failures(hub, folder, monkeypatch):
     """What may pass is tried again; what may not is said at once; what arrived otherwise than it was sent is found."""
     monkeypatch.setattr(loomvideo_hub, "FIRST_WAIT", 0.01)
-    hub.faults += [("repos/create", 500), ("preupload", 429), ("blobs", "drop"), ("commit", 503), ("tree", "drop")]
+    hub.faults += [("blobs", 403)] * 3
+    with pytest.raises(OSError, match=r"The upload of loomvideo to me/loom failed: Error while uploading '.*'"):
+        push_folder(folder, "me/loom")
+    assert hub.files("me/loom") == set()
+    hub.faults = [("repos/create", 500), ("preupload", 429), ("blobs", "drop"), ("commit", 503), ("tree", "drop")]
     assert push_folder(folder, "me/loom").startswith(hub.address)
     assert not hub.faults
+    # What has arrived is not sent again.
+    sent = [path for method, path in hub.requests if method == "PUT"]
+    push_folder(folder, "me/loom")
+    assert [path for method, path in hub.requests if method == "PUT"] == sent
     hub.faults += [("preupload", 403)]
     with pytest.raises(OSError, match=r"The upload of loomvideo to me/loom failed: .*403"):
         push_folder(folder, "me/loom")
@@ -244,6 +305,8 @@ def test_conversion_from_the_hub(hub, tmp_path, capsys):
     assert str(tmp_path) not in card.content
     card.validate()
     capsys.readouterr()
+    assert cli.main(["info", str(output)]) == 0
+    assert f"loomvideo                    me/loomvideo {revision} gen_model.pth" in capsys.readouterr().out
     arguments[1] = "me/none"
     assert cli.main(["convert", *arguments, "-o", str(tmp_path / "other")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

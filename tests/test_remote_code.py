@@ -32,15 +32,16 @@ from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVi
 
 ROOT = Path(__file__).parent.parent
 
-# Runs where the package cannot be imported.
+# Runs where neither the package nor what it needs besides can be imported.
 WITHOUT_PACKAGE = """
 import sys
-sys.modules["loomvideo_diffusers"] = None
+folder, inputs, output, saved, lora = sys.argv[1:]
+absent = ["loomvideo_diffusers", "av", "datasets", "pydantic", "torchao"] + ([] if lora else ["accelerate", "peft"])
+sys.modules |= dict.fromkeys(absent)
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-folder, inputs, output, saved, lora = sys.argv[1:]
 pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 edit = DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline_loomvideo_edit", trust_remote_code=True)
 inputs = np.load(inputs)
@@ -50,6 +51,10 @@ if lora:
 frames = edit("make it blue", video=inputs["video"], latents=latents, num_inference_steps=3).frames
 np.save(output, frames)
 assert type(edit).from_pipe(pipe).transformer is pipe.transformer
+half = DiffusionPipeline.from_pretrained(folder, dtype=torch.bfloat16, trust_remote_code=True).transformer.state_dict()
+for name, tensor in pipe.transformer.state_dict().items():
+    is_kept = "scale_shift_table" in name or "norm2" in name or "time_embedder" in name
+    assert torch.equal(half[name], tensor if is_kept else tensor.to(torch.bfloat16)), name
 print(type(pipe).__name__, type(edit).__name__)
 pipe.save_pretrained(saved)
 """
@@ -78,17 +83,18 @@ def test_with_and_without_the_package(edit, model_folder, clip, tmp_path):
     call["latents"] = torch.from_numpy(inputs["latents"])
     expected = edit(**call).frames
 
-    # As converted; saved by the folder's code; loaded by the package and saved again; and by the folder's code again
+    # As converted; saved by the folder's code; loaded by the package and saved again; and by the folder's code again.
+    # Without Accelerate the same weights lie at other addresses, where sums are rounded otherwise.
     frames, names, saved = run_without_package(model_folder, inputs, tmp_path)
     assert names == "LoomVideoPipeline LoomVideoEditPipeline"
-    assert np.array_equal(frames, expected)
+    assert np.abs(frames - expected).max() < 1e-5
     loaded = LoomVideoEditPipeline.from_pretrained(saved)
     assert np.array_equal(loaded(**call).frames, expected)
     assert type(loaded.transformer) is LoomVideoTransformer3DModel
     loaded.save_pretrained(tmp_path / "by-package")
     frames, names, _ = run_without_package(tmp_path / "by-package", inputs, tmp_path)
     assert names == "LoomVideoEditPipeline LoomVideoEditPipeline"
-    assert np.array_equal(frames, expected)
+    assert np.abs(frames - expected).max() < 1e-5
 
 
 def test_saving_compiled_and_missing_transformers(pipe, tmp_path):

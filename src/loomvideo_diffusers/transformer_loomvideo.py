@@ -15,6 +15,8 @@
 
 import math
 import os
+import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,12 +41,20 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import FP32LayerNorm
-from diffusers.utils import apply_lora_scale
+from diffusers.utils import apply_lora_scale, is_accelerate_available
 from diffusers.utils.torch_utils import maybe_adjust_dtype_for_device
 
 
+if __name__.startswith("diffusers_modules."):
+    # As remote code, all folders and repositories share this name: that of another is not changed.
+    _module, __name__ = sys.modules.pop(__name__), f"{__name__}_{time.time_ns()}"
+    sys.modules[__name__] = _module
+
 # Reference image k (k = 1, 2, ...) sits at time -10k (paper: negative temporal RoPE).
 REFERENCE_TIME_STEP = 10
+
+# Modules whose weights are in float32 whatever the precision of the others
+FLOAT32_MODULES = ["rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
 
 # Torch's own attention kernels broadcast masks of four dimensions; the others take [B, L].
 BROADCAST_MASK_BACKENDS = [
@@ -398,7 +408,10 @@ class LoomVideoTransformer3DModel(
     _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
     _no_split_modules = ["LoomVideoTransformerBlock"]
     _skip_keys = ["kv_cache"]
-    _keep_in_fp32_modules = ["rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
+    # Without Accelerate, Diffusers refuses to load a model that has this: then `__init__` sees to it, and weights are
+    # copied into what it made.
+    _keep_in_fp32_modules = FLOAT32_MODULES if is_accelerate_available() else None
+    _supports_param_buffer_assignment = False
     # T5 projection of the published file, which no block reads.
     _keys_to_ignore_on_load_unexpected = ["condition_embedder.text_embedder"]
     _repeated_blocks = ["LoomVideoTransformerBlock"]
@@ -452,6 +465,11 @@ class LoomVideoTransformer3DModel(
         self.norm_out = FP32LayerNorm(inner_dim, eps, elementwise_affine=False)
         self.proj_out = nn.Linear(inner_dim, out_channels * math.prod(patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, inner_dim) / inner_dim**0.5)
+
+        if not is_accelerate_available():
+            for name, parameter in self.named_parameters():
+                if any(module in name for module in FLOAT32_MODULES):
+                    parameter.data = parameter.data.float()
 
         self.gradient_checkpointing = False
         # Hooks of caches whose state has to be changed for each guidance branch, and the states by branch and hook
@@ -523,7 +541,7 @@ class LoomVideoTransformer3DModel(
             )
         if dtype is not None:
             for name, tensor in checkpoint.items():
-                keep_in_fp32 = any(part in name for part in cls._keep_in_fp32_modules)
+                keep_in_fp32 = any(part in name for part in FLOAT32_MODULES)
                 checkpoint[name] = tensor.to(torch.float32 if keep_in_fp32 else dtype)
         model.load_state_dict(checkpoint, assign=True)
         return model.eval()

@@ -28,13 +28,15 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import logging
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, RepoFile, snapshot_download
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, RepoFile, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 
 logger = logging.get_logger(__name__)
+
+PIPELINE_FILES = ("pipeline_loomvideo.py", "pipeline_loomvideo_edit.py")
 
 # How often an upload is tried, and the seconds before the second time, which double after that
 NUM_TRIES = 5
@@ -138,7 +140,32 @@ class LoomVideoHubMixin:
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         # `torch.compile` wraps a module in a class of its own.
         transformer = getattr(self.transformer, "_orig_mod", self.transformer)
-        write_remote_code(save_directory, type(self), None if transformer is None else type(transformer))
+        transformer_class = None if transformer is None else type(transformer)
+        write_remote_code(save_directory, type(self), transformer_class, self._find_code(transformer))
+
+    def _find_code(self, transformer: ModelMixin | None) -> Path | None:
+        """
+        The folder that remote code came from, with all of it.
+
+        What runs is a copy of what was needed, in a folder where the code of another repository may have replaced it.
+        """
+        if self._installed_transformer is not None:
+            return None
+        folders = [Path(str(self.config.get("_name_or_path")))]
+        if transformer is not None:
+            folders.append(Path(str(transformer.config.get("_name_or_path"))).parent)
+        folder = next(
+            (folder for folder in folders if any((folder / name).is_file() for name in PIPELINE_FILES)), None
+        )
+        if folder is not None and folder.parent.name == "snapshots":
+            # In the Hub's cache, where only the pipeline that was loaded is
+            repository = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+            for name in PIPELINE_FILES:
+                try:
+                    hf_hub_download(repository, name, revision=folder.name, cache_dir=folder.parents[2])
+                except OSError as error:
+                    logger.warning(f"{name} of {repository} cannot be downloaded, and is not saved: {error}")
+        return folder
 
 
 def _without_adapters(transformer: ModelMixin) -> ModelMixin:
@@ -228,8 +255,10 @@ def _try_again(call: Callable[[], Any], what: str) -> Any:
             return call()
         except OfflineModeIsEnabled as error:
             raise OSError(f"{what} failed, as HF_HUB_OFFLINE is set.") from error
-        except (HTTPError, OSError) as error:
-            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+        except (HTTPError, OSError, RuntimeError) as error:
+            # The Hub's client raises RuntimeError for a large file, from what happened.
+            cause = error.__cause__ if isinstance(error, RuntimeError) else error
+            status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
             is_final = status is not None and status < 500 and status not in (408, 429)
             if is_final or attempt == NUM_TRIES - 1:
                 raise OSError(f"{what} failed: {error}") from error
@@ -244,20 +273,37 @@ def _is_same(content: Path | bytes, entry: RepoFile) -> bool:
         return git_hash(file.read()) == entry.blob_id
 
 
-def write_remote_code(folder: str, pipeline_class: type, transformer_class: type | None) -> None:
-    """Copies the code of the pipelines and of the transformer into a pipeline's folder and names it in the index."""
+def write_remote_code(
+    folder: str | Path, pipeline_class: type, transformer_class: type | None, origin: Path | None = None
+) -> None:
+    """
+    Copies the code of the pipelines and of the transformer into a pipeline's folder and names it in the index.
+
+    Args:
+        folder: the pipeline's folder.
+        pipeline_class, transformer_class: what the index names.
+        origin: a folder of a pipeline to take the code from; by default it is taken from where the classes are.
+    """
     folder = Path(folder)
     # A user's subclass stays at home: its base is what others can load.
     pipeline_class = next(base for base in pipeline_class.__mro__ if "pipeline_loomvideo" in base.__module__)
     source = Path(inspect.getfile(pipeline_class))
-    for file in [*source.parent.glob("pipeline_loomvideo*.py"), *source.parent.glob("loomvideo_*.py")]:
-        shutil.copyfile(file, folder / file.name)
+    code = origin or source.parent
+    for file in [*code.glob("pipeline_loomvideo*.py"), *code.glob("loomvideo_*.py")]:
+        _copy(file, folder / file.name)
 
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     index["_class_name"] = [source.stem, pipeline_class.__name__]
     if transformer_class is not None:
         source = Path(inspect.getfile(transformer_class))
         (folder / "transformer").mkdir(exist_ok=True)
-        shutil.copyfile(source, folder / "transformer" / source.name)
+        code = source if origin is None else origin / "transformer" / source.name
+        _copy(code if code.is_file() else source, folder / "transformer" / source.name)
         index["transformer"] = [source.stem, transformer_class.__name__]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    # A pipeline may be saved to where it was loaded from.
+    if source.resolve() != target.resolve():
+        shutil.copyfile(source, target)
