@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from loomvideo_diffusers import LoomVideoPipeline
-from loomvideo_diffusers.nano import GUIDANCE_SCALE, MODEL, NUM_INFERENCE_STEPS
+from loomvideo_diffusers.nano import MODEL, OPTIONS
 from loomvideo_diffusers.nano.evaluation import NUM_EXAMPLES, call, measure
 from loomvideo_diffusers.nano.tasks import TASKS, sample_held_out
 
@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "12 steps, guided in the first 60%": {"num_inference_steps": 12, "guidance_interval": (0.0, 0.6)},
     "12 steps": {"num_inference_steps": 12},
 }
-PLAIN = f"{NUM_INFERENCE_STEPS} steps"
+PLAIN = f"{OPTIONS['num_inference_steps']} steps"
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rates: dict[str, dict[str, float]] = {}
     if arguments.results is None:
-        rates[PLAIN] = measure_rates(PLAIN, {"num_inference_steps": NUM_INFERENCE_STEPS})
+        rates[PLAIN] = measure_rates(PLAIN, {})
     else:
         results = json.loads(arguments.results.read_text(encoding="utf-8"))["whole"]
         rates[PLAIN] = {task: results[task]["success"] for task in TASKS}
@@ -94,12 +94,12 @@ def time_calls(names: list[str]) -> dict[str, float]:
     """Whole calls of an edit in turn; medians of how many times as long as the plain one they take."""
     pipe = LoomVideoPipeline.from_pretrained(MODEL, dtype=torch.float32)
     examples = (sample_held_out("recolor", np.random.default_rng(0)),)
-    settings = {PLAIN: {"num_inference_steps": NUM_INFERENCE_STEPS}} | {name: SETTINGS[name] for name in names}
+    settings = {PLAIN: {}} | {name: SETTINGS[name] for name in names}
     times = {name: [] for name in settings}
     for _ in tqdm(range(NUM_REPETITIONS + 1), desc="Timing"):
         for name, options in settings.items():
             start = time.perf_counter()
-            call(pipe, examples, guidance_scale=GUIDANCE_SCALE, **options)
+            call(pipe, examples, **OPTIONS | options)
             times[name].append(time.perf_counter() - start)
     # The first of each is to warm up.
     return {

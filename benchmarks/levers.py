@@ -45,7 +45,7 @@ from torchao.quantization import Int8WeightOnlyConfig
 from tqdm import tqdm
 
 from loomvideo_diffusers import LoomVideoEditPipeline
-from loomvideo_diffusers.nano import GUIDANCE_SCALE, MODEL, NUM_INFERENCE_STEPS
+from loomvideo_diffusers.nano import MODEL, OPTIONS
 from loomvideo_diffusers.nano.tasks import sample_held_out
 from loomvideo_diffusers.nano.world import render
 
@@ -74,12 +74,14 @@ class Lever:
 
 def _enable_mag_cache(pipe: LoomVideoEditPipeline) -> None:
     """With the ratios of the model, which a call of its own finds and prints, those of each branch."""
-    pipe.transformer.enable_cache(MagCacheConfig(num_inference_steps=NUM_INFERENCE_STEPS, calibrate=True))
+    pipe.transformer.enable_cache(MagCacheConfig(num_inference_steps=OPTIONS["num_inference_steps"], calibrate=True))
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         edit(pipe)
     pipe.transformer.disable_cache()
     ratios = [json.loads(found) for found in re.findall(r"^\[\d.*\]$", printed.getvalue(), re.MULTILINE)]
-    config = MagCacheConfig(num_inference_steps=NUM_INFERENCE_STEPS, mag_ratios=torch.tensor(ratios).mean(0))
+    config = MagCacheConfig(
+        num_inference_steps=OPTIONS["num_inference_steps"], mag_ratios=torch.tensor(ratios).mean(0)
+    )
     pipe.transformer.enable_cache(config)
 
 
@@ -112,7 +114,7 @@ LEVERS = {
     "`use_kv_cache=False`": Lever(options={"use_kv_cache": False}),
     "`guidance_interval=(0.1, 0.8)`": Lever(options={"guidance_interval": (0.1, 0.8)}),
     "`guidance_scale_visual=1`": Lever(options={"guidance_scale_visual": 1.0}),
-    "half of the steps": Lever(options={"num_inference_steps": NUM_INFERENCE_STEPS // 2}),
+    "half of the steps": Lever(options={"num_inference_steps": OPTIONS["num_inference_steps"] // 2}),
     "First Block Cache": Lever(lambda pipe: pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))),
     "TaylorSeer": Lever(
         lambda pipe: pipe.transformer.enable_cache(
@@ -175,7 +177,7 @@ def edit(pipe: LoomVideoEditPipeline, **options: Any) -> np.ndarray:
     """Edits an example; returns its frames, `[F, H, W, 3]` in [0, 1]."""
     example = sample_held_out("recolor", np.random.default_rng(0))
     inputs = {"video": render(example.source, example.num_frames), "generator": torch.Generator().manual_seed(0)}
-    inputs |= {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
+    inputs |= OPTIONS | {"guidance_scale_visual": 1.5}  # three branches, as the released model is called
     frames = pipe(example.prompt, **inputs | options).frames
     if options.get("output_type") == "latent":
         with torch.no_grad():

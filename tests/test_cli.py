@@ -250,8 +250,13 @@ def test_options_reach_the_model(model_folder, tmp_path):
         return np.asarray(read_image(output)).astype(int)
 
     expected = generate("plain")
-    assert np.array_equal(generate("same"), expected)
-    assert np.array_equal(generate("offload", "--cpu-offload", "--device", "cpu"), expected)
+
+    def difference(*arguments):
+        return np.abs(generate(*arguments) - expected).max()
+
+    # By 1, as products of matrices round as their weights lie in memory
+    assert difference("same") <= 1
+    assert difference("offload", "--cpu-offload", "--device", "cpu") <= 1
     for index, options in enumerate(
         (
             ["--seed", 4],
@@ -261,7 +266,7 @@ def test_options_reach_the_model(model_folder, tmp_path):
             ["--dtype", "bfloat16"],
         )
     ):
-        assert not np.array_equal(generate(index, *options), expected)
+        assert difference(index, *options) > 1
 
 
 def test_recorded_clip(model_folder, tmp_path):

@@ -220,9 +220,10 @@ def test_prompts_are_short():
     assert tokenizer.decode(tokenizer(other).input_ids) == other.lower()
 
 
-def test_settings():
+@pytest.mark.parametrize("name", ["nano.yaml", "finish.yaml"])
+def test_settings(name):
     """The settings in the package are complete, and train the branch of guidance that the pipelines run."""
-    config = load_config(files("loomvideo_diffusers.nano").joinpath("nano.yaml"))
+    config = load_config(files("loomvideo_diffusers.nano").joinpath(name))
     assert config.data.drop_all_prompt == NEGATIVE_PROMPT_PREFIX + DEFAULT_NEGATIVE_PROMPT
     assert config.data.sizes == [(SIDE, SIDE)]
     assert config.data.max_frames == NUM_FRAMES
@@ -404,7 +405,7 @@ def test_card(untrained, trained_autoencoder, tmp_path, monkeypatch):
     some = {"whole": (("recolor", "text to image"), {}), "without the source": (("recolor",), {"without": "source"})}
     for module in (evaluation, export):
         monkeypatch.setattr(module, "EVALUATIONS", some)
-        monkeypatch.setattr(module, "NUM_INFERENCE_STEPS", 1)
+        monkeypatch.setattr(module, "OPTIONS", module.OPTIONS | {"num_inference_steps": 1})
     with monkeypatch.context() as context:
         context.setattr(evaluation, "EVALUATIONS", {"whole": (("recolor",), {})})
         evaluate(tmp_path / "model", results_file, samples, 1, 1)
@@ -422,8 +423,8 @@ def test_card(untrained, trained_autoencoder, tmp_path, monkeypatch):
         writer.add_scalar("loss", 1 / step, step)
     writer.close()
     log = trained_autoencoder.with_suffix(".csv")
-    plot_curves(log, log, tmp_path / "logs", samples / "curves.png")
-    assert PIL.Image.open(samples / "curves.png").size == (1200, 350)
+    plot_curves({"Autoencoder": log, "Transformer": tmp_path / "logs"}, samples / "curves.png")
+    assert PIL.Image.open(samples / "curves.png").size == (800, 350)
 
     write_card(tmp_path / "model", results)
     card = ModelCard.load(tmp_path / "model" / "README.md")

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, cli
 from loomvideo_diffusers.editing import Edit, edit_footage
 from loomvideo_diffusers.footage import read_frames, read_model_frames, survey
-from loomvideo_diffusers.nano import GUIDANCE_SCALE, MODEL, NUM_FRAMES, NUM_INFERENCE_STEPS, SIDE, WINDOW_OVERLAP
+from loomvideo_diffusers.nano import MODEL, NUM_FRAMES, OPTIONS, SIDE, WINDOW_OVERLAP
 from loomvideo_diffusers.nano.evaluation import call, evaluate_task
 from loomvideo_diffusers.nano.judge import PATH_TOLERANCE, look
 from loomvideo_diffusers.nano.tasks import sample_held_out
@@ -148,16 +148,15 @@ def test_a_long_edit_has_no_seam(pipe, tmp_path):
 
     long, short, apart = [], [], []
     for prompt in LONG_EDITS:
-        options = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
         windows = {"window_frames": NUM_FRAMES, "window_overlap": WINDOW_OVERLAP}
-        edit = Edit(prompt, height=SIDE, width=SIDE, **options, **windows)
+        edit = Edit(prompt, height=SIDE, width=SIDE, **OPTIONS, **windows)
         edit_footage(pipe, footage, edit, tmp_path / "long.mp4")
         edit_footage(pipe, beginning, edit, tmp_path / "short.mp4")
         parts = pipe(
             [prompt] * len(starts),
             video=[model_frames[start : start + NUM_FRAMES] for start in starts],
             generator=[torch.Generator().manual_seed(start) for start in starts],
-            **options,
+            **OPTIONS,
         ).frames
         write_video(tmp_path / "apart.mp4", np.concatenate(parts[:, :-1]))
         for results, name in ((long, "long.mp4"), (short, "short.mp4"), (apart, "apart.mp4")):

@@ -80,7 +80,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="weight of the words (default: to generate 5, to edit and of nano 2.5)",
     )
-    option("--guidance-scale-visual", type=_finite, metavar="S", help="weight of source and references (default: 1.5)")
+    option(
+        "--guidance-scale-visual",
+        type=_finite,
+        metavar="S",
+        help="weight of source and references (default: 1.5, of nano 2.5)",
+    )
     option("--seed", type=_seed, metavar="N", help="makes the result repeatable")
     option("--device", metavar="DEVICE", help="default: the first that is there of cuda, mps and cpu")
     option("--dtype", choices=["bfloat16", "float16", "float32"], help="default: bfloat16; on cpu float32")

@@ -207,8 +207,9 @@ def _use_nano(arguments: argparse.Namespace) -> None:
     if arguments.height is None and arguments.width is None:
         arguments.height = arguments.width = nano.SIDE
     for name, value in (
-        ("steps", nano.NUM_INFERENCE_STEPS),
-        ("guidance_scale", nano.GUIDANCE_SCALE),
+        ("steps", nano.OPTIONS["num_inference_steps"]),
+        ("guidance_scale", nano.OPTIONS["guidance_scale"]),
+        ("guidance_scale_visual", nano.OPTIONS["guidance_scale_visual"]),
         ("window", nano.NUM_FRAMES),
         ("overlap", nano.WINDOW_OVERLAP),
     ):

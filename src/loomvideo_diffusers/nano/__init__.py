@@ -19,12 +19,13 @@ from pathlib import Path
 # The folder of the trained model, which is part of the package
 MODEL = Path(__file__).parent / "loomvideo-nano"
 
-# What it was trained on: the sides in pixels and the frames of its videos; and with what it is best called
+# What it was trained on: the sides in pixels and the frames of its videos
 SIDE = 96
 NUM_FRAMES = 17
 WINDOW_OVERLAP = 8
-NUM_INFERENCE_STEPS = 20
-GUIDANCE_SCALE = 2.5
+
+# With what it is best called. Equal scales leave two of the three branches of guidance.
+OPTIONS = {"num_inference_steps": 20, "guidance_scale": 2.5, "guidance_scale_visual": 2.5}
 
 # Of everything that is random in making it
 SEED = 0

@@ -40,36 +40,44 @@ def main() -> None:
     autoencoder = train_autoencoder(OUTPUT_DIR)
     make_untrained(OUTPUT_DIR / "untrained", autoencoder)
     write_dataset(OUTPUT_DIR / "data", NUM_FAMILIES)
-    # Clips are independent of each other, so a process for each core encodes more of them than threads would.
-    num_processes = 1 if torch.cuda.is_available() else os.cpu_count()
-    _train(num_processes, "--precompute-only")
-    _train(1, "--resume")
+    _train("nano.yaml")
     pipe = load_trained(OUTPUT_DIR / "untrained", OUTPUT_DIR / "run")
     write_denoised(pipe, OUTPUT_DIR / "denoised")
     decoder = refine_decoder(autoencoder, OUTPUT_DIR / "denoised", OUTPUT_DIR)
+    assemble(pipe, decoder, OUTPUT_DIR / "first")
+    _train("finish.yaml")
 
     model = OUTPUT_DIR / "loomvideo-nano"
-    assemble(pipe, decoder, model)
+    assemble(load_trained(OUTPUT_DIR / "first", OUTPUT_DIR / "finish"), decoder, model)
     results = evaluate(model, OUTPUT_DIR / "results.json", model / "samples")
     plot_curves(
-        autoencoder.with_suffix(".csv"),
-        decoder.with_suffix(".csv"),
-        OUTPUT_DIR / "run" / "logs",
+        {
+            "Autoencoder": autoencoder.with_suffix(".csv"),
+            "Decoder, on whole clips": decoder.with_suffix(".csv"),
+            "Transformer and MLLM": OUTPUT_DIR / "run" / "logs",
+            "The same, finished": OUTPUT_DIR / "finish" / "logs",
+        },
         model / "samples" / "curves.png",
     )
     write_card(model, results)
     print(f"Wrote {model}.")
 
 
-def _train(num_processes: int, *options: str) -> None:
-    """Runs the training in so many processes."""
-    settings = str(files("loomvideo_diffusers.nano").joinpath("nano.yaml"))
+def _train(settings: str) -> None:
+    """Trains by a file of settings of this folder: first all features, then on them."""
+    # Clips are independent of each other, so a process for each core encodes more of them than threads would.
+    _run_training(settings, 1 if torch.cuda.is_available() else os.cpu_count(), "--precompute-only")
+    _run_training(settings, 1, "--resume")
+
+
+def _run_training(settings: str, num_processes: int, option: str) -> None:
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}"] if num_processes > 1 else []
     environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() // num_processes)}
     if not torch.cuda.is_available():
         # On CPUs, short sequences are faster through plain matrix products.
         environment |= {"ACCELERATE_USE_CPU": "true", "DIFFUSERS_ATTN_BACKEND": "_native_math"}
-    command = [sys.executable, *launcher, "-m", "loomvideo_diffusers.training", settings, *options]
+    path = str(files("loomvideo_diffusers.nano").joinpath(settings))
+    command = [sys.executable, *launcher, "-m", "loomvideo_diffusers.training", path, option]
     subprocess.run(command, check=True, env=environment)
 
 

@@ -27,26 +27,25 @@ from ..video import write_whole
 matplotlib.use("agg")
 
 
-def plot_curves(autoencoder_log: Path, decoder_log: Path, training_logs: Path, path: Path) -> None:
+def plot_curves(logs: dict[str, Path], path: Path) -> None:
     """
-    Writes a png of the PSNR of autoencoder and decoder, and of the loss of transformer and MLLM, by step.
+    Writes a png of curves side by side, by step.
 
     Args:
-        autoencoder_log, decoder_log: CSV files with the columns `step` and `psnr`.
-        training_logs: folder with event files of TensorBoard, of one run in one or several parts.
+        logs: by title a CSV file with the columns `step` and `psnr`, or a folder with TensorBoard's event files of one
+            run, in one or several parts, of which the loss is shown.
         path: the png to write.
     """
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
-    curves = {
-        "Autoencoder": (*_read_csv(autoencoder_log), "PSNR (dB)"),
-        "Decoder, on whole clips": (*_read_csv(decoder_log), "PSNR (dB)"),
-        "Transformer and MLLM": (*_read_events(training_logs), "loss"),
-    }
-    for axis, (title, (steps, values, unit)) in zip(axes, curves.items()):
+    figure, axes = plt.subplots(1, len(logs), figsize=(4 * len(logs), 3.5), layout="constrained")
+    for axis, (title, log) in zip(axes, logs.items()):
+        if log.is_dir():
+            (steps, values), unit = _read_events(log), "loss"
+            axis.set_yscale("log")
+        else:
+            (steps, values), unit = _read_csv(log), "PSNR (dB)"
         axis.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.5)
         axis.plot(steps, _smooth(values), color="tab:blue")
         axis.set(title=title, xlabel="step", ylabel=unit)
-    axes[2].set(yscale="log")
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
     plt.close(figure)
 

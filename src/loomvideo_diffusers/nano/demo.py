@@ -22,7 +22,7 @@ import torch
 
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..video import contact_sheet, write_image, write_video
-from . import GUIDANCE_SCALE, MODEL, NUM_FRAMES, NUM_INFERENCE_STEPS, SEED, SIDE
+from . import MODEL, NUM_FRAMES, OPTIONS, SEED, SIDE
 from .world import Scene, Thing, draw_frame
 
 
@@ -73,8 +73,7 @@ def main() -> None:
 def _run(pipe: LoomVideoPipeline | LoomVideoEditPipeline, prompt: str, **inputs: Any) -> np.ndarray:
     """Calls a pipeline as nano is best called; returns the video, `[F, SIDE, SIDE, 3]` in [0, 1]."""
     generator = torch.Generator().manual_seed(SEED)
-    options = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE, "generator": generator}
-    return pipe(prompt, **inputs, **options).frames[0]
+    return pipe(prompt, generator=generator, **inputs, **OPTIONS).frames[0]
 
 
 def _picture(shape: str, color: str, background: str) -> PIL.Image.Image:

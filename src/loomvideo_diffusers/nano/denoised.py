@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..pipelines import LoomVideoPipeline
 from ..video import write_whole
-from . import GUIDANCE_SCALE, SEED
+from . import OPTIONS, SEED
 from .evaluation import call
 from .tasks import TASKS, Example
 from .world import render, sample_scene
@@ -82,9 +82,8 @@ def write_denoised(pipe: LoomVideoPipeline, folder: Path) -> None:
                 pipe,
                 examples,
                 latents=(1 - level) * latents + level * noise,
-                num_inference_steps=NUM_STEPS,
-                guidance_scale=GUIDANCE_SCALE,
                 output_type="latent",
+                **OPTIONS | {"num_inference_steps": NUM_STEPS},
             )
         write_whole(path, partial(save_file, {"latents": latents.half().contiguous()}))
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..video import contact_sheet, write_image, write_whole
-from . import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, SIDE
+from . import OPTIONS, SIDE
 from .judge import judge
 from .tasks import TASKS, Example, sample_held_out
 from .world import render
@@ -91,8 +91,9 @@ def evaluate(
     jobs = {}
     for name, (tasks, options) in EVALUATIONS.items():
         number, folder = (num_examples, sheets_dir) if name == "whole" else (num_compared, None)
-        options = {"num_inference_steps": NUM_INFERENCE_STEPS} | options
-        jobs |= {(name, task): (task, number, folder, options) for task in tasks if task not in results[name]}
+        jobs |= {
+            (name, task): (task, number, folder, OPTIONS | options) for task in tasks if task not in results[name]
+        }
     for (name, task), means in measure(model, jobs):
         results[name][task] = means
         text = json.dumps(results, indent=2) + "\n"
@@ -176,8 +177,8 @@ def run_examples(
 ) -> list[np.ndarray]:
     """Makes examples of one task in one call, and returns their frames, uint8 `[F, SIDE, SIDE, 3]`."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    inputs = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE, "generator": generators}
-    frames = call(pipe, examples, with_references, **inputs | options)
+    inputs = OPTIONS | {"generator": generators} | options
+    frames = call(pipe, examples, with_references, **inputs)
     return list((frames * 255).round().astype(np.uint8))
 
 

@@ -26,7 +26,7 @@ from ..pipelines import LoomVideoPipeline
 from ..training.checkpoints import replace_folder
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
 from ..video import write_whole
-from . import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from . import OPTIONS
 from .evaluation import EVALUATIONS, NUM_COMPARED, NUM_EXAMPLES, SEEDS
 from .world import BACKGROUNDS, COLORS, SHAPES, SIZES
 
@@ -89,8 +89,7 @@ def write_card(folder: Path, results: dict[str, dict[str, dict[str, float]]]) ->
         num_examples=NUM_EXAMPLES,
         num_compared=NUM_COMPARED,
         num_seeds=len(SEEDS),
-        num_inference_steps=NUM_INFERENCE_STEPS,
-        guidance_scale=GUIDANCE_SCALE,
+        options=OPTIONS,
         whole={task: _cells(means) for task, means in results["whole"].items()},
         evaluations=list(EVALUATIONS),
         compared={task: [_success(results[name].get(task)) for name in EVALUATIONS] for task in results["whole"]},
