@@ -28,14 +28,14 @@ RECORD_FILE = "conversion.json"
 PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def render_base_card(folder: Path, location: str | None, license: str | None) -> str:
+def render_base_card(folder: Path, location: str | None, license: dict[str, str]) -> str:
     """
     The card of a folder that `convert` wrote.
 
     Args:
         folder: the folder, with its weights and its record.
         location: the repository that users load it from; None for the name that the folder was given when it was made.
-        license: an identifier of the Hub, or None if none is known.
+        license: what `stated_license` returned, empty if none is known.
     """
     record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
     location = location or record["name"]
@@ -49,7 +49,7 @@ def render_base_card(folder: Path, location: str | None, license: str | None) ->
         command.append(f"--{name} {source['name']}{revision}")
     card = ModelCard.from_template(
         ModelCardData(
-            license=license,
+            **license,
             library_name="diffusers",
             pipeline_tag="text-to-video",
             base_model=repositories or None,
@@ -87,8 +87,7 @@ def measure_part(folder: Path, part: str) -> dict[str, Any]:
     }
 
 
-def stated_license(readme: Path) -> str | None:
-    """The licence that a card states, or None."""
-    if not readme.is_file():
-        return None
-    return ModelCard.load(readme, ignore_metadata_errors=True).data.license
+def stated_license(card: ModelCard) -> dict[str, str]:
+    """The licence that a card states, as its metadata do: an identifier, and of one of its own, name and address."""
+    stated = {name: card.data.get(name) for name in ("license", "license_name", "license_link")}
+    return {name: value for name, value in stated.items() if value is not None}

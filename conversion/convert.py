@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, ModelMixin, UniPCMultistepScheduler
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, snapshot_download
 from tqdm import tqdm
 from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor
 
@@ -52,13 +52,13 @@ class Source:
         path: the file or folder here.
         name: the repository, or of what is local the last part of its path.
         revision: the commit, of a repository.
-        license: what its card states.
+        license: what its card states, as `stated_license` returns it.
     """
 
     path: Path
     name: str
     revision: str | None = None
-    license: str | None = None
+    license: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -163,8 +163,9 @@ def find_sources(
         source = _find(given, patterns[name], token, cache_dir)
         if name in needed and not (source.path / needed[name]).is_file():
             raise ValueError(f"{given} has no {needed[name]}: is it the right source?")
-        folder = source.path if source.path.is_dir() else source.path.parent
-        source.license = stated_license(folder / CARD_FILE)
+        card_file = (source.path if source.path.is_dir() else source.path.parent) / CARD_FILE
+        if card_file.is_file():
+            source.license = stated_license(ModelCard.load(card_file, ignore_metadata_errors=True))
         sources[name] = source
     sources["loomvideo"].path = find_checkpoint(sources["loomvideo"].path, use_ema)
     return sources
@@ -350,7 +351,8 @@ def write(plan: Plan, output_dir: str | os.PathLike, license: str | None = None,
             for part, weights in plan.weights.items():
                 progress.set_description(f"Converting the {part.replace('_', ' ')}")
                 write_weights(weights, unfinished / part, progress.update)
-        card = render_base_card(unfinished, None, license or plan.sources["loomvideo"].license)
+        stated = plan.sources["loomvideo"].license
+        card = render_base_card(unfinished, None, {"license": license} if license else stated)
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
         state_file.unlink()
         if output_dir.exists():

@@ -18,7 +18,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from ..pipelines.loomvideo_hub import push_folder
-from .cards import CARD_FILE, RECORD_FILE, render_base_card
+from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 
 
 def push(
@@ -50,16 +50,15 @@ def push(
     if not card_file.is_file():
         raise ValueError(f"{folder} has no {CARD_FILE}: push what `loomvideo convert` or `loomvideo train` wrote.")
     card = ModelCard.load(card_file)
-    stated = card.data.license
-    if stated is None and license is None:
+    stated = stated_license(card)
+    if not stated and license is None:
         raise ValueError(f"The card of {folder} states no licence: say which one with --license, such as apache-2.0.")
     # A card that nobody has changed is made anew, for the repository; of another, only the licence is set.
     is_ours = (folder / RECORD_FILE).is_file() and card_file.read_text(encoding="utf-8") == render_base_card(
         folder, None, stated
     )
-    if is_ours:
-        text = render_base_card(folder, repo_id, license or stated)
-    else:
-        card.data.license = license or stated
-        text = str(card)
+    if license is not None:
+        stated = {"license": license}
+        card.data.license, card.data.license_name, card.data.license_link = license, None, None
+    text = render_base_card(folder, repo_id, stated) if is_ours else str(card)
     return push_folder(folder, repo_id, private, revision, create_pr, token=token, card=text)

@@ -28,7 +28,15 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import logging
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, RepoFile, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    RepoFile,
+    hf_hub_download,
+    snapshot_download,
+)
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
@@ -117,20 +125,21 @@ class LoomVideoHubMixin:
         """
         Uploads the pipeline to a repository on the Hub that loads with this code and without it.
 
-        The card is that of where the pipeline was loaded from, or else of the repository. Arguments and errors are
-        those of `push_folder`; `safe_serialization` and `variant` are those of `save_pretrained`.
+        The card is that of where the pipeline was loaded from, whose snippets name the repository then, or else that
+        of the repository. Arguments and errors are those of `push_folder`; `safe_serialization` and `variant` are
+        those of `save_pretrained`.
 
         Returns:
             The address of what was uploaded, which is printed too.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            origin = Path(str(self.config._name_or_path)) / "README.md"
-            if origin.is_file():
-                shutil.copyfile(origin, Path(folder) / "README.md")
-            else:
-                card = load_or_create_model_card(repo_id, token=token or None, is_pipeline=True)
-                populate_model_card(card).save(Path(folder) / "README.md")
+            card = self._origin_card(repo_id)
+            if card is None:
+                card = str(
+                    populate_model_card(load_or_create_model_card(repo_id, token=token or None, is_pipeline=True))
+                )
+            (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             message = commit_message or f"Upload {type(self).__name__}"
             url = push_folder(folder, repo_id, private, revision, create_pr, message, token)
         print(f"Pushed: {url}")
@@ -151,21 +160,45 @@ class LoomVideoHubMixin:
         """
         if self._installed_transformer is not None:
             return None
+        folder = self._origin(transformer)
+        # In the Hub's cache, only the pipeline that was loaded is there.
+        found = [] if folder is None else [_fetch(folder, name) for name in PIPELINE_FILES]
+        return folder if any(found) else None
+
+    def _origin(self, transformer: ModelMixin | None) -> Path | None:
+        """The folder that the pipeline was loaded from, in the Hub's cache if it was a repository."""
         folders = [Path(str(self.config.get("_name_or_path")))]
         if transformer is not None:
             folders.append(Path(str(transformer.config.get("_name_or_path"))).parent)
-        folder = next(
-            (folder for folder in folders if any((folder / name).is_file() for name in PIPELINE_FILES)), None
-        )
-        if folder is not None and folder.parent.name == "snapshots":
-            # In the Hub's cache, where only the pipeline that was loaded is
-            repository = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
-            for name in PIPELINE_FILES:
-                try:
-                    hf_hub_download(repository, name, revision=folder.name, cache_dir=folder.parents[2])
-                except OSError as error:
-                    logger.warning(f"{name} of {repository} cannot be downloaded, and is not saved: {error}")
-        return folder
+        return next((folder for folder in folders if (folder / "model_index.json").is_file()), None)
+
+    def _origin_card(self, repo_id: str) -> str | None:
+        """The card of where the pipeline was loaded from, with another name of the model in its snippets."""
+        folder = self._origin(getattr(self.transformer, "_orig_mod", self.transformer))
+        card = None if folder is None else _fetch(folder, "README.md")
+        if card is None:
+            return None
+        name = _repository(folder) or folder.absolute().name
+        text = card.read_text(encoding="utf-8")
+        return text.replace(f'"{name}"', f'"{repo_id}"').replace(f"--model {name}", f"--model {repo_id}")
+
+
+def _repository(folder: Path) -> str | None:
+    """The repository whose folder in the Hub's cache this is, or None."""
+    if folder.parent.name != "snapshots":
+        return None
+    return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+
+
+def _fetch(folder: Path, name: str) -> Path | None:
+    """A file of a folder; of one in the Hub's cache, it is downloaded if it is not there yet."""
+    repository = _repository(folder)
+    if repository is not None and not (folder / name).is_file():
+        try:
+            hf_hub_download(repository, name, revision=folder.name, cache_dir=folder.parents[2])
+        except OSError as error:
+            logger.warning(f"{name} of {repository} cannot be downloaded, and is not saved: {error}")
+    return folder / name if (folder / name).is_file() else None
 
 
 def _without_adapters(transformer: ModelMixin) -> ModelMixin:
@@ -196,7 +229,8 @@ def push_folder(
     Uploads a folder to a repository on the Hub, which is made if it is not there, and checks what has arrived.
 
     What fails for want of a network is tried again, up to `NUM_TRIES` times. Files that arrived are not sent again,
-    by a later call neither.
+    by a later call neither. Weights that are on the Hub in one file and are sent in several, or the other way round,
+    are deleted there, as a loader might take them.
 
     Args:
         folder: what to upload, but for hidden files.
@@ -228,9 +262,14 @@ def push_folder(
         name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr:
             api.create_branch(name, branch=revision, exist_ok=True)
+        there = set(api.list_repo_files(name, revision=revision))
+        replaced = {_other_form(path) for path in sent} & there - sent.keys()
         return api.create_commit(
             name,
-            operations=[CommitOperationAdd(name, content) for name, content in sent.items()],
+            operations=[
+                *(CommitOperationAdd(path, content) for path, content in sent.items()),
+                *(CommitOperationDelete(path) for path in sorted(replaced)),
+            ],
             revision=revision,
             create_pr=create_pr,
             commit_message=commit_message or f"Upload {folder.name}",
@@ -246,6 +285,12 @@ def push_folder(
         if name not in arrived or not _is_same(content, arrived[name]):
             raise OSError(f"{name} on the Hub is not what was sent: push again.")
     return commit.pr_url or f"{commit.repo_url}/tree/{commit.oid}"
+
+
+def _other_form(path: str) -> str:
+    """What weights in one file are called if they are in several, by their index, and the other way round."""
+    index = ".index.json"
+    return path.removesuffix(index) if path.endswith(f".safetensors{index}") else f"{path}{index}"
 
 
 def _try_again(call: Callable[[], Any], what: str) -> Any:

@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import random
+import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE_SUFFIXES = (".safetensors", ".png", ".mp4")
 SMALLEST_LARGE = 2**20
+
+# Of a card's metadata, what the Hub knows, as far as cards here may need it
+LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "openrail", "other", "unknown")
+RELATIONS = ("adapter", "merge", "quantized", "finetune")
+PIPELINE_TAGS = ("text-to-video", "text-to-image", "image-to-video", "video-to-video")
+REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass
@@ -52,6 +59,7 @@ class Hub:
         requests: the method and the path of all requests.
         faults: statuses, or "drop" for a connection that breaks off, of the next requests whose path has the words.
         drop_share: how often a connection breaks off by chance.
+        num_dropped: how many broke off.
         damaged: paths of which the server has kept something else than was sent.
     """
 
@@ -63,6 +71,7 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     faults: list[tuple[str, int | str]] = field(default_factory=list)
     drop_share: float = 0.0
+    num_dropped: int = 0
     damaged: set[str] = field(default_factory=set)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
 
@@ -144,6 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _drop(self) -> None:
         """Breaks off in the middle of what is sent, or if nothing is, before the answer."""
+        self.hub.num_dropped += 1
         self.rfile.read(min(1000, int(self.headers.get("Content-Length") or 0)))
         self.close_connection = True
         self.connection.close()
@@ -170,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[0] == "blobs":
             return self._blob(parts[1], body)
         if parts == ["api", "validate-yaml"]:
-            return self._json(self._validate_card(json.loads(body)["content"]))
+            return self._validate_card(json.loads(body)["content"])
         if parts == ["api", "whoami-v2"]:
             return self._json({"name": self._account(), "type": "user", "orgs": []})
         if parts == ["api", "repos", "create"]:
@@ -292,6 +302,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if value["oid"] not in self.hub.blobs:
                     raise Refused(400, message=f"LFS pointer pointed to a file that does not exist: {value['path']}")
                 files[value["path"]] = (hashlib.sha1(value["oid"].encode()).hexdigest(), value["oid"])
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
         commit = hashlib.sha1((parent + json.dumps(files, sort_keys=True)).encode()).hexdigest()
         repository.commits[commit] = files
         answer = {"commitUrl": f"{self.hub.address}/{name}/commit/{commit}", "commitOid": commit}
@@ -342,13 +354,23 @@ class _Handler(BaseHTTPRequestHandler):
         headers = headers | {"Content-Range": f"bytes {first}-{end - 1}/{len(content)}"}
         return 206, headers, content[int(first) : end]
 
-    def _validate_card(self, content: str) -> dict[str, Any]:
-        """What the Hub demands of a card's metadata."""
+    def _validate_card(self, content: str) -> tuple[int, dict[str, str], bytes]:
+        """What the Hub demands of a card's metadata, and its answer where that is not met."""
         import yaml
 
         metadata = yaml.safe_load(content.split("---")[1])
-        errors = [] if metadata.get("license") else [{"message": '"license" is required'}]
-        relations = ("adapter", "merge", "quantized", "finetune", None)
-        if metadata.get("base_model_relation") not in relations:
-            errors.append({"message": '"base_model_relation" is unknown'})
-        return {"errors": errors, "warnings": []}
+        base_models = metadata.get("base_model", [])
+        demands = {
+            '"license" must be one of the Hub\'s identifiers': metadata.get("license", "other") in LICENSES,
+            '"license_name" is required with "license: other"': metadata.get("license") != "other"
+            or "license_name" in metadata,
+            '"base_model_relation" is unknown': metadata.get("base_model_relation", "finetune") in RELATIONS,
+            '"base_model" must be names of repositories': all(
+                REPOSITORY.fullmatch(name) for name in ([base_models] if isinstance(base_models, str) else base_models)
+            ),
+            '"pipeline_tag" is unknown': metadata.get("pipeline_tag", "text-to-video") in PIPELINE_TAGS,
+            '"tags" must be words': all(isinstance(tag, str) for tag in metadata.get("tags", [])),
+        }
+        errors = [{"message": message} for message, is_met in demands.items() if not is_met]
+        answer = json.dumps({"errors": errors, "warnings": []}).encode()
+        return 400 if errors else 200, {"Content-Type": "application/json"}, answer

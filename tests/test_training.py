@@ -16,6 +16,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -32,6 +33,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
 from conftest import FIXTURES, messages
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import Qwen3VLModel
@@ -857,7 +859,10 @@ def test_learning_rate_that_falls_in_the_end(make_config):
 
 def test_push(make_config, hub, tmp_path):
     """The LoRA and its card arrive, checkpoints and logs do not, and the token is never shown."""
-    config = write_config(make_config(steps=2, hub_model_id="me/cats"), tmp_path / "config.yaml")
+    settings = {"steps": 2, "hub_model_id": "me/cats"}
+    with pytest.raises(ValueError, match="states no licence: say one by `license`"):
+        train(make_config(**settings), push=True)
+    config = write_config(make_config(**settings, license="mit"), tmp_path / "config.yaml")
     push = [*command(config), "--push-to-hub"]
     result = subprocess.run(push, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -866,7 +871,11 @@ def test_push(make_config, hub, tmp_path):
     assert hub.files("me/cats") == {"README.md", "pytorch_lora_weights.safetensors"}
     lora = (tmp_path / "run" / "pytorch_lora_weights.safetensors").read_bytes()
     assert hub.read("me/cats", "pytorch_lora_weights.safetensors") == lora
-    assert b'pipe.load_lora_weights("me/cats")' in hub.read("me/cats", "README.md")
+    card = ModelCard.load("me/cats")
+    assert 'pipe.load_lora_weights("me/cats")' in card.text
+    assert re.search(r"\| LoRA \| [\d,]+ \| float32 \| [\d.]+ MB \|", card.text)
+    assert card.data.license == "mit"
+    card.validate()
 
     shutil.rmtree(tmp_path / "run")
     refused = subprocess.run(

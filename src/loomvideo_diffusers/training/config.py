@@ -229,6 +229,7 @@ class TrainingConfig(Settings):
         keep_checkpoints: how many of the latest checkpoints to keep.
         tracker: `tensorboard` or `wandb`.
         hub_model_id: the repository that `--push-to-hub` uploads the result to.
+        license: of the result, an identifier of the Hub; by default what the card of the model states.
     """
 
     model: str
@@ -250,6 +251,7 @@ class TrainingConfig(Settings):
     keep_checkpoints: int = Field(2, gt=0)
     tracker: Literal["tensorboard", "wandb"] | None = None
     hub_model_id: str | None = None
+    license: str | None = None
 
     @model_validator(mode="after")
     def _goes_together(self) -> "TrainingConfig":

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
+from ..conversion.cards import measure_part, stated_license
 from ..pipelines.loomvideo_hub import push_folder
 from ..video import write_whole
 from .checkpoints import LORA_FILE
@@ -33,13 +34,20 @@ def write_card(config: TrainingConfig, output_dir: Path, repo_id: str | None) ->
     is_local = Path(config.model).is_dir()
     base_model = None if is_local else config.model
     card_data = ModelCardData(
+        **find_license(config),
         library_name="diffusers",
         pipeline_tag="text-to-video",
         base_model=base_model,
         base_model_relation=("adapter" if is_lora else "finetune") if base_model else None,
         tags=["text-to-video", "video-to-video", "diffusers", "loomvideo", *(["lora"] if is_lora else [])],
     )
-    private = {"output_dir": True, "hub_model_id": True, "validation": True, "data": {"datasets", "features"}}
+    private = {
+        "output_dir": True,
+        "hub_model_id": True,
+        "license": True,
+        "validation": True,
+        "data": {"datasets", "features"},
+    }
     settings = config.model_dump(mode="json", exclude_none=True, exclude=private | {"model": True})
     card = ModelCard.from_template(
         card_data,
@@ -50,10 +58,22 @@ def write_card(config: TrainingConfig, output_dir: Path, repo_id: str | None) ->
         is_lora=is_lora,
         has_text_encoder=config.train_text_encoder,
         steps=config.steps,
+        parts=[measure_part(output_dir, part) for part in (["."] if is_lora else ["transformer", "text_encoder"])],
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip(),
         samples=_last_samples(config, output_dir),
     )
     write_whole(output_dir / "README.md", lambda file: Path(file).write_text(str(card), encoding="utf-8"))
+
+
+def find_license(config: TrainingConfig) -> dict[str, str]:
+    """The licence in the result's metadata: that of the settings, or what the model's card states, empty if none."""
+    if config.license is not None:
+        return {"license": config.license}
+    card = Path(config.model) / "README.md" if Path(config.model).is_dir() else config.model
+    try:
+        return stated_license(ModelCard.load(card, ignore_metadata_errors=True))
+    except (OSError, HTTPError, OfflineModeIsEnabled):
+        return {}
 
 
 def _last_samples(config: TrainingConfig, output_dir: Path) -> list[dict[str, str]]:

@@ -71,13 +71,13 @@ from .objective import (
     sample_timestep,
     squared_error,
 )
-from .publishing import create_repository, push_to_hub, write_card
+from .publishing import create_repository, find_license, push_to_hub, write_card
 from .validation import Validation
 
 
 # What may change between a checkpoint and its continuation without changing what the steps compute.
 FREE_KEYS = ("output_dir", "data.num_workers", "validation", "gradient_checkpointing", "checkpoint_every")
-FREE_KEYS += ("compile_blocks", "keep_checkpoints", "tracker", "hub_model_id")
+FREE_KEYS += ("compile_blocks", "keep_checkpoints", "tracker", "hub_model_id", "license")
 
 # How long processes wait for each other: one may have many more features to compute than the others.
 PROCESS_TIMEOUT = timedelta(hours=4)
@@ -348,6 +348,8 @@ def _check(
     """Raises ValueError for what is wrong apart from the records and the model, before hours have gone into it."""
     if push and config.hub_model_id is None:
         raise ValueError("`hub_model_id` is missing in the settings: name the repository to push to.")
+    if push and not find_license(config):
+        raise ValueError(f"The card of {config.model} states no licence: say one by `license`, such as apache-2.0.")
     if precompute_only and config.data.features is None:
         raise ValueError("`data.features` is missing in the settings: name the folder to keep features in.")
     checkpoints = Path(config.output_dir) / "checkpoints"
