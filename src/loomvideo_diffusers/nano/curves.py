@@ -36,8 +36,9 @@ def plot_curves(logs: dict[str, Path], path: Path) -> None:
             run, in one or several parts, of which the loss is shown.
         path: the png to write.
     """
-    figure, axes = plt.subplots(1, len(logs), figsize=(4 * len(logs), 3.5), layout="constrained")
-    for axis, (title, log) in zip(axes, logs.items()):
+    figure = plt.figure(figsize=(4 * len(logs), 3.5), layout="constrained")
+    for place, (title, log) in enumerate(logs.items(), start=1):
+        axis = figure.add_subplot(1, len(logs), place)
         if log.is_dir():
             (steps, values), unit = _read_events(log), "loss"
             axis.set_yscale("log")

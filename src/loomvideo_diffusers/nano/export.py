@@ -44,6 +44,7 @@ def load_trained(untrained: Path, run: Path) -> LoomVideoPipeline:
     """
     return LoomVideoPipeline.from_pretrained(
         untrained,
+        dtype=torch.float32,
         transformer=LoomVideoTransformer3DModel.from_pretrained(run / "transformer"),
         text_encoder=Qwen3VLModel.from_pretrained(run / "text_encoder"),
     )
