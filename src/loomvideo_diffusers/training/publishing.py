@@ -69,7 +69,10 @@ def find_license(config: TrainingConfig) -> dict[str, str]:
     """The licence in the result's metadata: that of the settings, or what the model's card states, empty if none."""
     if config.license is not None:
         return {"license": config.license}
-    card = Path(config.model) / "README.md" if Path(config.model).is_dir() else config.model
+    is_local = Path(config.model).is_dir()
+    card = Path(config.model) / "README.md" if is_local else config.model
+    if is_local and not card.exists():
+        return {}
     try:
         return stated_license(ModelCard.load(card, ignore_metadata_errors=True))
     except (OSError, HTTPError, OfflineModeIsEnabled):
