@@ -384,7 +384,7 @@ from loomvideo_diffusers.conversion import convert, weights
 delay = float(sys.argv[1])
 write = weights._write
 def slow(*arguments):
-    time.sleep(0.02)
+    time.sleep(0.1)
     write(*arguments)
 weights._write = slow
 def kill():
