@@ -30,7 +30,7 @@ from tqdm import tqdm
 from loomvideo_diffusers import LoomVideoTransformer3DModel
 from loomvideo_diffusers.pipelines.loomvideo_denoising import guidance_coefficients
 
-from .baselines import concatenated_step, published_step
+from .baselines import concatenated_step, published_blocks, published_step
 from .operations import count_operations, matrix_product
 
 
@@ -140,6 +140,7 @@ def make_steps(
     }
     kv_cache = transformer.create_kv_cache()
     transformer(**inputs, kv_cache=kv_cache)
+    blocks = published_blocks(transformer)
     num_tokens = math.prod(grid) + sum(h * w for h, w in references)
     # As many tokens, in one row of patches for each
     wan_latents = torch.randn(1, 48, num_tokens // (height * width), 2 * height, 2 * width, dtype=dtype)
@@ -148,7 +149,7 @@ def make_steps(
         "ours": lambda: transformer(**inputs, kv_cache=kv_cache),
         "ours, first step": lambda: transformer(**inputs, kv_cache=transformer.create_kv_cache()),
         "without its savings": lambda: transformer(**inputs),
-        "published way": lambda: published_step(transformer, **inputs),
+        "published way": lambda: published_step(transformer, blocks, **inputs),
         "bare Wan": lambda: wan(wan_latents, torch.tensor([500]), text),
         "matrix product": matrix_product(dict(transformer.config), num_tokens, dtype),
     }

@@ -16,13 +16,35 @@
 import math
 
 import torch
+import torch.nn as nn
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 from loomvideo_diffusers import LoomVideoTransformer3DModel
-from loomvideo_diffusers.transformer_loomvideo import LoomVideoTransformerBlock
+
+
+def published_blocks(transformer: LoomVideoTransformer3DModel) -> nn.ModuleList:
+    """The transformer's blocks as the published code has them: those of Wan in Diffusers, with the same weights."""
+    config = transformer.config
+    with torch.device("meta"):
+        blocks = [
+            WanTransformerBlock(
+                config.num_attention_heads * config.attention_head_dim,
+                config.ffn_dim,
+                config.num_attention_heads,
+                qk_norm="rms_norm_across_heads",
+                cross_attn_norm=config.cross_attn_norm,
+                eps=config.eps,
+            )
+            for _ in transformer.blocks
+        ]
+    blocks = nn.ModuleList(blocks)
+    blocks.load_state_dict(transformer.blocks.state_dict(), assign=True)
+    return blocks.eval()
 
 
 def published_step(
     transformer: LoomVideoTransformer3DModel,
+    blocks: nn.ModuleList,
     hidden_states: torch.Tensor,
     timestep: torch.Tensor,
     encoder_hidden_states: torch.Tensor,
@@ -32,7 +54,7 @@ def published_step(
 ) -> torch.Tensor:
     """
     One branch of a step as the published code goes about it: every token has modulation rows of its own, and whatever
-    the prompt, the source and the references are made into is computed anew.
+    the prompt, the source and the references are made into is computed anew. `blocks` are its `published_blocks`.
     """
     video_grid, references = _grids(transformer, hidden_states, reference_hidden_states)
     tokens = transformer.patch_embedding(hidden_states)
@@ -40,15 +62,16 @@ def published_step(
     tokens = _join(tokens.type_as(hidden_states), [transformer.patch_embedding(x) for x in reference_hidden_states])
     num_video_tokens = math.prod(video_grid)
 
-    # A row of modulation for each token
+    cos, sin, is_reference = transformer.rope(video_grid, references, hidden_states.device)
+    # Wan has an angle for each channel, not for each pair.
+    rotary_emb = (cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1))
     temb, block_temb = transformer.condition_embedder(timestep, transformer.scale_shift_table.dtype, tokens.dtype)
-    rows = block_temb.float()[:, None].expand(-1, tokens.shape[1], -1, -1).clone()
-    rows[:, num_video_tokens:] = 0
-    rotary_cos, rotary_sin, _ = transformer.rope(video_grid, references, hidden_states.device)
-    for index, block in enumerate(transformer.blocks):
+    rows = torch.where(is_reference, 0, temb[:, None])
+    block_rows = torch.where(is_reference[..., None], 0, block_temb[:, None])
+    for index, block in enumerate(blocks):
         mllm_tokens = transformer.mllm_embedder(encoder_hidden_states[:, index])
-        tokens = _block(block, tokens, mllm_tokens, rows, (rotary_cos, rotary_sin))
-    return _output(transformer, tokens[:, :num_video_tokens], temb, video_grid)
+        tokens = block(tokens, mllm_tokens, block_rows, rotary_emb)
+    return _output(transformer, tokens[:, :num_video_tokens], rows[:, :num_video_tokens], video_grid)
 
 
 def concatenated_step(
@@ -77,7 +100,7 @@ def concatenated_step(
         if block_cache.key is None:
             mllm_tokens = transformer.mllm_embedder(encoder_hidden_states[:, index])
         tokens = block(tokens, mllm_tokens, block_temb, cache.rotary, kv_cache=block_cache)
-    return _output(transformer, tokens[:, : math.prod(video_grid)], temb, video_grid)
+    return _output(transformer, tokens[:, : math.prod(video_grid)], temb[:, None], video_grid)
 
 
 def _grids(
@@ -93,30 +116,13 @@ def _join(tokens: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([part.flatten(2) for part in (tokens, *others)], dim=2).transpose(1, 2).contiguous()
 
 
-def _block(
-    block: LoomVideoTransformerBlock,
-    tokens: torch.Tensor,
-    mllm_tokens: torch.Tensor,
-    rows: torch.Tensor,
-    rotary_emb: tuple[torch.Tensor, torch.Tensor],
-) -> torch.Tensor:
-    modulation = (block.scale_shift_table.float()[:, None] + rows).chunk(6, dim=2)
-    shift_msa, scale_msa, gate_msa, shift_ffn, scale_ffn, gate_ffn = (row.squeeze(2) for row in modulation)
-    normed = (block.norm1(tokens.float()) * (1 + scale_msa) + shift_msa).type_as(tokens)
-    tokens = (tokens.float() + block.attn1(normed, rotary_emb=rotary_emb) * gate_msa).type_as(tokens)
-    normed = block.norm2(tokens.float()).type_as(tokens)
-    tokens = tokens + block.attn2(normed, mllm_tokens)
-    normed = (block.norm3(tokens.float()) * (1 + scale_ffn) + shift_ffn).type_as(tokens)
-    return (tokens.float() + block.ffn(normed).float() * gate_ffn).type_as(tokens)
-
-
 def _output(
     transformer: LoomVideoTransformer3DModel,
     tokens: torch.Tensor,
-    temb: torch.Tensor,
+    rows: torch.Tensor,
     video_grid: tuple[int, int, int],
 ) -> torch.Tensor:
-    shift, scale = (transformer.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+    shift, scale = (transformer.scale_shift_table + rows.unsqueeze(2)).unbind(2)
     tokens = transformer.proj_out((transformer.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens))
     tokens = tokens.reshape(len(tokens), *video_grid, *transformer.config.patch_size, -1)
     return tokens.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
