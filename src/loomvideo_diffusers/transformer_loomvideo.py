@@ -352,22 +352,23 @@ def _modulate(
     num_video_tokens: int | None,
 ) -> torch.Tensor:
     """Scales and shifts the video's tokens by one row, and those of the references, if there are any, by another."""
-    if num_video_tokens is None:
-        return torch.addcmul(shifts[0], hidden_states, 1 + scales[0])
-    parts = (hidden_states[:, :num_video_tokens], hidden_states[:, num_video_tokens:])
-    modulated = [torch.addcmul(shift, part, 1 + scale) for part, scale, shift in zip(parts, scales, shifts)]
-    return torch.cat(modulated, dim=1)
+    modulated = torch.addcmul(shifts[0], hidden_states, 1 + scales[0])
+    if num_video_tokens is not None:
+        references = hidden_states[:, num_video_tokens:]
+        modulated[:, num_video_tokens:] = torch.addcmul(shifts[1], references, 1 + scales[1])
+    return modulated
 
 
 def _add_gated(
     hidden_states: torch.Tensor, output: torch.Tensor, gates: tuple[torch.Tensor, ...], num_video_tokens: int | None
 ) -> torch.Tensor:
     """Adds a layer's output, times one row for the video's tokens and another for those of the references."""
-    if num_video_tokens is None:
-        return torch.addcmul(hidden_states.float(), output.float(), gates[0]).type_as(hidden_states)
-    sizes = (num_video_tokens, hidden_states.shape[1] - num_video_tokens)
-    parts = zip(hidden_states.float().split(sizes, dim=1), output.float().split(sizes, dim=1), gates)
-    return torch.cat([torch.addcmul(*part) for part in parts], dim=1).type_as(hidden_states)
+    hidden_states_float, output = hidden_states.float(), output.float()
+    added = torch.addcmul(hidden_states_float, output, gates[0])
+    if num_video_tokens is not None:
+        references = (tokens[:, num_video_tokens:] for tokens in (hidden_states_float, output))
+        added[:, num_video_tokens:] = torch.addcmul(*references, gates[1])
+    return added.type_as(hidden_states)
 
 
 class LoomVideoTransformer3DModel(
