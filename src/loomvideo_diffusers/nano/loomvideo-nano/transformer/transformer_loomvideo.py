@@ -204,6 +204,19 @@ class LoomVideoAttention(nn.Module, AttentionModuleMixin):
         return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, kv_cache)
 
 
+class LoomVideoFeedForward(FeedForward):
+    """Without gradients, its activation is computed in place: its hidden states are a step's largest tensor."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        activation, _, linear = self.net
+        hidden_states = activation.proj(hidden_states)
+        if torch.is_grad_enabled():
+            hidden_states = activation.gelu(hidden_states)
+        else:
+            torch.ops.aten.gelu_(hidden_states, approximate=activation.approximate)
+        return linear(hidden_states)
+
+
 class FP32RMSNorm(nn.RMSNorm):
     """In float32, because a few channels of an MLLM's hidden states are thousands of times larger than the rest."""
 
@@ -307,7 +320,7 @@ class LoomVideoTransformerBlock(nn.Module):
 
         # 3. Feed-forward
         self.norm3 = FP32LayerNorm(dim, eps, elementwise_affine=False)
-        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        self.ffn = LoomVideoFeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
 
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
