@@ -30,11 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import gguf
 import numpy as np
 import torch
 from diffusers import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
+    GGUFQuantizationConfig,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
@@ -44,7 +46,7 @@ from diffusers.quantizers import PipelineQuantizationConfig
 from torchao.quantization import Int8WeightOnlyConfig
 from tqdm import tqdm
 
-from loomvideo_diffusers import LoomVideoEditPipeline
+from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoTransformer3DModel
 from loomvideo_diffusers.nano import MODEL, OPTIONS
 from loomvideo_diffusers.nano.tasks import sample_held_out
 from loomvideo_diffusers.nano.world import render
@@ -105,6 +107,34 @@ def _offload_blocks(pipe: LoomVideoEditPipeline, **options: Any) -> None:
     )
 
 
+def write_gguf(file: Path) -> None:
+    """Writes the transformer as a GGUF file, with all weights that are matrices in 8 bits."""
+    transformer = LoomVideoTransformer3DModel.from_pretrained(MODEL, subfolder="transformer")
+    writer = gguf.GGUFWriter(file, "loomvideo")
+    for name, tensor in transformer.state_dict().items():
+        array, quantization = tensor.numpy(), gguf.GGMLQuantizationType.Q8_0
+        if tensor.ndim == 2 and "time_embedder" not in name:
+            writer.add_tensor(name, gguf.quants.quantize(array, quantization), raw_dtype=quantization)
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _load_gguf(pipe: LoomVideoEditPipeline) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "loomvideo-nano-Q8_0.gguf")
+        write_gguf(file)
+        pipe.transformer = LoomVideoTransformer3DModel.from_single_file(
+            file,
+            config=MODEL,
+            subfolder="transformer",
+            quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32),
+        )
+
+
 INT8 = PipelineQuantizationConfig(quant_mapping={"transformer": TorchAoConfig(Int8WeightOnlyConfig())})
 FLOAT8 = {"storage_dtype": torch.float8_e4m3fn, "compute_dtype": torch.float32}
 
@@ -135,6 +165,7 @@ LEVERS = {
     "bfloat16": Lever(loading={"dtype": torch.bfloat16}),
     "layerwise casting to float8": Lever(lambda pipe: pipe.transformer.enable_layerwise_casting(**FLOAT8)),
     "int8 weights by torchao": Lever(loading={"quantization_config": INT8}),
+    "8-bit weights of a GGUF file": Lever(_load_gguf),
     "model offload": Lever(lambda pipe: pipe.enable_model_cpu_offload(device="cpu")),
     "sequential offload": Lever(_offload_layers),
     "group offload": Lever(_offload_blocks),

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as benchmarks
+from benchmarks import approximations
 from benchmarks.baselines import concatenated_step
 from benchmarks.operations import count_operations
 
@@ -139,3 +140,19 @@ def test_all_of_it(small, monkeypatch, tmp_path, capsys):
     assert [row["tokens"] for row in report["growth"]] == [256, 512]
     assert (tmp_path / "benchmarks.png").stat().st_size > 1000
     assert "projected, not measured" in capsys.readouterr().out
+
+
+def test_approximations(monkeypatch, tmp_path, capsys):
+    """A run of the plain setting alone: it loses nothing to itself and takes as long."""
+    plain = approximations.Setting(options={"num_inference_steps": 1})
+    monkeypatch.setattr(approximations, "SETTINGS", {approximations.PLAIN: plain})
+    monkeypatch.setattr(approximations, "TASKS", ("recolor", "text to image"))
+    monkeypatch.setattr(approximations, "NUM_EXAMPLES", 1)
+    monkeypatch.setattr(approximations, "NUM_REPETITIONS", 1)
+    monkeypatch.setattr(approximations, "OUTPUT_FILE", tmp_path / "benchmarks" / "approximations.json")
+    approximations.main()
+    report = json.loads((tmp_path / "benchmarks" / "approximations.json").read_text())
+    assert sorted(report["rates"][approximations.PLAIN]) == ["recolor", "text to image"]
+    assert report["ratios"] == {approximations.PLAIN: 1.0}
+    assert report["found"] == approximations.PLAIN
+    assert "| recolor |" in capsys.readouterr().out

@@ -13,14 +13,19 @@
 # limitations under the License.
 """What Diffusers offers to make a model faster or smaller, on this one."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from diffusers import TorchAoConfig
+from diffusers import BitsAndBytesConfig, GGUFQuantizationConfig, TorchAoConfig
 from diffusers.quantizers import PipelineQuantizationConfig
+from diffusers.quantizers.gguf.utils import GGUFLinear
 from torch._dynamo.utils import counters
 from torchao.quantization import Int8WeightOnlyConfig
 
-from loomvideo_diffusers import LoomVideoEditPipeline
+from benchmarks.levers import write_gguf
+from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoTransformer3DModel
+from loomvideo_diffusers.nano import MODEL
 
 
 @pytest.fixture
@@ -61,6 +66,54 @@ def test_quantization(edit, options, model_folder):
     expected = edit(**options).frames
     difference = quantized(**options).frames - expected
     assert 0 < difference.abs().mean() < 0.05 * expected.abs().mean()
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory) -> Path:
+    """The transformer of LoomVideo-nano, with the weights of its layers in 8 bits."""
+    file = tmp_path_factory.mktemp("gguf") / "loomvideo-nano-Q8_0.gguf"
+    write_gguf(file)
+    return file
+
+
+def test_gguf(gguf_file):
+    """Linear layers stay quantized, the time embedder does not; sizes are read off the tensors."""
+    expected = LoomVideoTransformer3DModel.from_pretrained(MODEL, subfolder="transformer")
+    config = GGUFQuantizationConfig(compute_dtype=torch.float32)
+    loaded = LoomVideoTransformer3DModel.from_single_file(
+        gguf_file, attention_head_dim=64, rope_max_seq_len=256, quantization_config=config
+    )
+    assert (loaded.config.ffn_dim, loaded.config.freq_dim) == (expected.config.ffn_dim, expected.config.freq_dim)
+    assert isinstance(loaded.blocks[0].ffn.net[2], GGUFLinear)
+    assert type(loaded.condition_embedder.time_embedder.linear_1) is torch.nn.Linear
+    assert gguf_file.stat().st_size < 0.3 * sum(tensor.nbytes for tensor in expected.state_dict().values())
+    inputs = {
+        "hidden_states": torch.randn(1, 16, 2, 4, 4),
+        "timestep": torch.tensor([500.0]),
+        "encoder_hidden_states": torch.randn(1, 8, 5, 192),
+    }
+    with torch.no_grad():
+        velocity = expected(**inputs).sample
+        difference = loaded(**inputs).sample - velocity
+    assert 0 < difference.abs().mean() < 0.02 * velocity.abs().mean()
+
+
+def test_gguf_without_config(gguf_file):
+    with pytest.raises(ValueError, match="pass `quantization_config=GGUFQuantizationConfig"):
+        LoomVideoTransformer3DModel.from_single_file(gguf_file, attention_head_dim=64)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_bitsandbytes(edit, options, model_folder):
+    """Linear layers of the transformer in 4 bits, by bitsandbytes."""
+    pytest.importorskip("bitsandbytes")
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    config = PipelineQuantizationConfig(quant_mapping={"transformer": four_bits})
+    quantized = LoomVideoEditPipeline.from_pretrained(model_folder, quantization_config=config, dtype=torch.bfloat16)
+    assert type(quantized.transformer.blocks[0].ffn.net[2]) is not torch.nn.Linear
+    expected = edit(**options).frames
+    difference = quantized.to("cuda")(**options).frames.cpu() - expected
+    assert 0 < difference.abs().mean() < 0.2 * expected.abs().mean()
 
 
 def test_group_offload_to_disk(edit, options, tmp_path):

@@ -38,9 +38,12 @@ from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, Fee
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.model_loading_utils import load_model_dict_into_meta
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import FP32LayerNorm
+from diffusers.quantizers import DiffusersAutoQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from diffusers.utils import apply_lora_scale, is_accelerate_available
 from diffusers.utils.torch_utils import maybe_adjust_dtype_for_device
 
@@ -497,10 +500,11 @@ class LoomVideoTransformer3DModel(
         config: str | os.PathLike | None = None,
         subfolder: str | None = None,
         dtype: torch.dtype | None = None,
+        quantization_config: QuantizationConfigMixin | None = None,
         **kwargs,
     ) -> "LoomVideoTransformer3DModel":
         r"""
-        Loads the published checkpoint, `gen_model.pth`, or a safetensors file with the same names.
+        Loads the published checkpoint, `gen_model.pth`, or a safetensors or GGUF file with the same names.
 
         Args:
             pretrained_model_link_or_path_or_dict (`str`, `os.PathLike` or `dict`):
@@ -512,6 +516,8 @@ class LoomVideoTransformer3DModel(
                 Where in `config` the file lies.
             dtype (`torch.dtype`, *optional*):
                 Precision of the model; by default that of the file. `torch_dtype` is its older name.
+            quantization_config (`QuantizationConfigMixin`, *optional*):
+                `GGUFQuantizationConfig(compute_dtype=...)` for a GGUF file, whose layers stay quantized.
             kwargs (*optional*):
                 Constructor arguments, which go before the `config`, and the Hub's: `revision`, `token`, `cache_dir`,
                 `force_download`, `local_files_only`, `proxies`.
@@ -526,33 +532,58 @@ class LoomVideoTransformer3DModel(
             checkpoint = pretrained_model_link_or_path_or_dict
         else:
             checkpoint = load_single_file_checkpoint(str(pretrained_model_link_or_path_or_dict), **kwargs)
+        quantizer = None
+        if quantization_config is not None:
+            quantizer = DiffusersAutoQuantizer.from_config(quantization_config)
+            quantizer.validate_environment()
+            dtype = quantizer.update_torch_dtype(dtype)
         if not isinstance(checkpoint, dict):
             raise ValueError(
                 f"This is not a LoomVideo checkpoint: it holds a {type(checkpoint).__name__}, not tensors."
             )
         unused = tuple(cls._keys_to_ignore_on_load_unexpected)
         checkpoint = {name: tensor for name, tensor in checkpoint.items() if not name.startswith(unused)}
+        if quantizer is None and any(hasattr(tensor, "quant_type") for tensor in checkpoint.values()):
+            raise ValueError(
+                "The tensors of this file are quantized: pass "
+                "`quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16)`."
+            )
+        # Tensors of GGUF files are bytes, and know what shape they stand for.
+        shapes = {name: tuple(getattr(tensor, "quant_shape", tensor.shape)) for name, tensor in checkpoint.items()}
 
         if config is not None:
             loaded = cls.load_config(config, subfolder=subfolder, **kwargs)
             model_config = {name: value for name, value in loaded.items() if name in expected_arguments} | model_config
         try:
-            model_config = (
-                cls._config_from_checkpoint(checkpoint, model_config.get("attention_head_dim", 128)) | model_config
-            )
+            model_config = cls._config_from_shapes(shapes, model_config.get("attention_head_dim", 128)) | model_config
         except KeyError as error:
             raise ValueError(f"This is not a LoomVideo checkpoint: it has no tensor {error}.") from error
 
         with torch.device("meta"):
             model = cls.from_config(model_config)
         expected = model.state_dict()
-        wrong = [name for name in expected if name not in checkpoint or expected[name].shape != checkpoint[name].shape]
-        wrong += [name for name in checkpoint if name not in expected]
+        wrong = [name for name in expected if expected[name].shape != shapes.get(name)]
+        wrong += [name for name in shapes if name not in expected]
         if wrong:
             raise ValueError(
                 f"{len(wrong)} tensors of the checkpoint are missing, unknown or of another shape than the config "
                 f"says, the first is {wrong[0]}: pass the `config` that belongs to the file."
             )
+        if quantizer is not None:
+            quantizer.preprocess_model(
+                model, device_map=None, state_dict=checkpoint, keep_in_fp32_modules=FLOAT32_MODULES
+            )
+            load_model_dict_into_meta(
+                model,
+                checkpoint,
+                dtype,
+                hf_quantizer=quantizer,
+                keep_in_fp32_modules=FLOAT32_MODULES,
+                device_map={"": torch.device("cpu")},
+            )
+            quantizer.postprocess_model(model)
+            model.hf_quantizer = quantizer
+            return model.eval()
         if dtype is not None:
             for name, tensor in checkpoint.items():
                 keep_in_fp32 = any(part in name for part in FLOAT32_MODULES)
@@ -561,19 +592,19 @@ class LoomVideoTransformer3DModel(
         return model.eval()
 
     @staticmethod
-    def _config_from_checkpoint(checkpoint: dict[str, torch.Tensor], attention_head_dim: int) -> dict[str, Any]:
-        inner_dim, in_channels, *patch_size = checkpoint["patch_embedding.weight"].shape
+    def _config_from_shapes(shapes: dict[str, tuple[int, ...]], attention_head_dim: int) -> dict[str, Any]:
+        inner_dim, in_channels, *patch_size = shapes["patch_embedding.weight"]
         return {
             "patch_size": tuple(patch_size),
             "num_attention_heads": inner_dim // attention_head_dim,
             "attention_head_dim": attention_head_dim,
             "in_channels": in_channels,
-            "out_channels": checkpoint["proj_out.weight"].shape[0] // math.prod(patch_size),
-            "mllm_dim": checkpoint["mllm_embedder.norm.weight"].shape[0],
-            "freq_dim": checkpoint["condition_embedder.time_embedder.linear_1.weight"].shape[1],
-            "ffn_dim": checkpoint["blocks.0.ffn.net.0.proj.weight"].shape[0],
-            "num_layers": 1 + max(int(name.split(".")[1]) for name in checkpoint if name.startswith("blocks.")),
-            "cross_attn_norm": "blocks.0.norm2.weight" in checkpoint,
+            "out_channels": shapes["proj_out.weight"][0] // math.prod(patch_size),
+            "mllm_dim": shapes["mllm_embedder.norm.weight"][0],
+            "freq_dim": shapes["condition_embedder.time_embedder.linear_1.weight"][1],
+            "ffn_dim": shapes["blocks.0.ffn.net.0.proj.weight"][0],
+            "num_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+            "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
         }
 
     def enable_cache(self, config: Any) -> None:

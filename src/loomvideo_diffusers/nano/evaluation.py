@@ -94,21 +94,28 @@ def evaluate(
         jobs |= {
             (name, task): (task, number, folder, OPTIONS | options) for task in tasks if task not in results[name]
         }
-    for (name, task), means in measure(model, jobs):
+    for (name, task), means in measure(load_model, model, jobs):
         results[name][task] = means
         text = json.dumps(results, indent=2) + "\n"
         write_whole(results_file, lambda file, text=text: Path(file).write_text(text, encoding="utf-8"))
     return {name: {task: results[name][task] for task in tasks} for name, (tasks, _) in EVALUATIONS.items()}
 
 
+def load_model(model: Path) -> LoomVideoPipeline:
+    return LoomVideoPipeline.from_pretrained(model, dtype=torch.float32)
+
+
 def measure(
-    model: Path, jobs: dict[Any, tuple[str, int, Path | None, dict[str, Any]]]
+    load: Callable[[Any], LoomVideoPipeline],
+    model: Any,
+    jobs: dict[Any, tuple[str, int, Path | None, dict[str, Any]]],
 ) -> Iterator[tuple[Any, dict[str, float]]]:
     """
     Measures tasks, several at a time.
 
     Args:
-        model: folder of the model.
+        load: what loads the model, once in each process: a function that can be imported.
+        model: what it is called with.
         jobs: by any key a task, how many examples of it, where to show results or None, and options of the calls.
 
     Yields:
@@ -116,23 +123,28 @@ def measure(
     """
     # Small as it is, the model is faster in a process for each core than with several threads.
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        futures = {pool.submit(_measure_task, model, *job): key for key, job in jobs.items()}
+        futures = {pool.submit(_measure_task, load, model, *job): key for key, job in jobs.items()}
         for future in tqdm(as_completed(futures), desc="Evaluating", total=len(futures)):
             yield futures[future], future.result()
 
 
 def _measure_task(
-    model: Path, task: str, num_examples: int, sheets_dir: Path | None, options: dict[str, Any]
+    load: Callable[[Any], LoomVideoPipeline],
+    model: Any,
+    task: str,
+    num_examples: int,
+    sheets_dir: Path | None,
+    options: dict[str, Any],
 ) -> dict[str, float]:
-    judged = evaluate_task(_load(model), task, num_examples, **options)
+    judged = evaluate_task(_load_once(load, model), task, num_examples, **options)
     if sheets_dir is not None:
         _show(judged, sheets_dir, task)
     return _means([judgement for *_, judgement in judged])
 
 
 @lru_cache(maxsize=1)
-def _load(model: Path) -> LoomVideoPipeline:
-    return LoomVideoPipeline.from_pretrained(model, dtype=torch.float32)
+def _load_once(load: Callable[[Any], LoomVideoPipeline], model: Any) -> LoomVideoPipeline:
+    return load(model)
 
 
 def evaluate_task(
