@@ -308,10 +308,13 @@ def plot(report: dict) -> None:
     bars.axhline(1, color="black", linewidth=1)
     bars.set_xticks([index + 0.25 for index in range(len(rows))], [row["shape"].replace(", ", ",\n") for row in rows])
     bars.set(title="Time of a step, in times of ours (float32)")
-    bars.legend()
+    bars.margins(y=0.2)  # room for the legend
+    bars.legend(loc="upper center", ncols=len(OTHERS))
     tokens = [row["tokens"] for row in report["growth"]]
     line.loglog(tokens, [row["seconds"] for row in report["growth"]], marker="o", label="measured")
     line.loglog(tokens, [row["bound"] for row in report["growth"]], "--", label="lower bound")
+    line.set_xticks(tokens, map(str, tokens))
+    line.minorticks_off()
     line.set(title="Seconds of a step by tokens", xlabel="tokens", ylabel="seconds")
     line.legend()
     figure.savefig(OUTPUT_DIR / "benchmarks.png", dpi=100)
