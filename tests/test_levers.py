@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import GOLDEN
 from diffusers import BitsAndBytesConfig, GGUFQuantizationConfig, TorchAoConfig
 from diffusers.quantizers import PipelineQuantizationConfig
 from diffusers.quantizers.gguf.utils import GGUFLinear
@@ -96,6 +97,14 @@ def test_gguf(gguf_file):
         velocity = expected(**inputs).sample
         difference = loaded(**inputs).sample - velocity
     assert 0 < difference.abs().mean() < 0.02 * velocity.abs().mean()
+
+
+def test_quantization_of_a_single_file():
+    config = TorchAoConfig(Int8WeightOnlyConfig())
+    loaded = LoomVideoTransformer3DModel.from_single_file(
+        GOLDEN / "LoomVideo" / "gen_model.pth", attention_head_dim=24, quantization_config=config
+    )
+    assert type(loaded.blocks[0].ffn.net[2].weight) is not torch.nn.Parameter
 
 
 def test_gguf_without_config(gguf_file):

@@ -298,7 +298,7 @@ def test_single_file_errors(tmp_path):
     with pytest.raises(ValueError, match="pass the `config`"):
         LoomVideoTransformer3DModel.from_single_file(CHECKPOINT, num_attention_heads=3, attention_head_dim=24)
     with pytest.raises(ValueError, match=r"no tensor 'patch_embedding.weight'"):
-        LoomVideoTransformer3DModel.from_single_file({"something": torch.zeros(1)})
+        LoomVideoTransformer3DModel.from_single_file({"something": torch.zeros(1), "epoch": 3})
     with pytest.raises(ValueError, match=r"1 tensors .* the first is proj_out.bias"):
         LoomVideoTransformer3DModel.from_single_file(
             {name: tensor for name, tensor in state.items() if name != "proj_out.bias"}, config=WAN_TRANSFORMER

@@ -517,7 +517,8 @@ class LoomVideoTransformer3DModel(
             dtype (`torch.dtype`, *optional*):
                 Precision of the model; by default that of the file. `torch_dtype` is its older name.
             quantization_config (`QuantizationConfigMixin`, *optional*):
-                `GGUFQuantizationConfig(compute_dtype=...)` for a GGUF file, whose layers stay quantized.
+                `GGUFQuantizationConfig(compute_dtype=...)` for a GGUF file, whose layers stay quantized, or a
+                `TorchAoConfig`, by which those of other files are quantized.
             kwargs (*optional*):
                 Constructor arguments, which go before the `config`, and the Hub's: `revision`, `token`, `cache_dir`,
                 `force_download`, `local_files_only`, `proxies`.
@@ -528,15 +529,15 @@ class LoomVideoTransformer3DModel(
         dtype = kwargs.pop("torch_dtype", dtype)
         expected_arguments = cls._get_init_keys(cls)
         model_config = {name: kwargs.pop(name) for name in list(kwargs) if name in expected_arguments}
+        quantizer = None
+        if quantization_config is not None:
+            quantizer = DiffusersAutoQuantizer.from_config(quantization_config, pre_quantized=False)
+            quantizer.validate_environment()
+            dtype = quantizer.update_torch_dtype(dtype)
         if isinstance(pretrained_model_link_or_path_or_dict, dict):
             checkpoint = pretrained_model_link_or_path_or_dict
         else:
             checkpoint = load_single_file_checkpoint(str(pretrained_model_link_or_path_or_dict), **kwargs)
-        quantizer = None
-        if quantization_config is not None:
-            quantizer = DiffusersAutoQuantizer.from_config(quantization_config)
-            quantizer.validate_environment()
-            dtype = quantizer.update_torch_dtype(dtype)
         if not isinstance(checkpoint, dict):
             raise ValueError(
                 f"This is not a LoomVideo checkpoint: it holds a {type(checkpoint).__name__}, not tensors."
@@ -548,8 +549,11 @@ class LoomVideoTransformer3DModel(
                 "The tensors of this file are quantized: pass "
                 "`quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16)`."
             )
-        # Tensors of GGUF files are bytes, and know what shape they stand for.
-        shapes = {name: tuple(getattr(tensor, "quant_shape", tensor.shape)) for name, tensor in checkpoint.items()}
+        # Tensors of GGUF files are bytes, and know what shape they stand for; what is no tensor has none.
+        shapes = {
+            name: tuple(getattr(tensor, "quant_shape", getattr(tensor, "shape", ())))
+            for name, tensor in checkpoint.items()
+        }
 
         if config is not None:
             loaded = cls.load_config(config, subfolder=subfolder, **kwargs)
