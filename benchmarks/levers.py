@@ -13,6 +13,7 @@
 # limitations under the License.
 """What each lever of Diffusers and the pipelines does to an edit of LoomVideo-nano: `python -m benchmarks.levers`."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -246,7 +247,16 @@ def measure(lever: Lever) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.levers", description=__doc__)
+    parser.add_argument(
+        "lever",
+        nargs="?",
+        choices=LEVERS,
+        metavar="LEVER",
+        help="the one to measure and print as json; by default all",
+    )
+    name = parser.parse_args().lever
+    if name is None:
         main()
     else:
-        print(json.dumps(measure(LEVERS[sys.argv[1]])))
+        print(json.dumps(measure(LEVERS[name])))
