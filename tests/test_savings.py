@@ -236,3 +236,17 @@ def test_a_call_that_was_broken_off(edit, clip):
         edit("red", callback_on_step_end=stop, **options)
     assert torch.equal(edit("blue", **options).frames, expected)
     edit.transformer.disable_cache()
+
+
+def test_activation_in_place(transformer):
+    """The widest hidden states are there once without gradients, twice with them, and give the same."""
+    feed_forward = transformer.blocks[0].ffn
+    seen = {}
+    feed_forward.net[0].proj.register_forward_hook(lambda module, inputs, output: seen.update(before=output))
+    feed_forward.net[2].register_forward_pre_hook(lambda module, inputs: seen.update(after=inputs[0]))
+    hidden_states = torch.randn(1, 6, feed_forward.net[2].out_features)
+    expected = feed_forward(hidden_states)
+    assert seen["after"].data_ptr() != seen["before"].data_ptr()
+    with torch.no_grad():
+        torch.testing.assert_close(feed_forward(hidden_states), expected)
+    assert seen["after"].data_ptr() == seen["before"].data_ptr()
