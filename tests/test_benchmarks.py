@@ -154,5 +154,14 @@ def test_approximations(monkeypatch, tmp_path, capsys):
     report = json.loads((tmp_path / "benchmarks" / "approximations.json").read_text())
     assert sorted(report["rates"][approximations.PLAIN]) == ["recolor", "text to image"]
     assert report["ratios"] == {approximations.PLAIN: 1.0}
-    assert report["found"] == approximations.PLAIN
-    assert "| recolor |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| recolor |" in printed
+    assert f"points: {approximations.PLAIN}, 1.00x" in printed
+
+
+def test_fastest_approximation():
+    """One that is worse at a single task does not count, one that is better at others does."""
+    plain = approximations.PLAIN
+    rates = {"worse": {"one": 1.0, "two": 0.77}, "good": {"one": 0.99, "two": 0.9}, plain: {"one": 1.0, "two": 0.8}}
+    assert approximations.find_fastest(rates, {"worse": 0.3, "good": 0.4, plain: 1.0}) == "good"
+    assert approximations.find_fastest(rates, {"worse": 0.3, "good": 1.1, plain: 1.0}) == plain
