@@ -32,7 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .decoding import PIXEL_FORMATS, convert_pixels, is_sequence, sequence_files
-from .encoding import plan_output, write_footage, write_planned
+from .encoding import plan_output, write_footage
+from .files import remove_leftovers, write_whole
 from .footage import Footage, read_frames, read_model_frames, spread_frames, spread_indices
 from .pipelines import LoomVideoEditPipeline
 from .pipelines.loomvideo_frames import (
@@ -43,7 +44,6 @@ from .pipelines.loomvideo_frames import (
     read_references,
 )
 from .progress import progress_bar
-from .video import write_whole
 
 
 # A change of color that is no more than this is the VAE's, not the edit's; what surrounds a change may have changed
@@ -236,9 +236,9 @@ def edit_footage(
                         row.append(convert_pixels(pixels, "rgb24"))
 
     if compare_plan is None:
-        write_planned(output_plan, lambda file: write(file, None))
+        write_whole(output, lambda file: write(file, None))
     else:
-        write_planned(compare_plan, lambda compared: write_planned(output_plan, lambda file: write(file, compared)))
+        write_whole(compare, lambda compared: write_whole(output, lambda file: write(file, compared)))
     pipe.maybe_free_model_hooks()
     progress.remove()
     return sheet
@@ -462,3 +462,4 @@ class _Progress:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+        remove_leftovers(self.path)

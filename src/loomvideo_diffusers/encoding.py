@@ -14,8 +14,7 @@
 """Writing the frames of a clip with its own times, colors and sound: what of these a file can hold, and doing it."""
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from PIL import Image
 from .decoding import FRAME_NUMBER, PIXEL_FORMATS, open_video, silence_av
 from .footage import Footage
 from .sound import AUDIO_MODES, CONTAINERS, Track, add_sound, plan_sound
-from .video import add_video_stream, check_output_path, write_gif, write_whole
+from .video import add_video_stream, check_output_path, write_gif
 
 
 FOOTAGE_SUFFIXES = (*CONTAINERS, ".gif")
@@ -201,14 +200,14 @@ class GifWriter:
 class SequenceWriter:
     """Writes frames as images with the numbers from 1 on; made by `write_footage`."""
 
-    def __init__(self, folder: str, plan: OutputPlan):
-        self.folder = Path(folder)
+    def __init__(self, file: str, plan: OutputPlan):
+        self.file = Path(file)
         self.plan = plan
         self.num_written = 0
 
     def write(self, pixels: np.ndarray) -> None:
         self.num_written += 1
-        path = self.folder / (self.plan.path.name % self.num_written)
+        path = self.file.with_name(self.file.name % self.num_written)
         if pixels.dtype == np.uint8:
             Image.fromarray(pixels).save(path, quality=95)
             return
@@ -233,7 +232,7 @@ def write_footage(
     Opens a file for the frames of an edited clip.
 
     Args:
-        file: where to; of an image sequence, a folder.
+        file: where to, or the pattern of an image sequence.
         plan: what `plan_output` returned.
         footage: the clip, whose times and colors the file gets.
         comment: what the file says of itself; image sequences say nothing.
@@ -260,15 +259,3 @@ def write_footage(
     except av.error.FFmpegError as error:
         # Errors of reading are none of these.
         raise OSError(error.errno, f"{plan.path} cannot be written ({error.strerror})") from error
-
-
-def write_planned(plan: OutputPlan, write: Callable[[str], None]) -> None:
-    """Has `write` write a file, or the images of a sequence into a folder, which appear when all is written."""
-    if not FRAME_NUMBER.search(plan.path.name):
-        write_whole(plan.path, write)
-        return
-    plan.path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=plan.path.parent) as folder:
-        write(folder)
-        for image in sorted(Path(folder).iterdir()):
-            os.replace(image, plan.path.parent / image.name)

@@ -14,8 +14,7 @@
 """Files: reading footage at LoomVideo's 24 frames a second, and writing videos, images and contact sheets."""
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -32,6 +31,7 @@ from diffusers.utils import logging
 from tqdm import tqdm
 
 from .decoding import VideoReader, measure_rate, open_video, silence_av
+from .files import check_writable, write_whole
 from .orientation import swaps_sides
 from .pipelines import loomvideo_frames
 
@@ -210,18 +210,6 @@ def check_output_path(path: str | os.PathLike, suffixes: tuple[str, ...]) -> Non
     check_writable(path)
 
 
-def check_writable(path: str | os.PathLike) -> None:
-    """Raises ValueError if a file or folder could not be made there, in folders that may have to be made first."""
-    folder = Path(path).absolute().parent
-    while not folder.exists() and not folder.is_symlink():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {folder} is not a folder that can be written to.") from error
-
-
 def write_video(
     path: str | os.PathLike,
     frames: Frames,
@@ -354,21 +342,3 @@ def contact_sheet(
             PIL.ImageDraw.Draw(sheet).text(place, labels[index], fill="black", font=font, anchor="lm")
         sheet.paste(strip, (0, index * row_height + label_height))
     return sheet
-
-
-def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
-    """Has `write` write a file under a temporary name beside `path`, where it appears when all of it is written."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=".unfinished-", dir=path.parent)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
-    os.close(handle)
-    try:
-        write(unfinished)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
