@@ -62,6 +62,12 @@ class OutputPlan:
     notes: tuple[str, ...]
 
 
+def check_footage_path(path: str | os.PathLike) -> None:
+    """Raises ValueError if a clip, or an image sequence by its pattern, could not be written there."""
+    is_numbered = FRAME_NUMBER.search(Path(path).name)
+    check_output_path(path, SEQUENCE_SUFFIXES if is_numbered else FOOTAGE_SUFFIXES)
+
+
 def plan_output(
     footage: Footage, path: str | os.PathLike, audio: str = "copy", width: int | None = None
 ) -> OutputPlan:
@@ -80,8 +86,8 @@ def plan_output(
     if audio not in AUDIO_MODES:
         raise ValueError(f"The sound can be handled by {', '.join(AUDIO_MODES)}, not by {audio!r}.")
     path = Path(path)
+    check_footage_path(path)
     is_numbered = bool(FRAME_NUMBER.search(path.name))
-    check_output_path(path, SEQUENCE_SUFFIXES if is_numbered else FOOTAGE_SUFFIXES)
     kind, notes, tracks = path.suffix.lower(), [], ()
     is_deep, has_alpha = next(key for key, name in PIXEL_FORMATS.items() if name == footage.pixel_format)
     if kind in CONTAINERS:

@@ -48,6 +48,13 @@ def _finite(text: str) -> float:
     return number
 
 
+def _rate(text: str) -> float:
+    number = _finite(text)
+    if not 1 / 3600 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"it must be from 1/3600 to 1000, but is {text}")
+    return number
+
+
 def _gigabytes(text: str) -> float:
     number = _finite(text)
     if number <= 0:
@@ -58,7 +65,13 @@ def _gigabytes(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     sampling = argparse.ArgumentParser(add_help=False)
     option = sampling.add_argument
-    option("-o", "--output", type=Path, metavar="FILE", help="mp4 or gif, to edit mov or mkv too; or png, jpg, webp")
+    option(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="mp4 or gif, to edit mov, mkv or frames_%%04d.png too; or png, jpg, webp",
+    )
     option(
         "--model",
         default="nano",
@@ -104,7 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     summary = "Edit a video or an image by instruction, and with reference images."
     command = commands.add_parser("edit", help=summary, description=summary, parents=[sampling])
-    command.add_argument("input", type=Path, nargs="?", help="a video, or a png, jpg or webp")
+    command.add_argument("input", type=Path, nargs="?", help="a video, an image, or frames_%%04d.png")
     command.add_argument("prompt", type=_prompt, nargs="?", help="the instruction")
     command.add_argument(
         "--jobs",
@@ -122,6 +135,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="how much of the picture may stay unedited at its edges for the proportions' sake (default: 0)",
     )
+    option(
+        "--audio", choices=["copy", "encode", "none"], help="of the clip's sound (default: copy what can be copied)"
+    )
+    option("--rate", type=_rate, metavar="N", help="frames a second of an image sequence (default: 24)")
     option("--keep-unchanged", action="store_true", help="take what the edit leaves as it is from the source's pixels")
     command.set_defaults(function=edit, name="edit", default=command.get_default)
 

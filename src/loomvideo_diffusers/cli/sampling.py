@@ -31,7 +31,7 @@ from .. import nano
 from .common import Stopwatch, find_model, one_line, silence_libraries
 
 
-OPTIONS_OF_FOOTAGE = ("preview", "compare", "keep_unchanged", "max_crop", "frames")
+OPTIONS_OF_FOOTAGE = ("preview", "compare", "keep_unchanged", "max_crop", "frames", "audio", "rate")
 FILES_OF_AN_EDIT = ("output", "contact_sheet", "preview", "compare")
 
 # Of a CPU, in bytes: with less, Python itself fails in places that cannot say why.
@@ -80,6 +80,7 @@ def edit(arguments: argparse.Namespace) -> None:
 
 def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callable[["DiffusionPipeline"], None]:
     """Checks all that an edit needs, and returns what does it with a pipeline."""
+    from ..decoding import is_sequence
     from ..video import IMAGE_SUFFIXES, check_output_path, read_image
 
     _choose_seed(arguments)
@@ -93,7 +94,7 @@ def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callab
             check_output_path(sheet, IMAGE_SUFFIXES)
     with stopwatch.stage("read"):
         references = [read_image(path) for path in arguments.reference]
-    is_image = arguments.input.suffix.lower() in IMAGE_SUFFIXES
+    is_image = arguments.input.suffix.lower() in IMAGE_SUFFIXES and not is_sequence(arguments.input)
     return (_prepare_image if is_image else _prepare_footage)(arguments, references, stopwatch)
 
 
@@ -123,15 +124,25 @@ def _prepare_image(
 def _prepare_footage(
     arguments: argparse.Namespace, references: list[Any], stopwatch: Stopwatch
 ) -> Callable[["DiffusionPipeline"], None]:
+    from ..decoding import is_sequence
     from ..editing import Edit, edit_footage, edit_preview
-    from ..footage import FOOTAGE_SUFFIXES, spread_frames, survey
-    from ..video import check_output_path
+    from ..encoding import check_footage_path, plan_output
+    from ..footage import survey
 
-    for path in (arguments.output, arguments.compare):
-        if path is not None:
-            check_output_path(path, FOOTAGE_SUFFIXES)
+    audio = arguments.audio or "copy"
+    outputs = [path for path in (arguments.output, arguments.compare) if path is not None]
+    for path in outputs:
+        check_footage_path(path)
+    if arguments.rate is not None and not is_sequence(arguments.input):
+        raise ValueError(f"{arguments.input} has a rate of its own: leave out --rate, which is for image sequences.")
     with stopwatch.stage("read"):
-        footage = survey(arguments.input, arguments.frames, show_progress=True)
+        footage = survey(arguments.input, arguments.frames, show_progress=True, rate=arguments.rate)
+        notes = [*footage.notes]
+        for path in outputs if arguments.preview is None else []:
+            width = footage.width * (2 if path == arguments.compare else 1)
+            notes += [note for note in plan_output(footage, path, audio, width).notes if note not in notes]
+    for note in notes:
+        print(f"loomvideo: {note}", file=sys.stderr)
     options = {
         "negative_prompt": arguments.negative_prompt,
         "height": arguments.height,
@@ -164,7 +175,9 @@ def _prepare_footage(
             return
         model = shlex.join([arguments.model, *arguments.lora])
         with stopwatch.stage("edit"), reading:
-            edit_footage(pipe, footage, edit, arguments.output, arguments.compare, comment, model)
+            before, after = edit_footage(
+                pipe, footage, edit, arguments.output, arguments.compare, comment, model, audio
+            )
         print(
             f"Wrote {arguments.output}: {len(footage.times)} frames at {float(footage.rate):.4g} a second, "
             f"{footage.width} x {footage.height}, seed {arguments.seed} ({stopwatch})."
@@ -172,7 +185,6 @@ def _prepare_footage(
         if arguments.compare is not None:
             print(f"Wrote {arguments.compare}: the source beside the result.")
         if arguments.contact_sheet is not None:
-            before, after = spread_frames(footage), spread_frames(survey(arguments.output))
             _write_contact_sheet(before, after, arguments.contact_sheet)
 
     return run
