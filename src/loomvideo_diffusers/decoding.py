@@ -36,7 +36,8 @@ READ_OPTIONS = {
     "wav,mp3,flac,aac",
 }
 
-# FFmpeg's flag of the formats of recordings and broadcasts, which may begin, break off and go on anywhere
+# FFmpeg's flags of formats: without times; and of recordings and broadcasts, which may break off and go on anywhere
+HAS_NO_TIMES = 0x0080
 TIMES_MAY_JUMP = 0x0200
 
 # In seconds: times that go back by more, or forward by more, are those of another recording.
@@ -158,12 +159,16 @@ class VideoReader:
         self.path = path
         self.container = container
         self.stream = self._find_stream()
-        self.declared_rate = rate or self.stream.average_rate or self.stream.guessed_rate
+        flags = int(container.format.flags)
+        # Streams without a container say it within.
+        known_rates = (rate, self.stream.average_rate, self.stream.guessed_rate)
+        known_rates = (rate, self.stream.guessed_rate) if flags & HAS_NO_TIMES else known_rates
+        self.declared_rate = next((known for known in known_rates if known), None)
         self.origin = Fraction(container.start_time or 0, av.time_base)
         self.orientation = orientations.UPRIGHT
         self.size = None
         self.notes = []
-        self.may_jump = bool(int(container.format.flags) & TIMES_MAY_JUMP)
+        self.may_jump = bool(flags & TIMES_MAY_JUMP)
         self._reformatter = VideoReformatter()  # takes longer to make than to use
 
     def _find_stream(self) -> av.VideoStream:
@@ -215,10 +220,7 @@ class VideoReader:
                     parts[stream] = part = part + 1
                     if part == len(shifts):
                         shifts.append(end - packet.dts * packet.time_base)
-                        self.note(
-                            f"{self.path} is several recordings, one after the other, of which another begins at "
-                            f"{float(end):.1f} seconds: they are taken as one."
-                        )
+                        self.note(f"{self.path} is several recordings, one after the other: they are taken as one.")
                     begin = packet.dts * packet.time_base + shifts[part]
                 ends[stream] = begin + (packet.duration or 0) * packet.time_base
                 if packet.is_corrupt:
@@ -252,9 +254,11 @@ class VideoReader:
                 pts = frame.pts
                 frame = frame.reformat(*self.size)
                 frame.pts = pts
-            # Some formats have no times, and damaged files any.
-            is_later = frame.pts is not None and (last is None or frame.pts > last)
-            last = frame.pts if is_later else 0 if last is None else last + step
+            if frame.pts is None:
+                last = 0 if last is None else last + step
+            else:
+                # Damaged files have any times.
+                last = frame.pts if last is None else max(frame.pts, last + 1)
             frame.pts, frame.time_base = last, self.time_base
             if frame.interlaced_frame and graph is None:
                 self.note(f"{self.path} is interlaced: it is deinterlaced.")

@@ -38,6 +38,9 @@ LOSSLESS_CODECS = ("flac", "alac", "wavpack", "tta", "truehd", "mlp", "ape", "ta
 AAC_BIT_RATE = 128_000
 AAC_RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 
+LAYOUTS = {"1 channels": "mono", "2 channels": "stereo", "3 channels": "2.1", "4 channels": "quad"}
+LAYOUTS |= {"5 channels": "5.0", "6 channels": "5.1", "8 channels": "7.1"}
+
 # By how many seconds a packet may be earlier than the one before it
 LARGEST_DISORDER = 0.1
 
@@ -194,7 +197,9 @@ class _Encoder:
             rate = next((known for known in AAC_RATES if known <= rate), AAC_RATES[-1])
         if encoder.startswith("pcm") and (context.format.bits <= 16 and context.name != "pcm_f32le"):
             encoder = "pcm_s16le"
-        self.stream = container.add_stream(encoder, rate=rate, layout=context.layout.name)
+        # Old formats know how many channels there are, and not what they are.
+        layout = LAYOUTS.get(context.layout.name, context.layout.name)
+        self.stream = container.add_stream(encoder, rate=rate, layout=layout)
         if encoder == "aac":
             self.stream.codec_context.bit_rate = AAC_BIT_RATE * context.layout.nb_channels
         formats = self.stream.codec_context.codec.audio_formats
@@ -208,7 +213,7 @@ class _Encoder:
         for name, options in (
             ("aresample", f"{rate}:async=1"),
             ("atrim", "start=0"),
-            ("aformat", f"sample_fmts={wanted[0]}:sample_rates={rate}:channel_layouts={context.layout.name}"),
+            ("aformat", f"sample_fmts={wanted[0]}:sample_rates={rate}:channel_layouts={layout}"),
             ("asetnsamples", f"n={size}:p=0"),
             ("abuffersink", ""),
         ):

@@ -140,7 +140,9 @@ def probe_video(path: str | os.PathLike, max_frames: int = MAX_FRAMES) -> tuple[
     if not length:
         return width, height, max_frames
     if not is_constant:
-        length, rate = round((seconds[-1] - seconds[0]) * FRAMES_PER_SECOND) + 1, FRAMES_PER_SECOND
+        # The last frame shows itself for half of its time.
+        lasts = seconds[-1] - seconds[0] + 0.5 / float(rate)
+        length, rate = int(lasts * FRAMES_PER_SECOND) + 1, FRAMES_PER_SECOND
     return width, height, len(sample_frame_indices(length, float(rate), max_frames=max_frames))
 
 
