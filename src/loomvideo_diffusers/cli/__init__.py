@@ -88,18 +88,18 @@ def build_parser() -> argparse.ArgumentParser:
     option("--width", type=int, metavar="PIXELS", help="that the model works at, a multiple of 32")
     option("--window", type=int, metavar="N", help="frames at a time, which bounds the memory; 4k + 1 (default: 121)")
     option("--overlap", type=int, metavar="N", help="frames that windows share, 4k (default: a quarter)")
-    option("--steps", type=int, metavar="N", help="denoising steps (default: 50, of nano 20)")
+    option("--steps", type=int, metavar="N", help="denoising steps (default: what the model says, or 50)")
     option(
         "--guidance-scale",
         type=_finite,
         metavar="S",
-        help="weight of the words (default: to generate 5, to edit and of nano 2.5)",
+        help="weight of the words (default: what the model says, or to generate 5, to edit 2.5)",
     )
     option(
         "--guidance-scale-visual",
         type=_finite,
         metavar="S",
-        help="weight of source and references (default: 1.5, of nano 2.5)",
+        help="weight of source and references (default: what the model says, or 1.5)",
     )
     option("--seed", type=_seed, metavar="N", help="makes the result repeatable")
     option("--device", metavar="DEVICE", help="default: the first that is there of cuda, mps and cpu")

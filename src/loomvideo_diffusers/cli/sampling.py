@@ -27,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import nano
+from ..defaults import read_default_options
 from .common import Stopwatch, find_model, one_line, silence_libraries
 
 
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 def generate(arguments: argparse.Namespace) -> None:
     from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
 
-    _use_nano(arguments)
     if arguments.output is None:
         raise ValueError("the following arguments are required: -o/--output")
+    options = _use_defaults(arguments)
     if arguments.frames is None:
         is_image = arguments.output.suffix.lower() in IMAGE_SUFFIXES
-        arguments.frames = 1 if is_image else nano.NUM_FRAMES if arguments.model == "nano" else 81
+        arguments.frames = 1 if is_image else options.get("num_frames", 81)
     check_output_path(arguments.output, IMAGE_SUFFIXES if arguments.frames == 1 else VIDEO_SUFFIXES)
     stopwatch = Stopwatch()
     with stopwatch.stage("read"):
@@ -65,7 +65,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 def edit(arguments: argparse.Namespace) -> None:
-    _use_nano(arguments)
+    _use_defaults(arguments)
     if arguments.jobs is not None:
         _edit_jobs(arguments)
         return
@@ -212,21 +212,23 @@ def _edit_jobs(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{num_failed} of {len(jobs)} jobs failed: the others are done.")
 
 
-def _use_nano(arguments: argparse.Namespace) -> None:
-    """Where nothing is said, sets what the model of the package was trained on."""
-    if arguments.model != "nano":
-        return
-    if arguments.height is None and arguments.width is None:
-        arguments.height = arguments.width = nano.SIDE
-    for name, value in (
-        ("steps", nano.OPTIONS["num_inference_steps"]),
-        ("guidance_scale", nano.OPTIONS["guidance_scale"]),
-        ("guidance_scale_visual", nano.OPTIONS["guidance_scale_visual"]),
-        ("window", nano.NUM_FRAMES),
-        ("overlap", nano.WINDOW_OVERLAP),
+def _use_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Where nothing is said, sets what the model's folder says. Returns what that is."""
+    options = read_default_options(find_model(arguments.model))
+    if arguments.height is not None or arguments.width is not None:
+        options = {name: value for name, value in options.items() if name not in ("height", "width")}
+    for name, of_argument in (
+        ("height", "height"),
+        ("width", "width"),
+        ("num_inference_steps", "steps"),
+        ("guidance_scale", "guidance_scale"),
+        ("guidance_scale_visual", "guidance_scale_visual"),
+        ("window_frames", "window"),
+        ("window_overlap", "overlap"),
     ):
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+        if getattr(arguments, of_argument) is None:
+            setattr(arguments, of_argument, options.get(name))
+    return options
 
 
 def _choose_seed(arguments: argparse.Namespace) -> None:
