@@ -203,7 +203,8 @@ class VideoReader:
         """
         # Of each part of a recording, what is added to its times; the part that each stream is in; where it ends
         shifts, parts, ends = [-self.origin], {}, {}
-        demuxed = self.container.demux(*streams)
+        # Where another recording begins is the same whatever is read.
+        demuxed = self.container.demux(*(self._known_streams() if self.may_jump else streams))
         while True:
             with reading(self.path):
                 packet = next(demuxed, None)
@@ -219,12 +220,14 @@ class VideoReader:
                 if begin < end - SMALLEST_JUMP_BACK or begin > end + SMALLEST_JUMP_FORWARD:
                     parts[stream] = part = part + 1
                     if part == len(shifts):
-                        shifts.append(end - packet.dts * packet.time_base)
+                        shifts.append(max(ends.values()) - packet.dts * packet.time_base)
                         self.note(f"{self.path} is several recordings, one after the other: they are taken as one.")
                     begin = packet.dts * packet.time_base + shifts[part]
                 ends[stream] = begin + (packet.duration or 0) * packet.time_base
                 if packet.is_corrupt:
                     self._note_loss(float(begin))
+            if packet.stream not in streams:
+                continue
             shift = round(shifts[parts.get(packet.stream.index, 0)] / packet.time_base) if packet.time_base else 0
             if packet.dts is not None:
                 packet.dts += shift
@@ -315,7 +318,8 @@ class VideoReader:
             raise ValueError(f"{self.path} is truncated: choose a complete file.")
 
     def _known_streams(self) -> list[av.stream.Stream]:
-        return [stream for stream in self.container.streams if stream.type in ("video", "audio")]
+        streams = [*self.container.streams.video, *self.container.streams.audio]
+        return [stream for stream in streams if stream.codec_context is not None]
 
     def _declares_constant_rate(self) -> bool:
         return self.declared_rate is not None and self.stream.base_rate in (None, self.stream.average_rate)
@@ -397,15 +401,13 @@ def measure_rate(seconds: Sequence[float], declared: Fraction | None) -> tuple[F
     if len(seconds) < 2:
         return declared or USUAL_RATE, True
     intervals = np.diff(seconds)
-    mean = intervals.mean()
-    grid = seconds[0] + mean * np.arange(len(seconds))
-    is_constant = bool(np.abs(np.asarray(seconds) - grid).max() < 0.75 * mean)
-    near = np.abs(intervals / np.median(intervals) - 1) < 0.15
-    usual = intervals[near if near.mean() > 0.9 else intervals <= 3 * np.median(intervals)]
-    measured = 1 / (mean if is_constant else usual.mean())
-    if declared and abs(measured / float(declared) - 1) < 0.01:
-        return declared, is_constant
-    return Fraction(measured).limit_denominator(1001), is_constant
+    usual = np.abs(intervals / np.median(intervals) - 1) < 0.15
+    usual = intervals[usual if usual.mean() > 0.7 else intervals <= 3 * np.median(intervals)]
+    rate = Fraction(1 / usual.mean()).limit_denominator(1001) or Fraction(1, round(usual.mean()))
+    if declared and abs(rate / declared - 1) < 0.01:
+        rate = declared
+    even = seconds[0] + np.arange(len(seconds)) / float(rate)
+    return rate, bool(np.abs(np.asarray(seconds) - even).max() < 0.75 / float(rate))
 
 
 def _deinterlacer(frame: av.VideoFrame) -> av.filter.Graph:

@@ -165,8 +165,8 @@ class _Copier:
         self.last = None
 
     def write(self, packet: av.Packet) -> Iterator[av.Packet]:
-        end = packet.pts + (packet.duration or 0)
-        if end <= 0 or (packet.pts < 0 and not self.keeps_lead):
+        is_over = packet.pts + (packet.duration or 0) <= 0
+        if packet.pts < 0 and (is_over or not self.keeps_lead):
             self.lead = packet
             return
         if self.keeps_lead and self.lead is not None:
@@ -211,7 +211,7 @@ class _Encoder:
         self.stream.codec_context.open()
         size = self.stream.codec_context.frame_size or 1024
         for name, options in (
-            ("aresample", f"{rate}:async=1"),
+            ("aresample", f"{rate}:async=1:min_hard_comp=0.01"),
             ("atrim", "start=0"),
             ("aformat", f"sample_fmts={wanted[0]}:sample_rates={rate}:channel_layouts={layout}"),
             ("asetnsamples", f"n={size}:p=0"),
