@@ -331,9 +331,7 @@ def test_pickled_files_have_to_be_named(lora_pipe, saved, tmp_path):
         {name.removeprefix("transformer."): tensor for name, tensor in load_file(saved).items()},
         safe_serialization=False,
     )
-    with pytest.raises(
-        ValueError, match=r"name its pytorch_lora_weights\.bin"
-    ):
+    with pytest.raises(ValueError, match=r"name its pytorch_lora_weights\.bin"):
         lora_pipe.load_lora_weights(tmp_path / "pickled")
     lora_pipe.load_lora_weights(tmp_path / "pickled" / "pytorch_lora_weights.bin")
     assert is_adapted(lora_pipe.transformer)
