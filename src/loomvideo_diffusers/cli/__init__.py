@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         "the package)",
     )
     option("--lora", nargs="+", default=[], metavar="PATH|REPO", help="file, folder or repository of a LoRA")
+    option("--lora-partial", action="store_true", help="leave out what of a LoRA fits no layer, rather than refuse it")
     option("--lora-scale", type=_finite, metavar="S", help="weight of the LoRAs (default: 1)")
     option("--reference", nargs="+", type=Path, default=[], metavar="IMAGE", help="called @Image 1, ... in the prompt")
     option("--negative-prompt", metavar="TEXT", help="what to avoid (default: the published negative prompt)")

@@ -256,7 +256,7 @@ def _describe(pipe: "DiffusionPipeline", arguments: argparse.Namespace) -> str:
         "command": shlex.join(words + options),
         "prompt": arguments.prompt,
         "model": arguments.model,
-        "lora": [str(lora) for lora in arguments.lora],
+        "lora": [] if arguments.lora_scale == 0 else arguments.lora,
         "seed": arguments.seed,
     }
     for name, value in (
@@ -270,8 +270,6 @@ def _describe(pipe: "DiffusionPipeline", arguments: argparse.Namespace) -> str:
 
 def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatch) -> "DiffusionPipeline":
     import torch
-    from huggingface_hub.errors import HTTPError
-    from safetensors import SafetensorError
 
     from .. import pipelines
 
@@ -289,12 +287,10 @@ def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatc
         _bound_memory(device, arguments.max_memory)
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
     with stopwatch.stage("load"):
+        _check_loras(arguments)
         pipe = getattr(pipelines, pipeline_name).from_pretrained(find_model(arguments.model), dtype=dtype)
         for lora in arguments.lora:
-            try:
-                pipe.load_lora_weights(lora)
-            except (HTTPError, SafetensorError, ValueError, OSError) as error:
-                raise ValueError(f"The LoRA {lora} cannot be loaded: {one_line(error)}") from error
+            pipe.load_lora_weights(lora, allow_partial=arguments.lora_partial)
         if len(arguments.lora) > 1:
             pipe.set_adapters([name for names in pipe.get_list_adapters().values() for name in names])
         if arguments.cpu_offload:
@@ -302,6 +298,23 @@ def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatc
         else:
             pipe.to(device)
     return pipe
+
+
+def _check_loras(arguments: argparse.Namespace) -> None:
+    """Has LoRAs that do not fit fail before the model is loaded, and says what of them is left out."""
+    import torch
+
+    from .. import LoomVideoPipeline, LoomVideoTransformer3DModel
+
+    if not arguments.lora:
+        return
+    config = LoomVideoTransformer3DModel.load_config(find_model(arguments.model), subfolder="transformer")
+    with torch.device("meta"):
+        transformer = LoomVideoTransformer3DModel.from_config(config)
+    for lora in arguments.lora:
+        left_out = LoomVideoPipeline.check_lora_weights(lora, transformer, allow_partial=arguments.lora_partial)
+        if left_out:
+            print(f"loomvideo: {left_out}", file=sys.stderr)
 
 
 def _bound_memory(device: str, gigabytes: float) -> None:

@@ -129,13 +129,8 @@ PARTS_OF_KINDS = {
 # Files
 
 
-def _read(
-    source: str | os.PathLike | dict[str, torch.Tensor], options: dict[str, Any]
-) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+def _read(source: str, options: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
     """The tensors of a LoRA as the file has them, and the settings in its metadata or in `adapter_config.json`."""
-    if isinstance(source, dict):
-        return source, None
-    source = os.fspath(source)
     weight_name, use_safetensors = options.get("weight_name"), options.get("use_safetensors")
     is_pickled = (weight_name or source).endswith(PICKLE_SUFFIXES) if use_safetensors is None else not use_safetensors
     folder = Path(source, options.get("subfolder") or "")
@@ -144,7 +139,7 @@ def _read(
         siblings = _weights_among(os.listdir(path.parent), is_pickled)
     elif Path(source).is_dir():
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        name, siblings = _choose(source, names, weight_name, is_pickled)
+        name, siblings = _choose(names, weight_name, is_pickled)
         path = folder / name
     else:
         path, siblings = _download(source, weight_name, is_pickled, options)
@@ -161,7 +156,7 @@ def _read(
         if not isinstance(settings, dict | None):
             raise ValueError("it is no JSON object")
     except ValueError as error:
-        raise ValueError(f"The configuration of the adapter in {path} cannot be read: {error}.") from error
+        raise ValueError(f"the configuration of the adapter in {path.name} cannot be read: {error}.") from error
     if path == config:
         settings = {f"transformer.{name}": value for name, value in settings.items()}
     return state_dict, settings
@@ -172,18 +167,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except Exception as error:  # what damaged files raise is of many classes
-        raise ValueError(f"{path} cannot be read as safetensors: is it complete? ({error})") from error
+        raise ValueError(f"{path.name} cannot be read as safetensors: is it complete? ({error})") from error
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what damaged files raise is of many classes
-        raise ValueError(f"{path} cannot be read as a dictionary of tensors: use a safetensors file.") from error
+        raise ValueError(f"{path.name} cannot be read as tensors by their names: use a safetensors file.") from error
     if isinstance(state_dict, dict) and isinstance(state_dict.get("state_dict"), dict):
         state_dict = state_dict["state_dict"]
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise ValueError(f"{path} holds more than tensors by their names: use a safetensors file.")
+        raise ValueError(f"{path.name} holds more than tensors by their names: use a safetensors file.")
     return state_dict
 
 
@@ -194,22 +189,22 @@ def _weights_among(names: Iterable[str], is_pickled: bool) -> list[str]:
     )
 
 
-def _choose(source: str, names: list[str], weight_name: str | None, is_pickled: bool) -> tuple[str, list[str]]:
+def _choose(names: list[str], weight_name: str | None, is_pickled: bool) -> tuple[str, list[str]]:
     """The file of the LoRA in a folder, and all of the wanted kind that are beside it."""
     candidates = _weights_among(names, is_pickled)
     if weight_name is not None:
         if weight_name not in names:
-            raise ValueError(f"{source} has no {weight_name}: it has {', '.join(candidates) or 'no such files'}.")
+            raise ValueError(f"it has no {weight_name}, but {', '.join(candidates) or 'no such file'}.")
         return weight_name, candidates
     for name in candidates:
         if Path(name).stem in USUAL_NAMES:
             return name, candidates
     if len(candidates) > 1:
-        raise ValueError(f"{source} holds several files, {', '.join(candidates)}: name one of them.")
+        raise ValueError(f"it holds several files, {', '.join(candidates)}: name one of them.")
     if not candidates:
         pickled = _weights_among(names, True)
         advice = f"name its {pickled[0]} to load a pickled file" if pickled else "name the file of a LoRA"
-        raise ValueError(f"{source} has no pytorch_lora_weights.safetensors or other safetensors file: {advice}.")
+        raise ValueError(f"it has no pytorch_lora_weights.safetensors or other safetensors file: {advice}.")
     return candidates[0], candidates
 
 
@@ -219,7 +214,7 @@ def _download(
     """Fetches the file, and the `adapter_config.json` beside it, from OWNER/NAME, or the file OWNER/NAME/FILE."""
     match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", source)
     if match is None or (match[2] is None and source.endswith((SUFFIX, *PICKLE_SUFFIXES))):
-        raise ValueError(f"{source} is no file or folder here, nor is it the name of a repository (OWNER/NAME).")
+        raise ValueError("it is no file or folder here, and not the name of a repository (OWNER/NAME).")
     repository = match[1]
     weight_name = weight_name or match[2]
     subfolder = f"{options['subfolder'].strip('/')}/" if options.get("subfolder") else ""
@@ -238,7 +233,7 @@ def _download(
             folder = Path(snapshot_download(repository, local_files_only=True, **where))
             names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         names = [name.removeprefix(subfolder) for name in names if name.startswith(subfolder)]
-        name, siblings = _choose(source, names, weight_name, is_pickled)
+        name, siblings = _choose(names, weight_name, is_pickled)
         where |= {"local_files_only": options.get("local_files_only", False)}
         where |= {"force_download": options.get("force_download", False)}
         config = (Path(name).parent / PEFT_CONFIG).as_posix()
@@ -247,7 +242,7 @@ def _download(
         return Path(hf_hub_download(repository, subfolder + name, **where)), siblings
     except (HTTPError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{source} is no file or folder here, nor can it be had from the Hub: {reason}") from error
+        raise ValueError(f"it is no file or folder here, and cannot be had from the Hub: {reason}") from error
 
 
 # Names
@@ -293,6 +288,7 @@ def prepare_lora(
     settings: dict[str, Any] | None,
     transformer: torch.nn.Module,
     allow_partial: bool = False,
+    allow_zero: bool = True,
     title: str = "The LoRA",
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any], str | None]:
     """
@@ -303,6 +299,7 @@ def prepare_lora(
         settings: those of PEFT's configuration, each after `transformer.`, or None.
         transformer: only the names and sizes of its layers count: it may be on the meta device.
         allow_partial: whether to leave out what cannot be applied.
+        allow_zero: whether to warn of one that changes nothing, as before the training, rather than refuse it.
         title: what messages call the LoRA.
 
     Returns:
@@ -352,10 +349,15 @@ def prepare_lora(
             adapters[layer] = _make_adapter(parts, modules[layer], settings, (layer, names_there[layer]))
         except ValueError as error:
             raise ValueError(f"{title} {error} in the layer {layer}.") from error
-    tensors, config = _pack(adapters, title)
+    if not any(_has_effect(adapter) for adapter in adapters.values()):
+        if not allow_zero:
+            raise ValueError(f"{title} has no effect: all its weights are zero.")
+        logger.warning(f"{title} has no effect: all its weights are zero.")
+    tensors, config = _pack(adapters, bool(settings.get("use_dora")), title)
     left_out = [f"{_some([*of_wan])} (layers of Wan that LoomVideo has not)"] if of_wan else []
     left_out += [f"{_some(unknown)} (no layers of LoomVideo, or no parts that can be applied)"] if unknown else []
-    return tensors, config, f"Left out of {title}: {'; '.join(left_out)}." if left_out else None
+    sentence = f"Left out of {title[:1].lower()}{title[1:]}: {'; '.join(left_out)}."
+    return tensors, config, sentence if left_out else None
 
 
 def _some(names: list[str]) -> str:
@@ -466,6 +468,17 @@ def _make_adapter(
     return {"lora_A": down, "lora_B": up, "bias": bias, "magnitude": magnitude, "scale": scale}
 
 
+def _has_effect(adapter: dict[str, Any]) -> bool:
+    """Whether an adapter changes anything; one that has not been trained does not."""
+    if "lokr_w1" in adapter:
+        factors = [adapter["lokr_w1"], adapter["lokr_w2"]]
+    elif adapter["magnitude"] is not None or (adapter["bias"] is not None and adapter["bias"].any()):
+        return True
+    else:
+        factors = [adapter["lora_A"], adapter["lora_B"]]
+    return adapter["scale"] != 0 and all(factor.any() for factor in factors)
+
+
 def _halves(
     kind: str, parts: dict[str, torch.Tensor], sizes: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -512,7 +525,9 @@ def _kronecker_factor(parts: dict[str, torch.Tensor], number: int) -> tuple[torc
     return up.float() @ down.float(), down.shape[0]
 
 
-def _pack(adapters: dict[str, dict[str, Any]], title: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _pack(
+    adapters: dict[str, dict[str, Any]], use_dora: bool, title: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The tensors of all layers as PEFT has them, and its configuration."""
     is_lokr = {"lokr_w1" in adapter for adapter in adapters.values()}
     if len(is_lokr) > 1:
@@ -523,16 +538,10 @@ def _pack(adapters: dict[str, dict[str, Any]], title: str) -> tuple[dict[str, to
     if len(has_magnitude) > 1:
         raise ValueError(f"{title} is a DoRA with magnitudes of some layers only, which cannot be loaded.")
     has_bias = any(adapter["bias"] is not None for adapter in adapters.values())
+    if use_dora and False in has_magnitude:
+        raise ValueError(f"{title} is a DoRA by its configuration, but without magnitudes: it is incomplete.")
     if has_bias and True in has_magnitude:
         raise ValueError(f"{title} has magnitudes and biases, which cannot be loaded together.")
-    if not any(
-        (adapter["scale"] and adapter["lora_A"].any() and adapter["lora_B"].any())
-        or (adapter["scale"] and adapter["bias"] is not None and adapter["bias"].any())
-        or adapter["magnitude"] is not None
-        for adapter in adapters.values()
-    ):
-        raise ValueError(f"{title} has no effect: all its weights are zero.")
-
     # PEFT multiplies by alpha / rank. All layers get one such scale, and what it is not goes into their weights, in
     # float32, where nothing underflows: adapters that are swapped in place need that.
     scale = Counter(adapter["scale"] for adapter in adapters.values() if adapter["scale"]).most_common(1)
@@ -579,8 +588,6 @@ def _pack_lokr(adapters: dict[str, dict[str, Any]], title: str) -> tuple[dict[st
     fits = [number for number in candidates if all(factorization(a * b, number) == (a, b) for a, b in sizes)]
     if not fits:
         raise ValueError(f"{title} is a LoKr whose factors have sizes that PEFT does not know: it cannot be loaded.")
-    if not any(a["scale"] and a["lokr_w1"].any() and a["lokr_w2"].any() for a in adapters.values()):
-        raise ValueError(f"{title} has no effect: all its weights are zero.")
     tensors = {}
     for layer, adapter in adapters.items():
         first = adapter["lokr_w1"] if adapter["scale"] == 1 else adapter["lokr_w1"].float() * adapter["scale"]
@@ -698,7 +705,11 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
             ValueError: if the file is not there, is one of several, or cannot be read.
         """
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
-        state_dict, metadata = _read(pretrained_model_name_or_path_or_dict, kwargs)
+        source = pretrained_model_name_or_path_or_dict
+        try:
+            state_dict, metadata = (source, None) if isinstance(source, dict) else _read(os.fspath(source), kwargs)
+        except ValueError as error:
+            raise ValueError(f"The LoRA {source} cannot be loaded: {error}") from error
         return (state_dict, metadata) if return_lora_metadata else state_dict
 
     @classmethod
@@ -726,17 +737,18 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
             A sentence about what would be left out, or None.
 
         Raises:
-            ValueError: if `load_lora_weights` would refuse it.
+            ValueError: if `load_lora_weights` would refuse it, or if it changes nothing, all its weights being zero.
         """
-        return cls._prepare(pretrained_model_name_or_path_or_dict, transformer, allow_partial, kwargs)[2]
+        source = pretrained_model_name_or_path_or_dict
+        return cls._prepare(source, transformer, allow_partial, allow_zero=False, options=kwargs)[2]
 
     @classmethod
     def _prepare(
-        cls, source: Any, transformer: torch.nn.Module, allow_partial: bool, options: dict[str, Any]
+        cls, source: Any, transformer: torch.nn.Module, allow_partial: bool, allow_zero: bool, options: dict[str, Any]
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any], str | None]:
         state_dict, settings = cls.lora_state_dict(source, **options, return_lora_metadata=True)
         title = "The LoRA" if isinstance(source, dict) else f"The LoRA {os.fspath(source)}"
-        return prepare_lora(state_dict, settings, transformer, allow_partial, title)
+        return prepare_lora(state_dict, settings, transformer, allow_partial, allow_zero, title)
 
     def load_lora_weights(
         self,
@@ -781,7 +793,7 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
                 "A LoRA does not fit fused projections: call `pipe.transformer.unfuse_qkv_projections()` first."
             )
         state_dict, config, left_out = self._prepare(
-            pretrained_model_name_or_path_or_dict, transformer, allow_partial, kwargs
+            pretrained_model_name_or_path_or_dict, transformer, allow_partial, allow_zero=True, options=kwargs
         )
         if left_out:
             logger.warning(left_out)
