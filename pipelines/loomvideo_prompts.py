@@ -13,15 +13,14 @@
 # limitations under the License.
 """Prompts: from words, references and a source to the hidden states of the MLLM's layers, for each guidance branch."""
 
-import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+
+from .loomvideo_sharing import lock_of
 
 
 # (what is made or edited, with references): the words before the user's. The published table has no entry for an image
@@ -61,9 +60,6 @@ PromptEmbeds = tuple[torch.Tensor | None, torch.Tensor | None]
 class LoomVideoPromptMixin:
     """Encodes prompts with a pipeline's `text_encoder` (`Qwen3VLModel`) and `processor` (`Qwen3VLProcessor`)."""
 
-    # What the last negative prompts were made into, and all that this depends on
-    _kept_negative: tuple[tuple, PromptEmbeds] | None = None
-
     def encode_branches(
         self,
         task: str,
@@ -76,12 +72,14 @@ class LoomVideoPromptMixin:
         prompt_embeds: PromptEmbeds,
         visual_prompt_embeds: PromptEmbeds,
         negative_prompt_embeds: PromptEmbeds,
+        device: torch.device | str | None = None,
     ) -> tuple[torch.Tensor | None, ...]:
         """
         Encodes what is not given for the branches of guidance: the prompt, its vision alone, and the negative prompt.
 
         `task` is a key of `PROMPT_PREFIXES`; `sources` holds an image, the MLLM's frames of a video, or None for each
-        sample. Returns embeds and mask of each branch in turn; those that guidance does not need stay None.
+        sample. Returns embeds and mask of each branch in turn, on `device` if that is given; those that guidance does
+        not need stay None.
         """
         batch_size = len(references)
         has_vision = bool(references[0]) or sources[0] is not None
@@ -91,31 +89,37 @@ class LoomVideoPromptMixin:
             # The vision is the same whatever the words, so given embeds need none for the visual branch.
             prompts = prompt if isinstance(prompt, list) else [prompt or ""] * batch_size
             inputs = self.tokenize([prefix + words for words in prompts], references, sources)
-            with share_vision(self.text_encoder):
-                if prompt_embeds[0] is None:
-                    prompt_embeds = self.get_mllm_hidden_states(inputs)
-                if needs_visual:
-                    visual_prompt_embeds = self.get_mllm_hidden_states(self._keep_vision_only(inputs))
+            vision = {}
+            if prompt_embeds[0] is None:
+                prompt_embeds = self.get_mllm_hidden_states(inputs, vision)
+            if needs_visual:
+                visual_prompt_embeds = self.get_mllm_hidden_states(self._keep_vision_only(inputs), vision)
         if do_classifier_free_guidance and negative_prompt_embeds[0] is None:
-            if negative_prompt is None:
-                negative_prompt = DEFAULT_NEGATIVE_PROMPT
-            prompts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt] * batch_size
-            negative_prompt_embeds = self._encode_negative([NEGATIVE_PROMPT_PREFIX + words for words in prompts])
+            negative_prompt_embeds = self.encode_negative_prompt(negative_prompt)
+            if not isinstance(negative_prompt, list):
+                embeds, mask = negative_prompt_embeds
+                negative_prompt_embeds = (embeds.expand(batch_size, -1, -1, -1), mask)
         return tuple(
-            None if tensor is None else tensor.repeat_interleave(num_videos_per_prompt, dim=0)
+            None if tensor is None else tensor.repeat_interleave(num_videos_per_prompt, dim=0).to(device)
             for tensor in (*prompt_embeds, *visual_prompt_embeds, *negative_prompt_embeds)
         )
 
-    def _encode_negative(self, prompts: list[str]) -> PromptEmbeds:
-        """Encodes prompts without vision, or returns what was made of the same ones in the call before."""
-        if self.text_encoder is None:
-            raise ValueError(NO_MLLM)
-        encoder = self.text_encoder
-        key = (prompts, id(encoder), encoder.dtype, self._execution_device, getattr(self, "transformer", None) is None)
-        if self._kept_negative is None or self._kept_negative[0] != key:
-            inputs = self.tokenize(prompts, [[]] * len(prompts), [None] * len(prompts))
-            self._kept_negative = (key, self.get_mllm_hidden_states(inputs))
-        return self._kept_negative[1]
+    def encode_negative_prompt(self, negative_prompt: str | list[str] | None = None) -> PromptEmbeds:
+        """
+        Encodes negative prompts alone, once for many calls, which take them as `negative_prompt_embeds`.
+
+        Args:
+            negative_prompt: what to avoid; None for the published one.
+
+        Returns:
+            Embeds `[B, num_layers, L, mllm_dim]`, and their mask, bool `[B, L]` or None where no token is padding; B
+            is the length of the list, or 1.
+        """
+        if negative_prompt is None:
+            negative_prompt = DEFAULT_NEGATIVE_PROMPT
+        prompts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt]
+        prompts = [NEGATIVE_PROMPT_PREFIX + words for words in prompts]
+        return self.get_mllm_hidden_states(self.tokenize(prompts, [[]] * len(prompts), [None] * len(prompts)))
 
     def tokenize(
         self,
@@ -157,20 +161,23 @@ class LoomVideoPromptMixin:
             metadata = [{"total_num_frames": len(video), "fps": MLLM_FRAMES_PER_SECOND} for video in videos]
             # Uncapped is what the model was trained on, and no longer the default of every version.
             video_kwargs = {"videos": videos, "video_metadata": metadata, "cap_pixels_per_frame": False}
-        return self.processor(
-            text=conversations,
-            images=images or None,
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-            **video_kwargs,
-        )
+        # Tokenizers keep on themselves how they are to pad.
+        with lock_of(self.processor).hold():
+            return self.processor(
+                text=conversations,
+                images=images or None,
+                padding=True,
+                padding_side="right",
+                return_tensors="pt",
+                **video_kwargs,
+            )
 
     def _keep_vision_only(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Keeps the vision spans of each prompt, without timestamps, in an empty user turn (spec: visual branch)."""
         processor = self.processor
-        opening = processor.tokenizer("<|im_start|>user\n", add_special_tokens=False).input_ids
-        closing = processor.tokenizer("<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False).input_ids
+        frame = ["<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"]
+        with lock_of(processor).hold():
+            opening, closing = processor.tokenizer(frame, add_special_tokens=False).input_ids
         rows = []
         for input_ids in inputs["input_ids"].tolist():
             row, in_span = list(opening), False
@@ -189,8 +196,10 @@ class LoomVideoPromptMixin:
             "mm_token_type_ids": is_image.int() + 2 * is_video.int(),
         }
 
-    def get_mllm_hidden_states(self, inputs: dict[str, torch.Tensor]) -> PromptEmbeds:
-        """Runs the MLLM and returns what its last `num_layers` decoder layers put out, before the final norm."""
+    def get_mllm_hidden_states(
+        self, inputs: dict[str, torch.Tensor], vision: dict[str, Any] | None = None
+    ) -> PromptEmbeds:
+        """Runs the MLLM and returns what its last `num_layers` decoder layers put out, see `run_mllm`."""
         if self.text_encoder is None:
             raise ValueError(NO_MLLM)
         num_layers = None
@@ -199,40 +208,16 @@ class LoomVideoPromptMixin:
         inputs = {
             name: value.to(self._execution_device) for name, value in inputs.items() if isinstance(value, torch.Tensor)
         }
-        return run_mllm(self.text_encoder, inputs, num_layers)
+        with self.use("text_encoder"):
+            return run_mllm(self.text_encoder, inputs, num_layers, vision)
 
 
-@contextmanager
-def share_vision(text_encoder: torch.nn.Module | None) -> Iterator[None]:
-    """Has the vision tower see the same pixels only once, for prompts that differ in their words alone."""
-    if text_encoder is None:
-        yield
-        return
-    visual, seen = text_encoder.visual, []
-    forward, is_own = visual.forward, "forward" in vars(visual)
-
-    def forward_once(*args: Any, **kwargs: Any) -> Any:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        for others, result in seen:
-            if len(tensors) == len(others) and all(map(torch.equal, tensors, others)):
-                return copy.copy(result)
-        result = forward(*args, **kwargs)
-        # A copy, as the MLLM puts other things into what it gets.
-        seen.append((tensors, copy.copy(result)))
-        return result
-
-    visual.forward = forward_once
-    try:
-        yield
-    finally:
-        # Hooks, as of offloading, put a `forward` of their own here.
-        if is_own:
-            visual.forward = forward
-        else:
-            del visual.forward
-
-
-def run_mllm(text_encoder: torch.nn.Module, inputs: dict[str, torch.Tensor], num_layers: int | None) -> PromptEmbeds:
+def run_mllm(
+    text_encoder: torch.nn.Module,
+    inputs: dict[str, torch.Tensor],
+    num_layers: int | None,
+    vision: dict[str, Any] | None = None,
+) -> PromptEmbeds:
     """
     Runs an MLLM on what the processor returned.
 
@@ -240,6 +225,8 @@ def run_mllm(text_encoder: torch.nn.Module, inputs: dict[str, torch.Tensor], num
         text_encoder: the `Qwen3VLModel`.
         inputs: tensors on its device; those that it has no use for are left out.
         num_layers: how many of its last decoder layers are wanted; None means all.
+        vision: an empty dict is filled with what the vision tower made of the pixels. A later run on the same pixels
+            that is given it spares the tower, if this version of Transformers can do that.
 
     Returns:
         What these layers put out, before the final norm, `[B, num_layers, L, E]`, and the mask.
@@ -252,21 +239,35 @@ def run_mllm(text_encoder: torch.nn.Module, inputs: dict[str, torch.Tensor], num
             "that belongs to the transformer."
         )
     # `torch.compile` wraps a module in one whose `forward` takes anything.
-    accepted = inspect.signature(getattr(text_encoder, "_orig_mod", text_encoder).forward).parameters
+    model = getattr(text_encoder, "_orig_mod", text_encoder)
+    accepted = inspect.signature(model.forward).parameters
+    arguments = {name: value for name, value in inputs.items() if name in accepted}
+    grids = {name: arguments[name] for name in ("image_grid_thw", "video_grid_thw") if name in arguments}
+    if grids:
+        # Otherwise the model would keep on itself how far these positions are from those of text.
+        names = ("input_ids", "attention_mask", "mm_token_type_ids")
+        arguments["position_ids"] = model.get_rope_index(**{name: inputs[name] for name in names}, **grids)[0]
+    if vision and "mm_encoder_outputs" in accepted:
+        arguments = {name: value for name, value in arguments.items() if not name.startswith("pixel_values")}
+        arguments["mm_encoder_outputs"] = dict(vision)
 
     # `output_hidden_states` would return the last layer after the final norm. What a layer hands on is recorded as
     # the input of the next, because the MLLM adds vision features between its first layers.
     hidden_states = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, args: hidden_states.append(args[0]))
-        for layer in layers[first + 1 :]
-    ]
-    hooks.append(layers[-1].register_forward_hook(lambda module, args, output: hidden_states.append(output)))
-    try:
-        text_encoder(**{name: value for name, value in inputs.items() if name in accepted}, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with lock_of(text_encoder).hold():
+        hooks = [
+            layer.register_forward_pre_hook(lambda module, args: hidden_states.append(args[0]))
+            for layer in layers[first + 1 :]
+        ]
+        hooks.append(layers[-1].register_forward_hook(lambda module, args, output: hidden_states.append(output)))
+        try:
+            outputs = text_encoder(**arguments, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
+    if vision is not None:
+        seen = {"image": getattr(outputs, "image_outputs", None), "video": getattr(outputs, "video_outputs", None)}
+        vision.update({kind: features for kind, features in seen.items() if features is not None})
     mask = inputs["attention_mask"].bool()
     return torch.stack(hidden_states, dim=1), None if mask.all() else mask

@@ -39,6 +39,7 @@ from .loomvideo_hub import LoomVideoHubMixin
 from .loomvideo_lora import LoomVideoLoraLoaderMixin
 from .loomvideo_output import LoomVideoPipelineOutput
 from .loomvideo_prompts import LoomVideoPromptMixin
+from .loomvideo_sharing import LoomVideoSharingMixin, one_call_at_a_time
 
 
 # (height, width)
@@ -46,7 +47,12 @@ DEFAULT_SIZE = (480, 832)
 
 
 class LoomVideoPipeline(
-    LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDenoisingMixin, LoomVideoLoraLoaderMixin, DiffusionPipeline
+    LoomVideoHubMixin,
+    LoomVideoPromptMixin,
+    LoomVideoDenoisingMixin,
+    LoomVideoLoraLoaderMixin,
+    LoomVideoSharingMixin,
+    DiffusionPipeline,
 ):
     r"""
     Generates videos and images with LoomVideo (arXiv 2606.06042) from text, or from text and reference images.
@@ -69,6 +75,8 @@ class LoomVideoPipeline(
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
+    # Prompts can be encoded by a pipeline that has nothing else, for one that has no MLLM.
+    _optional_components = ["text_encoder", "processor", "vae", "transformer", "scheduler"]
 
     def __init__(
         self,
@@ -123,7 +131,8 @@ class LoomVideoPipeline(
         visual_prompt_embeds_mask: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor | None, ...]:
+        device: torch.device | str | None = None,
+    ) -> tuple[Any, ...]:
         r"""
         Encodes prompts with the MLLM. What it returns can be passed to a call in place of the prompts.
 
@@ -137,17 +146,21 @@ class LoomVideoPipeline(
             prompt_embeds, visual_prompt_embeds, negative_prompt_embeds (`torch.Tensor`, *optional*):
                 Hidden states `[B, num_layers, L, mllm_dim]` that are encoded already, and their masks, bool `[B, L]`,
                 False where a token is padding, or None where none is.
+            device (`torch.device` or `str`, *optional*):
+                Where the embeds are to be; by default where the pipeline runs.
 
         Returns:
-            `tuple`: `prompt_embeds`, `prompt_embeds_mask`, `visual_prompt_embeds`, `visual_prompt_embeds_mask`,
-            `negative_prompt_embeds` and `negative_prompt_embeds_mask`; None where guidance needs no such branch. Of a
-            pipeline without a transformer, the embeds hold all layers of the MLLM; a call takes the ones it needs.
+            `tuple`: what a call takes in place of what was given here. First `prompt_embeds`, `prompt_embeds_mask`,
+            `visual_prompt_embeds`, `visual_prompt_embeds_mask`, `negative_prompt_embeds` and
+            `negative_prompt_embeds_mask`; None where guidance needs no such branch. Of a pipeline without a
+            transformer, the embeds hold all layers of the MLLM; a call takes the ones it needs. Then as given:
+            `reference_images`, `height`, `width` and `num_frames`.
         """
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("Pass either `prompt` or `prompt_embeds`, and not both.")
         batch_size = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
         references, _, _ = self.prepare_references(reference_images, batch_size, height, width)
-        return self.encode_branches(
+        embeds = self.encode_branches(
             task="generate image" if num_frames == 1 else "generate video",
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -158,8 +171,24 @@ class LoomVideoPipeline(
             prompt_embeds=(prompt_embeds, prompt_embeds_mask),
             visual_prompt_embeds=(visual_prompt_embeds, visual_prompt_embeds_mask),
             negative_prompt_embeds=(negative_prompt_embeds, negative_prompt_embeds_mask),
+            device=device,
+        )
+        prompt_embeds, prompt_embeds_mask, visual_prompt_embeds, visual_prompt_embeds_mask = embeds[:4]
+        negative_prompt_embeds, negative_prompt_embeds_mask = embeds[4:]
+        return (
+            prompt_embeds,
+            prompt_embeds_mask,
+            visual_prompt_embeds,
+            visual_prompt_embeds_mask,
+            negative_prompt_embeds,
+            negative_prompt_embeds_mask,
+            reference_images,
+            height,
+            width,
+            num_frames,
         )
 
+    @one_call_at_a_time
     @torch.no_grad()
     def __call__(
         self,
@@ -282,6 +311,8 @@ class LoomVideoPipeline(
             window_overlap=window_overlap,
         )
         references, height, width = self.prepare_references(reference_images, batch_size, height, width)
+        if references[0]:
+            self.check_components("vae")
         latents = self.prepare_latents(
             batch_size * num_videos_per_prompt, num_frames, height, width, generator, latents, window_frames
         )
@@ -303,7 +334,7 @@ class LoomVideoPipeline(
             visual_prompt_embeds_mask=visual_prompt_embeds_mask,
             negative_prompt_embeds=negative_prompt_embeds,
             negative_prompt_embeds_mask=negative_prompt_embeds_mask,
-        )
+        )[:6]
 
         # 3. Encode the references and denoise
         reference_latents = self.prepare_reference_latents(references, num_videos_per_prompt)

@@ -116,24 +116,37 @@ def test_embeds_that_a_callback_changes(pipe):
 
 
 def test_the_mllm_runs_as_seldom_as_can_be(edit, clip):
-    """It sees the pixels once for both branches that do, and the negative prompt once for all calls."""
+    """It sees the pixels once for both branches that do, and no negative prompt that was encoded already."""
     options = {"video": clip, "num_inference_steps": 1, "output_type": "latent"}
     parts = {"vision": edit.text_encoder.visual.blocks[0], "words": edit.text_encoder.language_model}
-    for prompt, negative_prompt, num_runs in (
-        ("blue", None, 3),
-        ("red", None, 2),
-        ("red", "ugly", 3),
-        ("red", "ugly", 2),
-    ):
+    latents = torch.randn(1, 8, 3, 4, 4)
+    for _ in range(2):
         with counted(**parts) as counts:
-            edit(prompt, negative_prompt=negative_prompt, **options)
-        assert counts == {"vision": 1, "words": num_runs}
-    assert "forward" not in vars(edit.text_encoder.visual)
-    other = edit.text_encoder.double()
+            expected = edit("red", negative_prompt="ugly", latents=latents, **options).frames
+        assert counts == {"vision": 1, "words": 3}
+    embeds, mask = edit.encode_negative_prompt("ugly")
+    assert mask is None
     with counted(**parts) as counts:
-        edit("red", negative_prompt="ugly", **options)
-    assert counts["words"] == 3
-    other.float()
+        frames = edit("red", negative_prompt_embeds=embeds, latents=latents, **options).frames
+    assert counts == {"vision": 1, "words": 2}
+    assert torch.equal(frames, expected)
+
+
+def test_prompts_are_encoded_anew(pipe):
+    """After weights were changed in place too; and nothing is kept of what was encoded, such as its graph."""
+    options = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 1, "output_type": "latent"}
+    options |= {"latents": torch.randn(1, 8, 2, 4, 4)}
+    before = pipe("a cat", **options).frames
+    kept = dict(vars(pipe))
+    assert pipe.encode_prompt("a cat", num_frames=5)[4].requires_grad
+    assert vars(pipe) == kept
+    names = ("prompt_embeds", "prompt_embeds_mask")
+    given = dict(zip(names, pipe.encode_prompt("a cat", num_frames=5, do_classifier_free_guidance=False)))
+    with torch.no_grad():
+        pipe.text_encoder.language_model.layers[-1].mlp.down_proj.weight.mul_(3)
+    given = {name: tensor.detach() for name, tensor in given.items() if tensor is not None}
+    after = pipe(**given, **options).frames
+    assert not torch.allclose(after, before, atol=1e-3)
 
 
 def test_guidance_interval(pipe, edit, clip):

@@ -19,7 +19,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -636,12 +636,18 @@ class LoomVideoTransformer3DModel(
         # Two caches of diffusers keep one state for all contexts: here each guidance branch has its own.
         for hook in self._hooks_without_context:
             hook.state = self._cache_states[name].setdefault(hook, type(hook.state)())
-        with super().cache_context(name, **kwargs):
+        # Without hooks, nothing is to be told, and nothing is left on a model that other threads use.
+        with super().cache_context(name, **kwargs) if self._has_hooks() else nullcontext():
             yield
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
         self._cache_states.clear()
-        super()._reset_stateful_cache(recurse)
+        if self._has_hooks():
+            super()._reset_stateful_cache(recurse)
+
+    def _has_hooks(self) -> bool:
+        """Whether Diffusers has put hooks anywhere."""
+        return any(hasattr(module, "_diffusers_hook") for module in self.modules())
 
     def create_kv_cache(self, tokens: LoomVideoTokenCache | None = None) -> LoomVideoKVCache:
         """

@@ -23,8 +23,10 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 from diffusers.utils.torch_utils import randn_tensor
+
+from .loomvideo_sharing import one_denoising_at_a_time
 
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
@@ -70,6 +72,11 @@ def divide_into_windows(num_frames: int, window: int, overlap: int) -> list[tupl
         total[start : start + window] += ramp
     frames = [slice(start, start + window) for start in starts]
     return [(part, ramp / total[part]) for part in frames]
+
+
+def make_feature_cache(coder: torch.nn.Module) -> list[torch.Tensor | None]:
+    """An empty cache for what the VAE's encoder or decoder keeps of one chunk of frames for the next."""
+    return [None] * sum(isinstance(layer, WanCausalConv3d) for layer in coder.modules())
 
 
 class LoomVideoDenoisingMixin:
@@ -134,6 +141,15 @@ class LoomVideoDenoisingMixin:
         self._current_timestep = None
         self._interrupt = False
 
+    def check_components(self, *names: str) -> None:
+        """Raises a ValueError if one of the components is None."""
+        missing = [name for name in names if getattr(self, name, None) is None]
+        if missing:
+            raise ValueError(
+                f"This call needs what the pipeline does not have, `{'` and `'.join(missing)}`: load the pipeline with "
+                "it, or pass it to `from_pipe`."
+            )
+
     def check_common_inputs(
         self,
         prompt: str | list[str] | None,
@@ -154,6 +170,7 @@ class LoomVideoDenoisingMixin:
         window_overlap: int | None,
     ) -> int:
         """Checks what both pipelines take, and returns the number of prompts. `embeds` has embeds and mask by name."""
+        self.check_components("transformer", "scheduler", *([] if output_type == "latent" else ["vae"]))
         prompt_embeds = embeds["prompt_embeds"][0]
         if (prompt is None) == (prompt_embeds is None):
             raise ValueError("Pass either `prompt` or `prompt_embeds`, and not both.")
@@ -291,7 +308,9 @@ class LoomVideoDenoisingMixin:
     def encode_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encodes `[B, 3, F, H, W]` in [-1, 1] as the normalized mode of the posterior, float32 `[B, C, T, h, w]`."""
         pixel_values = pixel_values.to(self._execution_device, self.vae.dtype)
-        latents = self.vae.encode(pixel_values).latent_dist.mode().float()
+        # It keeps features of the last frames on itself.
+        with self.use("vae"):
+            latents = self.vae.encode(pixel_values).latent_dist.mode().float()
         mean, std = self._latents_mean_and_std(latents.device)
         return (latents - mean) / std
 
@@ -321,7 +340,8 @@ class LoomVideoDenoisingMixin:
         if output_type == "latent":
             return latents
         mean, std = self._latents_mean_and_std(latents.device)
-        video = self.vae.decode((latents * std + mean).to(self.vae.dtype), return_dict=False)[0]
+        with self.use("vae"):
+            video = self.vae.decode((latents * std + mean).to(self.vae.dtype), return_dict=False)[0]
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
     @torch.no_grad()
@@ -336,26 +356,22 @@ class LoomVideoDenoisingMixin:
             Normalized latents, float32 `[1, C, T, h, w]`.
         """
         vae, latents, chunk = self.vae, [], []
-        if hasattr(vae, "_hf_hook"):
-            vae._hf_hook.pre_forward(vae)  # brings it to its device, as `vae.encode` does
-        vae.clear_cache()
-        try:
-            for frame in frames:
-                chunk.append(frame)
-                if len(chunk) < (self.vae_scale_factor_temporal if latents else 1):
-                    continue
-                pixels = torch.from_numpy(np.stack(chunk)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-                pixels = pixels.to(self._execution_device, vae.dtype)
-                if vae.config.patch_size is not None:
-                    pixels = patchify(pixels, patch_size=vae.config.patch_size)
-                vae._enc_conv_idx = [0]
-                encoded = vae.encoder(pixels, feat_cache=vae._enc_feat_map, feat_idx=vae._enc_conv_idx)
+        feature_cache = make_feature_cache(vae.encoder)
+        for frame in frames:
+            chunk.append(frame)
+            if len(chunk) < (self.vae_scale_factor_temporal if latents else 1):
+                continue
+            pixels = torch.from_numpy(np.stack(chunk)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+            pixels = pixels.to(self._execution_device, vae.dtype)
+            if vae.config.patch_size is not None:
+                pixels = patchify(pixels, patch_size=vae.config.patch_size)
+            with self.use("vae"):
+                self._onload_vae()
+                encoded = vae.encoder(pixels, feat_cache=feature_cache, feat_idx=[0])
                 mode = vae.quant_conv(encoded).chunk(2, dim=1)[0].float()
-                mean, std = self._latents_mean_and_std(mode.device)
-                latents.append((mode - mean) / std)
-                chunk = []
-        finally:
-            vae.clear_cache()
+            mean, std = self._latents_mean_and_std(mode.device)
+            latents.append((mode - mean) / std)
+            chunk = []
         return torch.cat(latents, dim=2)
 
     @torch.no_grad()
@@ -372,24 +388,25 @@ class LoomVideoDenoisingMixin:
         """
         vae = self.vae
         mean, std = self._latents_mean_and_std(latents.device)
-        if hasattr(vae, "_hf_hook"):
-            vae._hf_hook.pre_forward(vae)  # brings it to its device, as `vae.decode` does
-        vae.clear_cache()
-        try:
-            for index in range(latents.shape[2]):
-                latent_frame = (latents[:, :, index : index + 1] * std + mean).to(vae.dtype)
-                vae._conv_idx = [0]
+        feature_cache = make_feature_cache(vae.decoder)
+        for index in range(latents.shape[2]):
+            latent_frame = (latents[:, :, index : index + 1] * std + mean).to(vae.dtype)
+            with self.use("vae"):
+                self._onload_vae()
                 frames = vae.decoder(
                     vae.post_quant_conv(latent_frame),
-                    feat_cache=vae._feat_map,
-                    feat_idx=vae._conv_idx,
+                    feat_cache=feature_cache,
+                    feat_idx=[0],
                     first_chunk=index == 0,
                 )
-                if vae.config.patch_size is not None:
-                    frames = unpatchify(frames, patch_size=vae.config.patch_size)
-                yield frames.clamp(-1, 1)
-        finally:
-            vae.clear_cache()
+            if vae.config.patch_size is not None:
+                frames = unpatchify(frames, patch_size=vae.config.patch_size)
+            yield frames.clamp(-1, 1)
+
+    def _onload_vae(self) -> None:
+        """Brings the VAE to its device, as its `encode` and `decode` do."""
+        if hasattr(self.vae, "_hf_hook"):
+            self.vae._hf_hook.pre_forward(self.vae)
 
     def _latents_mean_and_std(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         statistics = (self.vae.config.latents_mean, self.vae.config.latents_std)
@@ -410,6 +427,7 @@ class LoomVideoDenoisingMixin:
         embeds = embeds[:, -self.transformer.config.num_layers :].to(device, self.transformer.dtype)
         return embeds, None if mask is None or mask.all() else mask.to(device, torch.bool)
 
+    @one_denoising_at_a_time
     def denoise(
         self,
         latents: torch.Tensor,

@@ -39,10 +39,16 @@ from .loomvideo_hub import LoomVideoHubMixin
 from .loomvideo_lora import LoomVideoLoraLoaderMixin
 from .loomvideo_output import LoomVideoPipelineOutput
 from .loomvideo_prompts import LoomVideoPromptMixin
+from .loomvideo_sharing import LoomVideoSharingMixin, one_call_at_a_time
 
 
 class LoomVideoEditPipeline(
-    LoomVideoHubMixin, LoomVideoPromptMixin, LoomVideoDenoisingMixin, LoomVideoLoraLoaderMixin, DiffusionPipeline
+    LoomVideoHubMixin,
+    LoomVideoPromptMixin,
+    LoomVideoDenoisingMixin,
+    LoomVideoLoraLoaderMixin,
+    LoomVideoSharingMixin,
+    DiffusionPipeline,
 ):
     r"""
     Edits videos and images with LoomVideo (arXiv 2606.06042) by instruction, with or without reference images.
@@ -65,6 +71,8 @@ class LoomVideoEditPipeline(
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
+    # Prompts can be encoded by a pipeline that has nothing else, for one that has no MLLM.
+    _optional_components = ["text_encoder", "processor", "vae", "transformer", "scheduler"]
 
     def __init__(
         self,
@@ -94,6 +102,7 @@ class LoomVideoEditPipeline(
             raise ValueError(
                 f"`num_frames` is {common_inputs['num_frames']}, but an image has one frame: pass a `video`."
             )
+        self.check_components("vae")
         return self.check_common_inputs(**common_inputs)
 
     def prepare_sources(
@@ -142,7 +151,8 @@ class LoomVideoEditPipeline(
         visual_prompt_embeds_mask: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor | None, ...]:
+        device: torch.device | str | None = None,
+    ) -> tuple[Any, ...]:
         r"""
         Encodes instructions with the MLLM. What it returns can be passed to a call in place of the prompts.
 
@@ -156,11 +166,15 @@ class LoomVideoEditPipeline(
             prompt_embeds, visual_prompt_embeds, negative_prompt_embeds (`torch.Tensor`, *optional*):
                 Hidden states `[B, num_layers, L, mllm_dim]` that are encoded already, and their masks, bool `[B, L]`,
                 False where a token is padding, or None where none is.
+            device (`torch.device` or `str`, *optional*):
+                Where the embeds are to be; by default where the pipeline runs.
 
         Returns:
-            `tuple`: `prompt_embeds`, `prompt_embeds_mask`, `visual_prompt_embeds`, `visual_prompt_embeds_mask`,
-            `negative_prompt_embeds` and `negative_prompt_embeds_mask`; None where guidance needs no such branch. Of a
-            pipeline without a transformer, the embeds hold all layers of the MLLM; a call takes the ones it needs.
+            `tuple`: what a call takes in place of what was given here. First `prompt_embeds`, `prompt_embeds_mask`,
+            `visual_prompt_embeds`, `visual_prompt_embeds_mask`, `negative_prompt_embeds` and
+            `negative_prompt_embeds_mask`; None where guidance needs no such branch. Of a pipeline without a
+            transformer, the embeds hold all layers of the MLLM; a call takes the ones it needs. Then as given:
+            `video`, `image`, `reference_images`, `height`, `width`, `num_frames` and `window_frames`.
         """
         if (video is None) == (image is None):
             raise ValueError("Pass either `video` or `image`, and not both.")
@@ -170,7 +184,7 @@ class LoomVideoEditPipeline(
         clips, references, _, _ = self.prepare_sources(
             video, image, reference_images, batch_size, height, width, num_frames
         )
-        return self.encode_branches(
+        embeds = self.encode_branches(
             task="edit image" if video is None else "edit video",
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -181,8 +195,27 @@ class LoomVideoEditPipeline(
             prompt_embeds=(prompt_embeds, prompt_embeds_mask),
             visual_prompt_embeds=(visual_prompt_embeds, visual_prompt_embeds_mask),
             negative_prompt_embeds=(negative_prompt_embeds, negative_prompt_embeds_mask),
+            device=device,
+        )
+        prompt_embeds, prompt_embeds_mask, visual_prompt_embeds, visual_prompt_embeds_mask = embeds[:4]
+        negative_prompt_embeds, negative_prompt_embeds_mask = embeds[4:]
+        return (
+            prompt_embeds,
+            prompt_embeds_mask,
+            visual_prompt_embeds,
+            visual_prompt_embeds_mask,
+            negative_prompt_embeds,
+            negative_prompt_embeds_mask,
+            video,
+            image,
+            reference_images,
+            height,
+            width,
+            num_frames,
+            window_frames,
         )
 
+    @one_call_at_a_time
     @torch.no_grad()
     def __call__(
         self,
@@ -342,7 +375,7 @@ class LoomVideoEditPipeline(
             visual_prompt_embeds_mask=visual_prompt_embeds_mask,
             negative_prompt_embeds=negative_prompt_embeds,
             negative_prompt_embeds_mask=negative_prompt_embeds_mask,
-        )
+        )[:6]
 
         # 3. Encode the sources and the references, and denoise
         source_latents = self.prepare_clip_latents(clips, num_videos_per_prompt)

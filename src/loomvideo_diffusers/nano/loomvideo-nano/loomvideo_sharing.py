@@ -1,0 +1,169 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What pipelines in several threads do at once with the components that they share, and what waits for a lock."""
+
+import functools
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+
+class SharedLock:
+    """
+    A lock that many threads hold together, or one holds alone. They get it in the order in which they asked for it.
+
+    A thread that holds it gets it again at once. What it holds together with others, it cannot get alone as well.
+    """
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()
+        # How often each thread holds it, and the one that holds it alone
+        self._holders: Counter[int] = Counter()
+        self._owner: int | None = None
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread holds it."""
+        return threading.get_ident() in self._holders
+
+    @contextmanager
+    def hold(self, alone: bool = True) -> Iterator[None]:
+        """
+        Waits for the lock, and holds it.
+
+        Raises:
+            RuntimeError: if this thread wants alone what it holds together with others: it would wait forever.
+        """
+        thread, ticket = threading.get_ident(), object()
+        with self._changed:
+            if alone and self.is_mine and self._owner != thread:
+                raise RuntimeError(
+                    "This call needs a model for itself, for a LoRA scale or for offloading, and was made by a "
+                    "callback of a call that shares the model with other threads: make it when that call is done."
+                )
+            if not self.is_mine:
+                self._queue.append(ticket)
+                try:
+                    self._changed.wait_for(
+                        lambda: self._queue[0] is ticket and not (self._holders if alone else self._owner)
+                    )
+                finally:
+                    self._queue.remove(ticket)
+                    self._changed.notify_all()
+                self._owner = thread if alone else None
+            self._holders[thread] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._holders[thread] -= 1
+                if self._holders[thread] == 0:
+                    del self._holders[thread]
+                    self._owner = None
+                    self._changed.notify_all()
+
+
+# They are not kept on the components, which are copied and pickled.
+_LOCKS: "WeakKeyDictionary[Any, SharedLock]" = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+def lock_of(component: Any) -> SharedLock:
+    """The lock of a model, a processor, a scheduler or a pipeline, the same for all who share it."""
+    with _LOCKS_LOCK:
+        # `torch.compile` wraps a module in another.
+        return _LOCKS.setdefault(getattr(component, "_orig_mod", component), SharedLock())
+
+
+def has_hooks(model: torch.nn.Module) -> bool:
+    """Whether Accelerate or Diffusers have hooks in a model, as of offloading, layerwise casting and step caches."""
+    return any(
+        hasattr(module, "_hf_hook") or getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
+        for module in model.modules()
+    )
+
+
+class LoomVideoSharingMixin:
+    """Goes before `DiffusionPipeline` in a pipeline's bases: its calls share models with those of other threads."""
+
+    @contextmanager
+    def use(self, name: str | None = None, alone: bool = True) -> Iterator[None]:
+        """
+        Waits until this thread may use a component, alone or together with others.
+
+        Where hooks move weights, or keep what belongs to one call, all models are taken alone, without a name too.
+        """
+        # The order in which they are taken is the same everywhere, lest two threads wait for each other.
+        models = [getattr(self, model, None) for model in ("transformer", "text_encoder", "vae")]
+        models = [model for model in models if model is not None]
+        with ExitStack() as stack:
+            if any(map(has_hooks, models)):
+                for model in models:
+                    stack.enter_context(lock_of(model).hold())
+            elif name is not None:
+                stack.enter_context(lock_of(getattr(self, name)).hold(alone))
+            yield
+
+    def maybe_free_model_hooks(self) -> None:
+        with self.use():
+            super().maybe_free_model_hooks()
+
+
+def one_call_at_a_time(call: Callable) -> Callable:
+    """For what takes a pipeline and keeps on it how far it is: other threads that want the same pipeline wait."""
+
+    @functools.wraps(call)
+    def wait_and_call(pipe: LoomVideoSharingMixin, *args: Any, **kwargs: Any) -> Any:
+        transformer = getattr(pipe, "transformer", None)
+        if lock_of(pipe).is_mine:
+            raise RuntimeError(
+                "A callback called the pipeline that called it: call another, made by `from_pipe` with a scheduler of "
+                "its own."
+            )
+        if getattr(transformer, "is_cache_enabled", False) and lock_of(transformer).is_mine:
+            raise RuntimeError(
+                "A callback made a call with the transformer that called it, whose step cache keeps the state of one "
+                "call: make it when that call is done, or `disable_cache()`."
+            )
+        with lock_of(pipe).hold(), pipe.use():
+            return call(pipe, *args, **kwargs)
+
+    return wait_and_call
+
+
+def one_denoising_at_a_time(denoise: Callable) -> Callable:
+    """
+    For a method that runs a pipeline's transformer and scheduler: other threads that want the same scheduler wait.
+
+    The transformer is shared, unless it has hooks or a call scales the LoRAs, which is written into its layers.
+    """
+
+    @functools.wraps(denoise)
+    def wait_and_denoise(pipe: LoomVideoSharingMixin, *args: Any, **kwargs: Any) -> Any:
+        if lock_of(pipe.scheduler).is_mine:
+            raise RuntimeError(
+                "A callback made a call with the scheduler that called it, which keeps the state of one call: give the "
+                "other pipeline its own, by `from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))`."
+            )
+        scales_loras = (pipe.attention_kwargs or {}).get("scale", 1.0) != 1.0
+        with pipe.use("transformer", alone=scales_loras), lock_of(pipe.scheduler).hold():
+            return denoise(pipe, *args, **kwargs)
+
+    return wait_and_denoise
