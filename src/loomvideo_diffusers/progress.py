@@ -1,1 +1,203 @@
-from tqdm import tqdm as progress_bar  # noqa: F401
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""One progress bar at a time, and all that is printed meanwhile above it, for the person who waits."""
+
+import itertools
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+from weakref import WeakSet
+
+from tqdm import tqdm
+
+
+# Between two lines of one bar where stderr is a file and not a terminal, in seconds
+SECONDS_BETWEEN_LINES = 60
+
+# Those that are open, the innermost last: it alone is drawn.
+_bars: list["ProgressBar"] = []
+
+
+def progress_bar(
+    iterable: Iterable[Any] | None = None,
+    *,
+    desc: str | None = None,
+    total: int | None = None,
+    disable: bool = False,
+    **options: Any,
+) -> "ProgressBar":
+    """
+    Opens a bar that is used as one of tqdm: iterated, or with `update`, `set_postfix` and `close`, or in `with`.
+
+    While it is open, another that opens takes over its line, says there how far this one is, and leaves nothing
+    behind. What is printed meanwhile to `sys.stdout` and `sys.stderr`, warnings too, appears above the line. Where
+    stderr is no terminal, a bar is a line a minute and one at its end.
+
+    A pipeline's own bars become such ones by `pipe.progress_bar = functools.partial(progress_bar, desc="Denoising")`.
+    """
+    return ProgressBar(iterable, desc=desc, total=total, disable=disable, **options)
+
+
+@contextmanager
+def stage(description: str) -> Iterator[None]:
+    """Shows what is being done and for how long, where nobody knows how far it is, until a bar takes over its line."""
+    with progress_bar(desc=description, bar_format="{desc} [{elapsed}]", leave=False) as bar:
+        ended = threading.Event()
+
+        def show_seconds() -> None:
+            while not ended.wait(1):
+                bar.refresh()
+
+        thread = threading.Thread(target=show_seconds, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def message(text: str) -> None:
+    """Prints a line to stderr, above the bar."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def close_bars() -> None:
+    """Closes what an error left open, so that what is printed next is the last line."""
+    while _bars:
+        _bars[-1].close()
+
+
+class ProgressBar(tqdm):
+    """See `progress_bar`."""
+
+    # Its own, so that bars of other libraries, which `_AboveTheBar` shows in its line, do not move to one below
+    _instances = WeakSet()
+
+    def __init__(self, iterable: Iterable[Any] | None = None, *, file: TextIO | None = None, **options: Any):
+        file = _terminal_of(file or sys.stderr)
+        self.is_terminal = file.isatty()
+        self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+        options = {"position": 0, "leave": False if _bars else None} | options
+        # A terminal that does not say how large it is, as some in containers, would be left empty.
+        columns, lines = shutil.get_terminal_size()
+        size = {"dynamic_ncols": True} if _has_size(file) else {"ncols": columns, "nrows": lines}
+        super().__init__(iterable, file=file, **size | options)
+        if not self.disable:
+            with self.get_lock():
+                if _bars:
+                    _bars[-1].clear()
+                _bars.append(self)
+                _redirect(self.is_terminal)
+                self.refresh()
+
+    def __iter__(self) -> Iterator[Any]:
+        # tqdm's own counts only now and then, and a bar within this one shows the count.
+        with self:
+            for item in self.iterable:
+                yield item
+                self.update()
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        values = super().format_dict
+        # tqdm calls those equal that are in the same line.
+        outer = itertools.takewhile(lambda bar: bar is not self, _bars)
+        return values | {"prefix": "".join(bar.place for bar in outer) + (values["prefix"] or "")}
+
+    @property
+    def place(self) -> str:
+        """How far it is, before the words of a bar within it."""
+        return "" if self.total is None else f"{self.desc.removesuffix(': ')} {self.n}/{self.total}, ".lstrip()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if self.is_terminal:
+            return bool(_bars) and self is _bars[-1] and super().display(msg, pos)
+        if time.monotonic() >= self.next_line:
+            self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            self.fp.write(f"{self}\n")
+        return True
+
+    def clear(self, nolock: bool = False) -> None:
+        if self.is_terminal:
+            super().clear(nolock)
+
+    def close(self) -> None:
+        if self.disable:
+            return
+        with self.get_lock():
+            if self.is_terminal:
+                super().close()
+            else:
+                if self.leave is not False:
+                    self.fp.write(f"{self}\n")
+                self.disable = True
+                self._decr_instances(self)
+            _bars[:] = [bar for bar in _bars if bar is not self]
+            _redirect(self.is_terminal)
+            if _bars:
+                _bars[-1].refresh()
+
+
+class _AboveTheBar:
+    """A terminal in whose place whole lines are written above the bar, and bars of other libraries into its line."""
+
+    def __init__(self, terminal: TextIO):
+        self.terminal = terminal
+        self.rest = ""
+
+    def write(self, text: str) -> int:
+        with ProgressBar.get_lock():
+            if not _bars:
+                return self.terminal.write(text)
+            *lines, self.rest = (line.rpartition("\r")[2] for line in (self.rest + text).split("\n"))
+            if lines:
+                _bars[-1].clear()
+                self.terminal.write("".join(line + "\n" for line in lines))
+                self.terminal.flush()
+                _bars[-1].refresh()
+            if "\r" in text and self.rest:
+                _bars[-1].sp(self.rest)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.terminal, name)
+
+
+def _redirect(is_terminal: bool) -> None:
+    """Has what is printed to the terminal appear above the bar as long as one is open."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, _AboveTheBar):
+            if not _bars:
+                setattr(sys, name, stream.terminal)
+                stream.terminal.write(stream.rest)
+        elif _bars and is_terminal and stream.isatty():
+            setattr(sys, name, _AboveTheBar(stream))
+
+
+def _terminal_of(stream: TextIO) -> TextIO:
+    return stream.terminal if isinstance(stream, _AboveTheBar) else stream
+
+
+def _has_size(file: TextIO) -> bool:
+    try:
+        return os.get_terminal_size(file.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
