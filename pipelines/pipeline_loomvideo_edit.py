@@ -58,6 +58,10 @@ class LoomVideoEditPipeline(
             The diffusion transformer.
         scheduler (`UniPCMultistepScheduler`):
             UniPC, or any other flow-matching scheduler.
+        default_options (`dict`, *optional*):
+            What the model is best called with where that is not what the signature says: `height`, `width`,
+            `num_frames`, `num_inference_steps`, `guidance_scale`, ... It is saved with the pipeline, and the command
+            line and training go by it; a call in Python does not.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -69,8 +73,10 @@ class LoomVideoEditPipeline(
         vae: AutoencoderKLWan,
         transformer: torch.nn.Module,
         scheduler: UniPCMultistepScheduler,
+        default_options: dict | None = None,
     ):
         super().__init__()
+        self.register_to_config(default_options=default_options)
         self.register_modules(
             text_encoder=text_encoder, processor=processor, vae=vae, transformer=transformer, scheduler=scheduler
         )

@@ -77,3 +77,25 @@ def make_clip(
                 container.mux(sound.encode(frame))
             container.mux(sound.encode())
     return path
+
+
+def flashes_and_beeps(path):
+    """When a clip turns bright, and when it is heard again after a pause, in seconds as a player shows them."""
+    with av.open(str(path)) as container:
+        origin, brightness, flashes = (container.start_time or 0) / av.time_base, 0, []
+        for frame in container.decode(container.streams.best("video")):
+            before, brightness = brightness, frame.to_ndarray(format="gray").mean()
+            if brightness > before + 40:
+                flashes.append(frame.time - origin)
+    beeps, last = [], -1
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0) if container.streams.audio else ():
+            samples = np.abs(frame.to_ndarray().astype(float)) / (
+                np.iinfo(frame.to_ndarray().dtype).max if "s" in frame.format.name else 1
+            )
+            loud = samples.max(0) if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels).max(1)
+            for time in frame.time - origin + np.flatnonzero(loud > 0.1) / frame.sample_rate:
+                if time > last + 0.3:
+                    beeps.append(time)
+                last = time
+    return flashes, beeps

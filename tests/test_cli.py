@@ -394,7 +394,7 @@ def run_in_process(arguments) -> str:
 
 
 def test_exit_code(tmp_path):
-    result = run("edit", tmp_path / "none.mp4", "blue", "-o", tmp_path / "out.mp4", "--model", tmp_path)
+    result = run("edit", tmp_path / "none.mp4", "blue", "-o", tmp_path / "out.mp4")
     assert result.returncode == 2
     assert result.stdout == ""
     (error,) = messages(result.stderr)

@@ -23,7 +23,8 @@ from clips import QUICK, make_clip
 from PIL import Image
 
 from loomvideo_diffusers.editing import Edit, Fit, edit_footage, edit_preview
-from loomvideo_diffusers.footage import Footage, read_frames, read_model_frames, survey, write_footage
+from loomvideo_diffusers.encoding import plan_output, write_footage
+from loomvideo_diffusers.footage import Footage, read_frames, read_model_frames, survey
 
 
 def sound_of(path):
@@ -90,7 +91,7 @@ def test_pictures_and_colors_come_back(tmp_path):
     ):
         source, output = tmp_path / f"{index}.mp4", tmp_path / f"{index}-out.mp4"
         footage = survey(make_clip(source, options={"crf": "1"}, **arguments))
-        with write_footage(str(output), ".mp4", footage) as writer:
+        with write_footage(str(output), plan_output(footage, output), footage) as writer:
             for pixels in read_frames(footage):
                 writer.write(pixels)
         before, after = (np.stack(list(read_frames(survey(path)))).astype(int) for path in (source, output))
@@ -118,10 +119,10 @@ def test_pictures_and_colors_come_back(tmp_path):
 )
 def test_frames_that_the_model_sees(rate, num_frames, stride, num_model_frames):
     """Whole steps: every frame of the clip, each n-th, or each several times."""
-    footage = Footage(None, 64, 48, tuple(range(num_frames)), Fraction(1, rate), Fraction(rate), False)
+    footage = Footage(None, 64, 48, tuple(range(num_frames)), Fraction(1, rate), Fraction(rate))
     assert footage.stride == stride
     assert footage.num_model_frames == num_model_frames
-    shown = [footage.model_frame(index) for index in range(num_frames)]
+    shown = list(footage.model_frames)
     assert shown == sorted(shown)
     assert shown[-1] < num_model_frames
     assert {int(index * stride) for index in shown} <= set(range(num_frames))
@@ -143,7 +144,7 @@ def test_model_frames(tmp_path):
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (1920, 1080), (33, 470), (832, 480)])
 def test_fit(width, height, max_crop):
     """What is laid in and taken out again is as before, but for what was cropped, which is no more than asked."""
-    footage = Footage(None, width, height, (0,), Fraction(1, 24), Fraction(24), False)
+    footage = Footage(None, width, height, (0,), Fraction(1, 24), Fraction(24))
     fit = Fit.of(footage, 416, 240, max_crop)
     rows, columns = np.mgrid[:height, :width]
     pixels = np.stack([255 * rows / height, 255 * columns / width, np.full(rows.shape, 99)], -1).astype(np.uint8)
@@ -156,10 +157,10 @@ def test_fit(width, height, max_crop):
     assert max_crop < 0.9 or width == 33 or (right - left, bottom - top) == (416, 240)
     assert np.array_equal(laid_in[0], laid_in[top])
     assert np.array_equal(laid_in[:, 0], laid_in[:, left])
-    back = fit.take_out(Image.fromarray(laid_in), Image.new("RGB", (width, height)))
-    seen = np.asarray(fit.take_out(Image.new("L", (416, 240), 255), Image.new("L", (width, height)))) > 0
+    back = fit.take_out(laid_in, np.zeros((height, width, 3), np.uint8))
+    seen = fit.take_out(np.full((240, 416), 255, np.uint8), np.zeros((height, width), np.uint8)) > 0
     assert seen.mean() >= 1 - max_crop - 0.02
-    assert np.abs(np.asarray(back).astype(int) - pixels)[seen].mean() < 6
+    assert np.abs(back.astype(int) - pixels)[seen].mean() < 6
 
 
 def test_what_did_not_change_comes_from_the_clip(edit, tmp_path, monkeypatch):
@@ -173,7 +174,7 @@ def test_what_did_not_change_comes_from_the_clip(edit, tmp_path, monkeypatch):
             changed[20:, 50:] = (0, 255, 0)
             yield changed
 
-    monkeypatch.setattr("loomvideo_diffusers.editing._decode", lambda pipe, latents: paint_corner(latents))
+    monkeypatch.setattr("loomvideo_diffusers.editing._decode", lambda pipe, latents, dtype: paint_corner(latents))
     for keep_unchanged in (False, True):
         edit_footage(edit, footage, Edit(**QUICK, keep_unchanged=keep_unchanged), tmp_path / "out.mp4")
         before, after = (
@@ -208,7 +209,7 @@ def test_pixels_that_are_not_square(rotation, expected, tmp_path):
     footage = survey(make_clip(tmp_path / "source.mp4", rotation=rotation, pixel_aspect=Fraction(4, 3)))
     frames = list(read_frames(footage))
     for name, size in (("same.mp4", None), ("double.mp4", (2 * footage.width, footage.height))):
-        with write_footage(str(tmp_path / name), ".mp4", footage, size=size) as writer:
+        with write_footage(str(tmp_path / name), plan_output(footage, tmp_path / name), footage, size=size) as writer:
             for pixels in frames:
                 writer.write(pixels if size is None else np.hstack([pixels, pixels]))
         assert survey(tmp_path / name).pixel_aspect == expected
@@ -253,14 +254,14 @@ def test_a_broken_off_edit_goes_on(edit, tmp_path, monkeypatch):
         )
         with pytest.raises(ZeroDivisionError):
             edit_footage(edit, footage, settings, tmp_path / "out.mp4")
-    assert (tmp_path / ".unfinished-out.mp4.safetensors").exists()
+    assert (tmp_path / ".unfinished-out.safetensors").exists()
     num_calls = []
     edit.transformer.register_forward_hook(lambda *_: num_calls.append(1))
     edit_footage(edit, footage, settings, tmp_path / "out.mp4")
     num_windows = 2
     assert len(num_calls) == 2 * num_windows
     assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
-    assert not (tmp_path / ".unfinished-out.mp4.safetensors").exists()
+    assert not (tmp_path / ".unfinished-out.safetensors").exists()
 
     monkeypatch.setattr("loomvideo_diffusers.editing._results", lambda *_: iter([1 / 0]))
     with pytest.raises(ZeroDivisionError):
@@ -277,10 +278,10 @@ def test_a_broken_off_edit_goes_on(edit, tmp_path, monkeypatch):
     monkeypatch.undo()
     for part, model in ((survey(footage.path, 9), ""), (footage, "another")):
         num_calls.clear()
-        progress = (tmp_path / ".unfinished-fewer.mp4.safetensors").read_bytes()
+        progress = (tmp_path / ".unfinished-fewer.safetensors").read_bytes()
         edit_footage(edit, part, settings, tmp_path / "fewer.mp4", model=model)
         assert len(num_calls) == 4 * (1 if part.num_model_frames == 9 else num_windows)
-        (tmp_path / ".unfinished-fewer.mp4.safetensors").write_bytes(progress)
-    (tmp_path / ".unfinished-other.mp4.safetensors").write_bytes(b"no tensors")
+        (tmp_path / ".unfinished-fewer.safetensors").write_bytes(progress)
+    (tmp_path / ".unfinished-other.safetensors").write_bytes(b"no tensors")
     edit_footage(edit, footage, Edit(**QUICK), tmp_path / "other.mp4")
     assert (tmp_path / "other.mp4").exists()

@@ -27,7 +27,6 @@ from safetensors.torch import load_file, save_file
 from test_remote_code import run_without_package
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoTransformer3DModel
-from loomvideo_diffusers.pipelines.loomvideo_lora import convert_lora_state_dict
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -298,7 +297,7 @@ def test_spellings(lora_pipe, spelling, tmp_path, warnings):
     save_file(respelled, tmp_path / "lora.safetensors")
 
     before = {name: parameter.clone() for name, parameter in lora_pipe.transformer.named_parameters()}
-    lora_pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    lora_pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors", allow_partial=spelling == "original")
     message = warnings.text
     actual = lora_pipe.run()
     assert {"diffusers": TEXT_LAYER, "original": "text_embedding.0", "musubi": "text_embedding_0"}[spelling] in message
@@ -311,74 +310,6 @@ def test_spellings(lora_pipe, spelling, tmp_path, warnings):
                 difference = tensors[f"{layer}.lora_B.weight"] @ tensors[f"{layer}.lora_A.weight"]
                 parameter.copy_(before[name] + 0.5 * difference)
     assert np.abs(actual - lora_pipe.run()).max() < 1e-3 * np.abs(actual).max()
-
-
-def test_loomvideo_layers_in_original_spelling():
-    tensors = {
-        "diffusion_model.mllm_embedder.linear_1.lora_A.weight": torch.ones(1, 1),
-        "lora_unet_mllm_embedder_linear_2.lora_up.weight": torch.ones(1, 1),
-        "lora_unet_source_patch_embedding.lora_down.weight": torch.ones(1, 1),
-        "diffusion_model.blocks.3.attn1.to_q.lora_B.weight": torch.ones(1, 1),
-    }
-    converted, left_out = convert_lora_state_dict(tensors)
-    assert not left_out
-    assert set(converted) == {
-        "transformer.mllm_embedder.linear_1.lora_A.weight",
-        "transformer.mllm_embedder.linear_2.lora_B.weight",
-        "transformer.source_patch_embedding.lora_A.weight",
-        "transformer.blocks.3.attn1.to_q.lora_B.weight",
-    }
-
-
-@pytest.mark.parametrize(
-    "respelled",
-    [
-        "blocks.0.attn1.to_q.lora_A.weight",
-        "blocks.0.self_attn.q.lora_A.default.weight",
-        "transformer.blocks.0.self_attn.q.lora_A.weight",
-        "base_model.model.blocks.0.attn1.to_q.lora_A.weight",
-        "model.diffusion_model.blocks.0.self_attn.q.lora_down.weight",
-        "lora_unet_blocks_0_attn1_to_q.lora_down.weight",
-    ],
-)
-def test_other_spellings(respelled):
-    converted, _ = convert_lora_state_dict({respelled: torch.ones(1, 1)})
-    assert list(converted) == ["transformer.blocks.0.attn1.to_q.lora_A.weight"]
-
-
-def test_alpha():
-    """It is folded in where nothing underflows, and into a LoKr's first factor if a factor has a rank."""
-    layer = "diffusion_model.blocks.0.self_attn.q"
-    lora = {f"{layer}.lora_A.weight": torch.ones(128, 4), f"{layer}.lora_B.weight": torch.full((4, 128), 1e-4).half()}
-    converted, _ = convert_lora_state_dict(lora | {f"{layer}.alpha": torch.tensor(1.0).half()})
-    expected = torch.tensor(1e-4).half().float() / 128
-    assert torch.equal(converted["transformer.blocks.0.attn1.to_q.lora_B.weight"], expected.expand(4, 128))
-
-    lokr = {f"{layer}.lokr_w1": torch.ones(6, 6), f"{layer}.lokr_w2_b": torch.ones(2, 8)}
-    converted, _ = convert_lora_state_dict(lokr | {f"{layer}.alpha": torch.tensor(1.0)})
-    assert torch.equal(converted["transformer.blocks.0.attn1.to_q.lokr_w1"], torch.full((6, 6), 0.5))
-    lokr = {f"{layer}.lokr_w1": torch.ones(6, 6), f"{layer}.lokr_w2": torch.ones(8, 8)}
-    converted, _ = convert_lora_state_dict(lokr | {f"{layer}.alpha": torch.tensor(1.0)})
-    assert torch.equal(converted["transformer.blocks.0.attn1.to_q.lokr_w1"], torch.ones(6, 6))
-
-
-def test_dora_of_another_trainer(pipe, warnings):
-    scale = {"transformer.blocks.0.attn1.to_q.dora_scale": torch.ones(48, 1)}
-    pipe.load_lora_weights(wan_lora() | scale)
-    assert "its effect will differ" in warnings.text
-    assert is_adapted(pipe.transformer)
-
-
-def test_differences_of_biases(pipe):
-    """Speed LoRAs change biases too, of some layers only, and of some layers nothing else."""
-    tensors = respell(wan_lora(), "original")
-    tensors["diffusion_model.blocks.0.self_attn.q.diff_b"] = torch.full((48,), 0.25)
-    tensors["diffusion_model.patch_embedding.diff_b"] = torch.ones(48)
-    pipe.load_lora_weights(tensors)
-    blocks = pipe.transformer.blocks
-    assert torch.equal(blocks[0].attn1.to_q.lora_B["default_0"].bias, torch.full((48,), 0.25))
-    assert torch.equal(blocks[0].attn1.to_k.lora_B["default_0"].bias, torch.zeros(48))
-    pipe(prompt="a", height=64, width=64, num_frames=1, num_inference_steps=1)
 
 
 # Files
@@ -400,7 +331,7 @@ def test_pickled_files_have_to_be_named(lora_pipe, saved, tmp_path):
         {name.removeprefix("transformer."): tensor for name, tensor in load_file(saved).items()},
         safe_serialization=False,
     )
-    with pytest.raises(OSError, match=r"pytorch_lora_weights\.safetensors"):
+    with pytest.raises(ValueError, match=r"name its pytorch_lora_weights\.bin"):
         lora_pipe.load_lora_weights(tmp_path / "pickled")
     lora_pipe.load_lora_weights(tmp_path / "pickled" / "pytorch_lora_weights.bin")
     assert is_adapted(lora_pipe.transformer)
@@ -410,46 +341,8 @@ def test_pickled_files_have_to_be_named(lora_pipe, saved, tmp_path):
             return print, ("code of the file ran",)
 
     torch.save({"transformer.lora": Evil()}, tmp_path / "evil.bin")
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises(ValueError, match=r"evil\.bin cannot be read"):
         lora_pipe.load_lora_weights(tmp_path / "evil.bin")
-
-
-def test_bad_files(lora_pipe, saved, tmp_path, warnings):
-    with pytest.raises(OSError, match="nowhere"):
-        lora_pipe.load_lora_weights(
-            tmp_path / "nowhere.safetensors", local_files_only=True, weight_name="a.safetensors"
-        )
-    with pytest.raises(ValueError, match="no tensor with `lora` in its name"):
-        lora_pipe.load_lora_weights({"blocks.0.weight": torch.ones(1)})
-    too_wide = {name: torch.ones(4, 5120) for name in load_file(saved) if name.endswith("attn1.to_q.lora_A.weight")}
-    with pytest.raises(
-        ValueError, match=r"trained for another model: it has 5120 channels where .*attn1\.to_q has 48"
-    ):
-        lora_pipe.load_lora_weights(too_wide)
-    with pytest.raises(ValueError, match=r"none of its layers is in LoomVideo, such as double_blocks\.0"):
-        lora_pipe.load_lora_weights({"transformer.double_blocks.0.lora_A.weight": torch.ones(4, 48)})
-    lora_pipe.transformer.fuse_qkv_projections()
-    with pytest.raises(ValueError, match="does not fit fused projections"):
-        lora_pipe.load_lora_weights(saved)
-    lora_pipe.transformer.unfuse_qkv_projections()
-    assert not is_adapted(lora_pipe.transformer)
-    with pytest.raises(ValueError, match="nothing to save"):
-        lora_pipe.save_lora_weights(tmp_path)
-
-    before = lora_pipe.run()
-    lora_pipe.load_lora_weights({"lora_foo": torch.tensor(2.0)})
-    assert "No LoRA keys associated to LoomVideoTransformer3DModel" in warnings.text
-    assert np.array_equal(lora_pipe.run(), before)
-
-
-def test_incomplete_and_unknown_tensors_are_named(lora_pipe, saved, warnings):
-    tensors = load_file(saved)
-    missing = "transformer.blocks.0.attn1.to_q.lora_A.weight"
-    del tensors[missing]
-    tensors["transformer.blocks.1.attn1.to_q.lora_A.weight.cat"] = torch.tensor(1.0)
-    lora_pipe.load_lora_weights(tensors)
-    assert missing.removeprefix("transformer.").removesuffix(".weight") in warnings.text
-    assert "weight.cat" in warnings.text
 
 
 def test_remote_code(edit, model_folder, saved, clip, tmp_path):

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, cli
 from loomvideo_diffusers.editing import Edit, edit_footage
 from loomvideo_diffusers.footage import read_frames, read_model_frames, survey
-from loomvideo_diffusers.nano import MODEL, NUM_FRAMES, OPTIONS, SIDE, WINDOW_OVERLAP
+from loomvideo_diffusers.nano import DEFAULT_OPTIONS, MODEL, NUM_FRAMES, OPTIONS, SIDE
 from loomvideo_diffusers.nano.evaluation import call, evaluate_task
 from loomvideo_diffusers.nano.judge import PATH_TOLERANCE, look
 from loomvideo_diffusers.nano.tasks import sample_held_out
@@ -149,7 +149,7 @@ def test_a_long_edit_has_no_seam(pipe, tmp_path):
         return is_right and np.linalg.norm(seen.path - path[: len(frames)], axis=1).max() <= PATH_TOLERANCE
 
     def edited(clip, prompt):
-        windows = {"window_frames": NUM_FRAMES, "window_overlap": WINDOW_OVERLAP}
+        windows = {name: DEFAULT_OPTIONS[name] for name in ("window_frames", "window_overlap")}
         edit_footage(pipe, clip, Edit(prompt, height=SIDE, width=SIDE, **OPTIONS, **windows), tmp_path / "edited.mp4")
         return read("edited.mp4")
 
@@ -163,7 +163,7 @@ def test_a_long_edit_has_no_seam(pipe, tmp_path):
     write_video(tmp_path / "apart.mp4", np.concatenate(parts[:, :-1]))
 
     window = (NUM_FRAMES - 1) // 4 + 1
-    latent_windows = divide_into_windows(61, window, WINDOW_OVERLAP // 4)
+    latent_windows = divide_into_windows(61, window, DEFAULT_OPTIONS["window_overlap"] // 4)
     edges = {edge for part, _ in latent_windows for edge in (part.start, part.stop)} - {0, 61}
     seams, cuts = [4 * edge - 4 for edge in sorted(edges)], [start - 1 for start in starts[1:]]
 

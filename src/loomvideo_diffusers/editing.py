@@ -18,7 +18,7 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ import torch
 from diffusers import SchedulerMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
-from .footage import Footage, read_frames, read_model_frames, spread_frames, write_footage
+from .decoding import PIXEL_FORMATS, convert_pixels, is_sequence, sequence_files
+from .encoding import plan_output, write_footage
+from .files import remove_leftovers, write_whole
+from .footage import Footage, read_frames, read_model_frames, spread_frames, spread_indices
 from .pipelines import LoomVideoEditPipeline
 from .pipelines.loomvideo_frames import (
     TRAINED_SIZES_480P,
@@ -41,7 +43,7 @@ from .pipelines.loomvideo_frames import (
     nearest_size,
     read_references,
 )
-from .video import write_whole
+from .progress import progress_bar
 
 
 # A change of color that is no more than this is the VAE's, not the edit's; what surrounds a change may have changed
@@ -90,20 +92,32 @@ class Fit:
         margins = ((visible[1], self.height - visible[3]), (visible[0], self.width - visible[2]), (0, 0))
         return np.pad(np.asarray(image), margins, mode="edge")
 
-    def take_out(self, picture: PIL.Image.Image, background: PIL.Image.Image) -> PIL.Image.Image:
-        """Scales a picture in the model's frame back, onto one of the size that the footage has."""
+    def take_out(self, picture: np.ndarray, background: np.ndarray) -> np.ndarray:
+        """
+        Scales a picture in the model's frame back, onto one of the size that the footage has.
+
+        Both are `[H, W]` or `[H, W, 3]`, uint8 or uint16.
+        """
         left, top, right, bottom = self.inner
-        scale = (background.width / (right - left), background.height / (bottom - top))
+        scale = (background.shape[1] / (right - left), background.shape[0] / (bottom - top))
         visible = self.visible
         place = [
             round((edge - start) * ratio)
             for edge, start, ratio in zip(visible, (left, top, left, top), (*scale, *scale))
         ]
-        size = (place[2] - place[0], place[3] - place[1])
-        part = picture.crop(visible).resize(size, PIL.Image.Resampling.LANCZOS)
         whole = background.copy()
-        whole.paste(part, (place[0], place[1]))
+        part = picture[visible[1] : visible[3], visible[0] : visible[2]]
+        whole[place[1] : place[3], place[0] : place[2]] = _scale(part, place[2] - place[0], place[3] - place[1])
         return whole
+
+
+def _scale(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Scales pixels `[H, W]` or `[H, W, 3]` of uint8 or uint16, which Pillow scales one color at a time."""
+    if pixels.dtype == np.uint8:
+        return np.asarray(PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.LANCZOS))
+    colors = [PIL.Image.fromarray(pixels[..., index].astype(np.float32)) for index in range(pixels.shape[2])]
+    scaled = [np.asarray(color.resize((width, height), PIL.Image.Resampling.LANCZOS)) for color in colors]
+    return np.stack(scaled, axis=-1).round().clip(0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
 
 
 @dataclass(frozen=True)
@@ -153,12 +167,14 @@ class Edit:
 
     def digest(self, footage: Footage, model: str) -> str:
         """A hash of all that the latents depend on."""
-        status = footage.path.stat()
+        files = sequence_files(footage.path) if is_sequence(footage.path) else [footage.path]
         values = vars(self) | {
             "references": [hashlib.sha256(image.tobytes()).hexdigest() for image in self.references]
         }
         values |= {"model": model, "num_frames": footage.num_model_frames}
-        values["source"] = [str(footage.path.absolute()), status.st_size, status.st_mtime_ns]
+        values["source"] = [
+            [str(file.absolute()), status.st_size, status.st_mtime_ns] for file in files if (status := file.stat())
+        ]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -171,7 +187,8 @@ def edit_footage(
     compare: Path | None = None,
     comment: str = "",
     model: str = "",
-) -> None:
+    audio: str = "copy",
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """
     Edits a clip of any length, size and rate, and writes it with its own times, colors and sound.
 
@@ -182,36 +199,49 @@ def edit_footage(
         pipe: the editing pipeline.
         footage: what `survey` returned.
         edit: what is to be done.
-        output: the file to write, one of `FOOTAGE_SUFFIXES`.
+        output: the file to write, ending in one of `FOOTAGE_SUFFIXES`, or the pattern of an image sequence.
         compare: a file for the clip and the result side by side.
         comment: what the file says of itself.
         model: what the pipeline was loaded from, LoRAs too: what one model broke off, no other goes on with.
+        audio: `copy`, `encode` or `none`, see `plan_output`.
+
+    Returns:
+        A few frames from all over the clip, and what became of them, uint8 `[H, W, 3]`.
 
     Raises:
         ValueError: if an argument is wrong, or the clip cannot be read.
+        OSError: if a file cannot be written. What was denoised stays, and the next call goes on with it.
     """
+    output_plan = plan_output(footage, output, audio)
+    shown = replace(footage, pixel_format=output_plan.pixel_format)
+    compare_plan = None if compare is None else plan_output(shown, compare, audio, 2 * footage.width)
     fit = edit.fit(footage)
     progress = _Progress(output, edit.digest(footage, model), edit.seed)
     latents = _denoise(pipe, footage, edit, fit, progress)
 
+    chosen, sheet = set(spread_indices(footage)), ([], [])
+
     def write(file: str, compare_file: str | None) -> None:
         with ExitStack() as stack:
-            kind = output.suffix.lower()
-            writer = stack.enter_context(write_footage(file, kind, footage, comment))
-            if compare_file is not None:
-                kind, size = compare.suffix.lower(), (2 * footage.width, footage.height)
-                comparison = stack.enter_context(write_footage(compare_file, kind, footage, comment, size))
-            for before, after in _results(pipe, latents, footage, edit, fit):
+            writer = stack.enter_context(write_footage(file, output_plan, footage, comment))
+            if compare_plan is not None:
+                size = (2 * footage.width, footage.height)
+                comparison = stack.enter_context(write_footage(compare_file, compare_plan, footage, comment, size))
+            for index, (before, after) in enumerate(_results(pipe, latents, shown, edit, fit)):
                 writer.write(after)
-                if compare_file is not None:
-                    comparison.write(np.hstack([before, after]))
+                if compare_plan is not None:
+                    comparison.write(convert_pixels(np.hstack([before, after]), compare_plan.pixel_format))
+                if index in chosen:
+                    for row, pixels in zip(sheet, (before, after)):
+                        row.append(convert_pixels(pixels, "rgb24"))
 
-    if compare is None:
+    if compare_plan is None:
         write_whole(output, lambda file: write(file, None))
     else:
         write_whole(compare, lambda compared: write_whole(output, lambda file: write(file, compared)))
     pipe.maybe_free_model_hooks()
     progress.remove()
+    return sheet
 
 
 def edit_preview(
@@ -219,7 +249,7 @@ def edit_preview(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Edits a few frames that are spread over a clip, as images. Returns them before and after, uint8 `[H, W, 3]`."""
     fit = edit.fit(footage)
-    before = spread_frames(footage)
+    before = [convert_pixels(pixels, "rgb24") for pixels in spread_frames(footage)]
     pictures = pipe(
         [edit.prompt] * len(before),
         negative_prompt=edit.negative_prompt,
@@ -278,7 +308,7 @@ def _denoise(
     seen = {}
 
     def frames() -> Iterator[np.ndarray]:
-        read = tqdm(read_model_frames(footage), desc="Reading frames", total=footage.num_model_frames)
+        read = progress_bar(read_model_frames(footage), desc="Reading frames", total=footage.num_model_frames)
         for index, pixels in enumerate(read):
             laid_in = fit.lay_in(pixels)
             if index in indices:
@@ -324,35 +354,43 @@ def _denoise(
 def _results(
     pipe: LoomVideoEditPipeline, latents: torch.Tensor, footage: Footage, edit: Edit, fit: Fit
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields each frame of a clip before and after, uint8 `[H, W, 3]`."""
-    edited = _decode(pipe, latents)
+    """Yields each frame of a clip before and after, in the `pixel_format` of the footage."""
+    is_deep = footage.pixel_format in (PIXEL_FORMATS[True, False], PIXEL_FORMATS[True, True])
+    edited = _decode(pipe, latents, np.uint16 if is_deep else np.uint8)
     current, changes = -1, deque(maxlen=pipe.vae_scale_factor_temporal)
-    read = tqdm(read_frames(footage), desc="Writing frames", total=len(footage.times))
-    for index, pixels in enumerate(read):
-        while current < footage.model_frame(index):
+    read = progress_bar(read_frames(footage), desc="Writing frames", total=len(footage.times))
+    for pixels, model_frame in zip(read, footage.model_frames):
+        while current < model_frame:
             picture, current = next(edited), current + 1
-        yield pixels, _bring_back(picture, pixels, edit, fit, changes)
+        before = convert_pixels(pixels, footage.pixel_format)
+        yield before, _bring_back(picture, before, edit, fit, changes)
 
 
 def _bring_back(
     picture: np.ndarray, pixels: np.ndarray, edit: Edit, fit: Fit, changes: deque[np.ndarray]
 ) -> np.ndarray:
-    """The edited picture at the size that the frame has, uint8 `[H, W, 3]`; `changes` are those of the last frames."""
-    before = PIL.Image.fromarray(pixels)
-    after = fit.take_out(PIL.Image.fromarray(picture), before)
+    """
+    The edited picture at the size that the frame has, and with its alpha; `changes` are those of the last frames.
+
+    The picture is `[h, w, 3]`, the frame's pixels `[H, W, 3 or 4]`, both of uint8 or of uint16.
+    """
+    colors = pixels[..., :3]
+    after = fit.take_out(picture, colors)
     if edit.keep_unchanged:
-        changes.append(_find_change(fit.lay_in(pixels), picture))
+        before = fit.lay_in(convert_pixels(pixels, "rgb24"))
+        changes.append(_find_change(before, convert_pixels(picture, "rgb24")))
         change = PIL.Image.fromarray(np.max(changes, axis=0))
-        mask = change.filter(PIL.ImageFilter.GaussianBlur(CHANGE_SOFTNESS))
-        mask = fit.take_out(mask, PIL.Image.new("L", before.size))
-        after = PIL.Image.composite(after, before, mask)
-    return np.asarray(after)
+        mask = np.asarray(change.filter(PIL.ImageFilter.GaussianBlur(CHANGE_SOFTNESS)))
+        share = fit.take_out(mask, np.zeros(colors.shape[:2], np.uint8))[..., None].astype(np.float32) / 255
+        after = (colors + share * (after.astype(np.float32) - colors)).round().astype(pixels.dtype)
+    return after if pixels.shape[2] == 3 else np.concatenate([after, pixels[..., 3:]], axis=2)
 
 
-def _decode(pipe: LoomVideoEditPipeline, latents: torch.Tensor) -> Iterator[np.ndarray]:
+def _decode(pipe: LoomVideoEditPipeline, latents: torch.Tensor, dtype: type = np.uint8) -> Iterator[np.ndarray]:
+    """Yields the frames of latents, `[h, w, 3]`."""
     for chunk in pipe.decode_in_chunks(latents):
         for frame in chunk[0].permute(1, 2, 3, 0).float().cpu().numpy():
-            yield ((frame / 2 + 0.5) * 255).round().astype(np.uint8)
+            yield ((frame / 2 + 0.5) * np.iinfo(dtype).max).round().astype(dtype)
 
 
 def _find_change(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -373,7 +411,8 @@ def unfinished_seed(output: Path) -> int | None:
 
 
 def _unfinished_path(output: Path) -> Path:
-    return output.with_name(f".unfinished-{output.name}.safetensors")
+    # Of any kind of file, as one that failed may be tried as another.
+    return output.with_name(f".unfinished-{output.stem}.safetensors")
 
 
 class _Progress:
@@ -423,3 +462,4 @@ class _Progress:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+        remove_leftovers(self.path)

@@ -11,32 +11,26 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Footage: a clip comes in frame by frame, and goes out with other pixels and its own times, colors and sound."""
+"""Footage: a clip of any length, size and rate, what it is, and its frames one by one."""
 
 import os
-from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
-from PIL import Image
-from tqdm import tqdm
 
-from .video import FRAMES_PER_SECOND, decode, open_video, to_pixels, write_gif
+from .decoding import PIXEL_FORMATS, convert_pixels, measure_rate, open_video
+from .orientation import swaps_sides
+from .progress import progress_bar
+from .sound import usable_tracks
+from .video import FRAMES_PER_SECOND
 
 
-FOOTAGE_SUFFIXES = (".mp4", ".mov", ".mkv", ".gif")
-CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
-
-# What a clip says of its colors, in the numbers of H.273: BT.709, and "not said"
-BT709 = 1
-UNSPECIFIED = 2
-FULL_RANGE = 2
+# A picture that stands for longer than a second is shown to the model for one second.
+MOST_REPEATS = FRAMES_PER_SECOND
 
 
 @dataclass(frozen=True)
@@ -45,14 +39,18 @@ class Footage:
     What a clip is, besides its pixels.
 
     Attributes:
-        path: the file.
+        path: the file, or the pattern of an image sequence.
         width, height: of an upright frame, in pixels.
         times: when each frame is shown, ascending, in units of `time_base` seconds.
         time_base: the unit of the times.
-        rate: frames a second, on average.
-        has_sound: whether there is any.
+        rate: frames a second, as measured, where pauses do not count.
+        sound_tracks: the indices of the streams of sound that can be used.
         goes_on: whether the file does after the last of these frames.
         pixel_aspect: width of a pixel by its height in an upright frame; None where the file does not say.
+        end: when the last frame is over, in units of `time_base`; None for one frame's time after it.
+        pixel_format: of the frames, with 8 or 16 bits, with or without alpha: one of `PIXEL_FORMATS`.
+        num_bits: of the clip's own colors.
+        notes: what a person should know before the clip is edited, a sentence each.
     """
 
     path: Path
@@ -61,9 +59,13 @@ class Footage:
     times: tuple[int, ...]
     time_base: Fraction
     rate: Fraction
-    has_sound: bool
+    sound_tracks: tuple[int, ...] = ()
     goes_on: bool = False
     pixel_aspect: Fraction | None = None
+    end: int | None = None
+    pixel_format: str = PIXEL_FORMATS[False, False]
+    num_bits: int = 8
+    notes: tuple[str, ...] = ()
 
     @property
     def stride(self) -> Fraction:
@@ -75,225 +77,151 @@ class Footage:
         """
         if self.rate >= FRAMES_PER_SECOND:
             return Fraction(max(1, round(self.rate / FRAMES_PER_SECOND)))
-        return Fraction(1, max(1, round(FRAMES_PER_SECOND / self.rate)))
+        return Fraction(1, min(MOST_REPEATS, max(1, round(FRAMES_PER_SECOND / self.rate))))
+
+    @cached_property
+    def durations(self) -> tuple[int, ...]:
+        """How long each frame is shown, in units of `time_base`."""
+        usual = max(1, round(1 / (self.rate * self.time_base)))
+        end = self.times[-1] + usual if self.end is None else self.end
+        return tuple(np.diff([*self.times, end]).tolist())
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """
+        How many of the model's frames each frame of the clip is: none, if it shows the edit of the one before.
+
+        Frames that come as evenly as the clip's rate says are taken by its stride. One that stands for longer is shown
+        to the model for as long, up to a second, and is never skipped.
+        """
+        usual, repeats = 1 / float(self.rate), int(1 / min(1, self.stride))
+        counts, kept = [], None
+        for time, duration in zip(self.times, self.durations):
+            seconds, lasts = float(time * self.time_base), float(duration * self.time_base)
+            count = min(MOST_REPEATS, max(1, round(FRAMES_PER_SECOND * lasts)))
+            stands_still = lasts > 1.5 * max(1, self.stride) * usual
+            if not stands_still and kept is not None and seconds - kept < (self.stride - 0.5) * usual:
+                count = 0
+            elif not stands_still:
+                count = min(count, repeats) if lasts < usual / 2 else repeats
+            kept = seconds if count else kept
+            counts.append(count)
+        return tuple(counts)
+
+    @cached_property
+    def model_frames(self) -> tuple[int, ...]:
+        """Which of the model's frames shows each frame of the clip."""
+        starts = np.cumsum([0, *self.counts[:-1]])
+        return tuple((starts - (np.array(self.counts) == 0)).tolist())
 
     @property
     def num_model_frames(self) -> int:
         """How many frames the model edits, 4k + 1; of the last ones, some may stand for nothing."""
-        count = -(-len(self.times) // self.stride)
-        return -(-(count - 1) // 4) * 4 + 1
-
-    def model_frame(self, index: int) -> int:
-        """Which of the model's frames shows the frame of the clip with an index."""
-        return int(index / self.stride)
+        return -(-(sum(self.counts) - 1) // 4) * 4 + 1
 
 
-def survey(path: str | os.PathLike, num_frames: int | None = None, show_progress: bool = False) -> Footage:
+def survey(
+    path: str | os.PathLike,
+    num_frames: int | None = None,
+    show_progress: bool = False,
+    rate: Fraction | float | None = None,
+) -> Footage:
     """
     Decodes a clip once and says what it is.
 
     Args:
-        path: a file in any format that FFmpeg reads.
+        path: a file in any format that FFmpeg reads, or an image sequence by its pattern, such as `frames_%04d.png`.
         num_frames: take only so many frames from its beginning.
         show_progress: whether to show a progress bar.
+        rate: frames a second of an image sequence, by default 24.
 
     Raises:
         ValueError: if it cannot be read, is truncated, damaged or has no frames, or not so many.
     """
     if num_frames is not None and num_frames < 1:
         raise ValueError(f"The number of frames must be positive, but is {num_frames}.")
-    times, size, pixel_aspect, goes_on = [], None, None, False
-    with open_video(path) as container:
-        stream = container.streams.video[0]
-        rate = stream.average_rate or stream.guessed_rate or Fraction(FRAMES_PER_SECOND)
-        time_base = stream.time_base or 1 / rate
-        step = max(1, round(1 / (rate * time_base)))
-        decoded = decode(container, float(rate))
-        for frame, _ in tqdm(decoded, desc="Looking through frames", disable=not show_progress):
-            goes_on = frame is not None and len(times) == num_frames
-            if frame is None or goes_on:
+    sequence_rate = None if rate is None else Fraction(rate).limit_denominator(1001)
+    times, durations, goes_on, has_alpha = [], [], False, False
+    with open_video(path, sequence_rate) as reader:
+        time_base = reader.time_base
+        frames = progress_bar(reader.frames(), desc="Looking through frames", disable=not show_progress)
+        for frame, time in frames:
+            goes_on = len(times) == num_frames
+            if goes_on:
                 break
-            # Some formats have no times, and damaged files any.
-            after_last = times[-1] + step if times else 0
-            is_later = frame.pts is not None and (not times or frame.pts > times[-1])
-            times.append(frame.pts if is_later else after_last)
-            if size is None:
-                is_turned = round(frame.rotation / 90) % 2
-                size = (frame.height, frame.width) if is_turned else (frame.width, frame.height)
-                pixel_aspect = stream.sample_aspect_ratio or None
-                pixel_aspect = 1 / pixel_aspect if pixel_aspect and is_turned else pixel_aspect
-        has_sound = bool(container.streams.audio)
-    if has_sound:
-        with open_video(path) as container:
-            deque(_read_sound(container), maxlen=0)
-    if not times:
-        raise ValueError(f"{path} has no frames: choose another video.")
+            times.append(time)
+            if len(times) == 1:
+                reader.note_losses(frame)
+            if reader.may_have_alpha and not has_alpha:
+                has_alpha = reader.to_pixels(frame, "rgba")[..., 3].min() < 255
+            durations.append(round((frame.duration or 0) * frame.time_base / time_base))
+        if not times:
+            raise ValueError(f"{path} has no frames: choose another video.")
+        is_turned = swaps_sides(reader.orientation)
+        width, height = reader.size[::-1] if is_turned else reader.size
+        pixel_aspect = reader.stream.sample_aspect_ratio or None
+        pixel_aspect = 1 / pixel_aspect if pixel_aspect and is_turned else pixel_aspect
+        seconds = [float(time * time_base) for time in times]
+        rate, _ = measure_rate(seconds, reader.declared_rate)
+        pixel_format, num_bits = PIXEL_FORMATS[reader.num_bits > 8, bool(has_alpha)], reader.num_bits
+        notes = reader.notes
     if num_frames is not None and len(times) < num_frames:
         raise ValueError(f"{path} has {len(times)} frames, but {num_frames} were asked for.")
-    return Footage(Path(path), *size, tuple(times), time_base, rate, has_sound, goes_on, pixel_aspect)
-
-
-def _read_sound(container: av.container.InputContainer) -> Iterator[av.Packet]:
-    """Yields the packets of sound, in order."""
-    last = {}
-    for packet in container.demux(*container.streams.audio):
-        if packet.dts is None:
-            continue
-        if packet.dts <= last.get(packet.stream.index, packet.dts - 1):
-            seconds = float(packet.dts * packet.time_base)
-            raise ValueError(
-                f"The sound of {container.name} is damaged at {seconds:.2f} seconds: choose an intact file."
-            )
-        last[packet.stream.index] = packet.dts
-        yield packet
+    with open_video(path, sequence_rate) as reader:
+        tracks = usable_tracks(reader)
+        notes += [note for note in reader.notes if note not in notes]
+    usual = max(1, round(1 / (rate * time_base)))
+    footage = Footage(
+        Path(path),
+        width,
+        height,
+        tuple(times),
+        time_base,
+        rate,
+        tracks,
+        goes_on,
+        pixel_aspect,
+        # Formats without durations give any.
+        times[-1] + (durations[-1] if durations[-1] > usual / 2 else usual),
+        pixel_format,
+        num_bits,
+    )
+    if footage.num_model_frames > 2 * len(times) + 4:
+        notes.append(
+            f"{path} has {len(times)} frames in {seconds[-1] - seconds[0]:.0f} seconds: the model sees each of them "
+            f"several times, {footage.num_model_frames} frames in all."
+        )
+    return replace(footage, notes=tuple(notes))
 
 
 def read_frames(footage: Footage) -> Iterator[np.ndarray]:
-    """Yields all frames of a clip, upright, uint8 `[H, W, 3]`."""
-    reformatter = VideoReformatter()
-    with open_video(footage.path) as container:
-        for _, (frame, _) in zip(footage.times, decode(container, float(footage.rate))):
-            yield to_pixels(frame, reformatter)
+    """Yields all frames of a clip, upright, `[H, W, C]` in its `pixel_format`: uint8 or uint16."""
+    with open_video(footage.path, footage.rate) as reader:
+        for _, (frame, _) in zip(footage.times, reader.frames()):
+            yield reader.to_pixels(frame, footage.pixel_format)
+
+
+def spread_indices(footage: Footage, count: int = 6) -> list[int]:
+    """The numbers of a few frames from all over a clip, or of all of a shorter one."""
+    return sorted(set(np.linspace(0, len(footage.times) - 1, count).round().astype(int).tolist()))
 
 
 def spread_frames(footage: Footage, count: int = 6) -> list[np.ndarray]:
-    """Reads a few frames from all over a clip, or all of a shorter one."""
-    chosen = set(np.linspace(0, len(footage.times) - 1, count).round().astype(int).tolist())
+    """Reads a few frames from all over a clip, or all of a shorter one, as `read_frames` does."""
+    chosen = set(spread_indices(footage, count))
     return [pixels for index, pixels in enumerate(read_frames(footage)) if index in chosen]
 
 
 def read_model_frames(footage: Footage) -> Iterator[np.ndarray]:
-    """Yields the frames that the model sees, `num_model_frames` of them; the last ones may be the same."""
+    """
+    Yields the frames that the model sees, uint8 `[H, W, 3]`, transparent ones on white, `num_model_frames` of them;
+    the last ones may be the same.
+    """
     num_yielded, pixels = 0, None
-    for index, pixels in enumerate(read_frames(footage)):
-        while int(num_yielded * footage.stride) == index:
+    for count, frame in zip(footage.counts, read_frames(footage)):
+        for _ in range(count):
+            pixels = convert_pixels(frame, "rgb24")
             yield pixels
-            num_yielded += 1
+        num_yielded += count
     for _ in range(footage.num_model_frames - num_yielded):
         yield pixels
-
-
-class FootageWriter:
-    """Writes frames, in order, as the frames of a clip that is there, with its times; made by `write_footage`."""
-
-    def __init__(
-        self, container: av.container.OutputContainer, footage: Footage, stack: ExitStack, size: tuple[int, int]
-    ):
-        self.container = container
-        self.footage = footage
-        self.num_written = 0
-        source = stack.enter_context(open_video(footage.path))
-        like = source.streams.video[0].codec_context
-        width, height = size
-        stream = container.add_stream("libx264", rate=footage.rate.limit_denominator(1001), options={"crf": "17"})
-        stream.width, stream.height = size
-        # Half the resolution of colors needs even sides.
-        stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-        context = stream.codec_context
-        context.time_base = footage.time_base
-        is_known = like.colorspace not in (0, UNSPECIFIED)
-        context.colorspace = like.colorspace if is_known else BT709
-        context.color_primaries = like.color_primaries if is_known else BT709
-        context.color_trc = like.color_trc if is_known else BT709
-        context.color_range = FULL_RANGE if like.color_range == FULL_RANGE else 1
-        if footage.pixel_aspect:
-            context.sample_aspect_ratio = footage.pixel_aspect
-        self.stream = stream
-        self.reformatter = VideoReformatter()
-        self.sound = self._copy_sound(source)
-        self.next_sound = next(self.sound, None)
-
-    def _copy_sound(self, source: av.container.InputContainer) -> Iterator[av.Packet]:
-        """Adds streams for the sound of the clip, and yields its packets as they are."""
-        streams = {}
-        for stream in source.streams.audio:
-            try:
-                streams[stream.index] = self.container.add_stream_from_template(stream)
-            except (ValueError, av.error.FFmpegError) as error:
-                codec = stream.codec_context.name if stream.codec_context else "of an unknown codec"
-                raise ValueError(
-                    f"The sound of {self.footage.path} ({codec}) cannot be copied: write a .mkv."
-                ) from error
-        return self._packets(source, streams) if streams else iter(())
-
-    @staticmethod
-    def _packets(source: av.container.InputContainer, streams: dict[int, av.AudioStream]) -> Iterator[av.Packet]:
-        for packet in _read_sound(source):
-            packet.stream = streams[packet.stream.index]
-            yield packet
-
-    def write(self, pixels: np.ndarray) -> None:
-        """Writes a frame, uint8 `[H, W, 3]`, after the sound that comes before it."""
-        time = self.footage.times[self.num_written]
-        self._write_sound(until=time * self.footage.time_base)
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        context = self.stream.codec_context
-        frame = self.reformatter.reformat(
-            frame,
-            format=context.pix_fmt,
-            dst_colorspace=int(context.colorspace),
-            dst_color_range=int(context.color_range),
-        )
-        frame.pts, frame.time_base = time, self.footage.time_base
-        self.container.mux(self.stream.encode(frame))
-        self.num_written += 1
-
-    def _write_sound(self, until: Fraction | None) -> None:
-        while self.next_sound is not None:
-            packet = self.next_sound
-            if until is not None and packet.dts * packet.time_base > until:
-                return
-            self.container.mux(packet)
-            self.next_sound = next(self.sound, None)
-
-    def close(self) -> None:
-        self.container.mux(self.stream.encode())
-        time_base = self.footage.time_base
-        end = self.footage.times[-1] * time_base + 1 / self.footage.rate
-        self._write_sound(until=end if self.footage.goes_on else None)
-
-
-class GifWriter:
-    """Keeps frames, and writes them as a gif when it is closed; made by `write_footage`."""
-
-    def __init__(self, file: str, footage: Footage, comment: str):
-        self.file = file
-        self.footage = footage
-        self.comment = comment
-        self.images = []
-
-    def write(self, pixels: np.ndarray) -> None:
-        self.images.append(Image.fromarray(pixels).quantize())
-
-    def close(self) -> None:
-        starts = [float((time - self.footage.times[0]) * self.footage.time_base) for time in self.footage.times]
-        write_gif(self.file, self.images, [*starts, starts[-1] + float(1 / self.footage.rate)], self.comment)
-
-
-@contextmanager
-def write_footage(
-    file: str, kind: str, footage: Footage, comment: str = "", size: tuple[int, int] | None = None
-) -> Iterator[FootageWriter | GifWriter]:
-    """
-    Opens a file for the frames of an edited clip.
-
-    Args:
-        file: where to.
-        kind: one of `FOOTAGE_SUFFIXES`.
-        footage: the clip, whose times, colors and sound the file gets.
-        comment: what the file says of itself.
-        size: width and height in pixels; by default those of the clip.
-    """
-    if kind == ".gif":
-        writer = GifWriter(file, footage, comment)
-        yield writer
-        writer.close()
-        return
-    # Matroska would give itself a random number.
-    options = {"fflags": "+bitexact"} | ({} if kind == ".mkv" else {"movflags": "faststart"})
-    with ExitStack() as stack:
-        container = stack.enter_context(av.open(file, "w", format=CONTAINERS[kind], options=options))
-        container.metadata["comment"] = comment
-        writer = FootageWriter(container, footage, stack, size or (footage.width, footage.height))
-        yield writer
-        writer.close()

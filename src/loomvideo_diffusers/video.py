@@ -14,15 +14,12 @@
 """Files: reading footage at LoomVideo's 24 frames a second, and writing videos, images and contact sheets."""
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import av
-import av.logging
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
@@ -33,6 +30,9 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from diffusers.utils import logging
 from tqdm import tqdm
 
+from .decoding import VideoReader, measure_rate, open_video, silence_av
+from .files import check_writable, write_whole
+from .orientation import swaps_sides
 from .pipelines import loomvideo_frames
 
 
@@ -44,12 +44,17 @@ MAX_FRAMES = loomvideo_frames.MAX_SOURCE_FRAMES
 VIDEO_SUFFIXES = (".mp4", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-# What is read: files that hold their own frames. Playlists, which point elsewhere, and addresses are not.
-READ_OPTIONS = {
-    "protocol_whitelist": "file",
-    "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,gif,apng,ogg,asf,mxf,nut,ivf,h264,hevc,obu,m4v,mpegvideo,dv,"
-    "wav,mp3,flac,aac",
+# Encoders' threads: as many on all machines, since results depend on it; and each with whole frames, since slices
+# change what is written.
+NUM_THREADS = 4
+ENCODER_OPTIONS = {
+    "libx264": {"crf": "17", "sliced-threads": "0"},
+    "libx265": {"crf": "17", "x265-params": "log-level=none:frame-threads=2"},
+    "prores_ks": {"profile": "4444"},
 }
+
+# In hundredths of a second
+SHORTEST_GIF_DELAY = 2
 
 # Of what is written above the rows of a contact sheet, in pixels
 LABEL_HEIGHT = 20
@@ -91,8 +96,8 @@ def read_video(path: str | os.PathLike, show_progress: bool = False, max_frames:
     """
     Reads the beginning of a video, by default the first 5 seconds, or all of a shorter one, at 24 frames a second.
 
-    Rotation is applied; of a variable frame rate, each moment's nearest frame is taken; any pixel format will do.
-    Decoding stops after the last frame that is needed.
+    Frames are upright and deinterlaced; of a variable frame rate, each moment's nearest frame is taken; any pixel
+    format will do, and what is transparent becomes white. Decoding stops after the last frame that is needed.
 
     Args:
         path: a file in any format that FFmpeg reads.
@@ -105,8 +110,13 @@ def read_video(path: str | os.PathLike, show_progress: bool = False, max_frames:
     Raises:
         ValueError: if the file cannot be read, is truncated or has no frames.
     """
-    with open_video(path) as container:
-        frames = list(tqdm(_read_frames(container, max_frames), desc="Reading frames", disable=not show_progress))
+    rate, is_constant, _ = _look_ahead(path, max_frames)
+    with open_video(path) as reader:
+        frames = list(
+            tqdm(_sample(reader, rate, is_constant, max_frames), "Reading frames", disable=not show_progress)
+        )
+    for note in reader.notes:
+        logger.warning(note)
     if not frames:
         raise ValueError(f"{path} has no frames: choose another video.")
     return np.stack(frames[: (len(frames) - 1) // 4 * 4 + 1])
@@ -120,109 +130,54 @@ def probe_video(path: str | os.PathLike, max_frames: int = MAX_FRAMES) -> tuple[
     Raises:
         ValueError: if the file cannot be read or has no frames.
     """
-    with open_video(path) as container:
-        stream = container.streams.video[0]
-        frame = next((frame for frame, _ in decode(container, FRAMES_PER_SECOND) if frame is not None), None)
-        if frame is None:
+    rate, is_constant, seconds = _look_ahead(path, max_frames)
+    with open_video(path) as reader:
+        if next(reader.frames(), None) is None:
             raise ValueError(f"{path} has no frames: choose another video.")
-        height, width = (frame.width, frame.height) if round(frame.rotation / 90) % 2 else (frame.height, frame.width)
-        fps = float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
-        seconds = stream.frames / fps if stream.frames else (container.duration or 0) / av.time_base
-    if not seconds:
+        width, height = reader.size[::-1] if swaps_sides(reader.orientation) else reader.size
+        duration = float(Fraction(reader.container.duration or 0, av.time_base))
+        length = len(seconds) or reader.stream.frames or round(duration * float(rate))
+    if not length:
         return width, height, max_frames
-    num_frames = len(sample_frame_indices(max(round(seconds * fps), 1), fps, max_frames=max_frames))
-    return width, height, num_frames
+    if not is_constant:
+        # The last frame shows itself for half of its time.
+        lasts = seconds[-1] - seconds[0] + 0.5 / float(rate)
+        length, rate = int(lasts * FRAMES_PER_SECOND) + 1, FRAMES_PER_SECOND
+    return width, height, len(sample_frame_indices(length, float(rate), max_frames=max_frames))
 
 
-@contextmanager
-def open_video(path: str | os.PathLike) -> Iterator[av.container.InputContainer]:
-    """Opens a video to read it, and says in one line what is wrong with it if something is."""
-    _silence_av()
-    try:
-        with av.open(os.fspath(path), options=READ_OPTIONS, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise ValueError(f"{path} has no video: choose a video file.")
-            if container.streams.video[0].codec_context is None:
-                raise ValueError(f"{path} is in a format that cannot be decoded: choose another video.")
-            yield container
-    except (av.error.FFmpegError, OSError) as error:
-        reason = error.strerror or type(error).__name__
-        raise ValueError(f"{path} cannot be read as a video ({reason}): is it complete, and a video?") from error
+def _look_ahead(path: str | os.PathLike, max_frames: int) -> tuple[Fraction, bool, list[float]]:
+    """The rate of the beginning of a video, whether it is constant, and the times of its frames as far as known."""
+    with open_video(path) as reader:
+        seconds = reader.seconds(max_frames / FRAMES_PER_SECOND + 1)
+        return *measure_rate(seconds, reader.declared_rate), seconds
 
 
-def _silence_av() -> None:
-    """
-    Turns off PyAV's logging, which torchvision may have turned on: a decoding thread that logs waits for the lock of
-    Python, which the thread that closes the decoder holds while it waits for the first.
-    """
-    av.logging.set_level(None)
-
-
-def _read_frames(container: av.container.InputContainer, max_frames: int) -> Iterator[np.ndarray]:
+def _sample(reader: VideoReader, rate: Fraction, is_constant: bool, max_frames: int) -> Iterator[np.ndarray]:
     """Yields the frames that are nearest to the moments of the result."""
-    stream = container.streams.video[0]
-    fps = float(stream.average_rate or stream.guessed_rate or FRAMES_PER_SECOND)
-    if _has_constant_rate(stream):
-        # With a constant rate, the frame that is nearest to a position is the one with its number.
-        moments = (position / fps for position in sample_positions(fps, max_frames=max_frames))
-    else:
+    fps = float(rate)
+    # With a constant rate, the frame that is nearest to a position is the one with its number.
+    moments = (position / fps for position in sample_positions(fps, max_frames=max_frames))
+    if not is_constant:
         moments = (index / FRAMES_PER_SECOND for index in range(max_frames))
     moment = next(moments)
-    reformatter = VideoReformatter()  # takes longer to make than to use
-    previous, previous_time = None, 0.0
-    for frame, time in decode(container, fps):
+    previous, previous_time, first = None, 0.0, None
+    for index, (frame, pts) in enumerate(reader.frames()):
+        time = float(pts * reader.time_base)
+        first = time if first is None else first
+        time = index / fps if is_constant else time - first
         pixels = None
         while previous is not None and moment <= (previous_time + time) / 2:
-            pixels = to_pixels(previous, reformatter) if pixels is None else pixels
+            pixels = reader.to_rgb(previous) if pixels is None else pixels
             yield pixels
             moment = next(moments, None)
             if moment is None:
-                if frame is not None:
-                    logger.warning(f"{container.name} is longer than {time:.1f} seconds: using only its beginning.")
+                logger.warning(f"{reader.path} is longer than {time:.1f} seconds: using only its beginning.")
                 return
         previous, previous_time = frame, time
-
-
-def decode(container: av.container.InputContainer, fps: float) -> Iterator[tuple[av.VideoFrame | None, float]]:
-    """Yields frames with their seconds from the first, and in the end None with the time when the last is over."""
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-    if stream.codec_context.name == "hevc":
-        # This decoder does not mark the frames that are damaged, but drops them, if it is not told to stop there.
-        stream.codec_context.options = {"err_detect": "explode"}
-    start, time, end = None, 0.0, 0.0
-    is_matroska = "matroska" in container.format.name
-    for packet in container.demux() if is_matroska else container.demux(stream):
-        if packet.is_corrupt:
-            raise ValueError(f"{container.name} is truncated: choose a complete file.")
-        if packet.pts is not None:
-            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if packet.stream is not stream:
-            continue
-        for frame in packet.decode():
-            # Some formats have no times.
-            frame_time = frame.time if frame.time is not None else 0.0 if start is None else start + time + 1 / fps
-            start = frame_time if start is None else start
-            time = frame_time - start
-            if frame.is_corrupt:
-                raise ValueError(f"{container.name} is damaged at {time:.2f} seconds: choose an intact file.")
-            yield frame, time
-    # Matroska and WebM say how long they are, and can end anywhere. A last frame may last where the rate varies.
-    declares_length = is_matroska and container.duration and _has_constant_rate(stream)
-    if declares_length and end + 1.5 / fps < container.duration / av.time_base:
-        raise ValueError(f"{container.name} is truncated: choose a complete file.")
-    yield None, time + 1 / fps
-
-
-def _has_constant_rate(stream: av.VideoStream) -> bool:
-    return stream.base_rate is None or stream.base_rate == stream.average_rate
-
-
-def to_pixels(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    """Converts a frame to upright uint8 `[H, W, 3]`."""
-    pixels = reformatter.reformat(frame, format="rgb24").to_ndarray()
-    # The angle is counterclockwise, as NumPy's turns are.
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+    while previous is not None and moment is not None and moment <= previous_time + 0.5 / fps:
+        yield reader.to_rgb(previous)
+        moment = next(moments, None)
 
 
 def read_image(path: str | os.PathLike) -> PIL.Image.Image:
@@ -255,18 +210,6 @@ def check_output_path(path: str | os.PathLike, suffixes: tuple[str, ...]) -> Non
     if path.is_dir():
         raise ValueError(f"{path} is a folder: choose the name of a file.")
     check_writable(path)
-
-
-def check_writable(path: str | os.PathLike) -> None:
-    """Raises ValueError if a file or folder could not be made there, in folders that may have to be made first."""
-    folder = Path(path).absolute().parent
-    while not folder.exists() and not folder.is_symlink():
-        folder = folder.parent
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {folder} is not a folder that can be written to.") from error
 
 
 def write_video(
@@ -303,20 +246,42 @@ def write_video(
 
 
 def write_gif(file: str, images: list[PIL.Image.Image], times: list[float], comment: str = "") -> None:
-    """Writes images as a gif, given the seconds when each is shown and when the last is over."""
-    # Hundredths of a second are all that a gif counts in, and whole ones at that.
-    durations = [10 * (round(100 * end) - round(100 * begin)) for begin, end in pairwise(times)]
-    options = {"append_images": images[1:], "duration": durations, "loop": 0, "comment": comment.encode()}
+    """
+    Writes images as a gif, given the seconds when each is shown and when the last is over.
+
+    A gif counts in hundredths of a second, and browsers show for a tenth what is to last less than two of them: images
+    that would are left out, and the whole lasts as long.
+    """
+    ticks = [round(100 * time) for time in times]
+    kept = [0]
+    for index in range(1, len(images)):
+        if ticks[index] - ticks[kept[-1]] >= SHORTEST_GIF_DELAY and ticks[-1] - ticks[index] >= SHORTEST_GIF_DELAY:
+            kept.append(index)
+    ends = [*(ticks[index] for index in kept[1:]), max(ticks[-1], ticks[kept[-1]] + SHORTEST_GIF_DELAY)]
+    durations = [10 * (end - ticks[index]) for index, end in zip(kept, ends)]
+    others = [images[index] for index in kept[1:]]
+    options = {"append_images": others, "duration": durations, "loop": 0, "comment": comment.encode()}
     images[0].save(file, format="GIF", save_all=True, **options)
 
 
+def add_video_stream(
+    container: av.container.OutputContainer, codec: str, rate: Fraction, size: tuple[int, int], pix_fmt: str
+) -> av.VideoStream:
+    """Adds a stream whose packets are the same each time and on any machine; `size` is width and height."""
+    stream = container.add_stream(codec, rate=rate.limit_denominator(1001), options=dict(ENCODER_OPTIONS[codec]))
+    stream.width, stream.height = size
+    stream.pix_fmt = pix_fmt
+    stream.thread_count = NUM_THREADS
+    stream.thread_type = "FRAME"
+    return stream
+
+
 def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progress: bool, comment: str) -> None:
-    _silence_av()
-    with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    silence_av()
+    options = {"fflags": "+bitexact", "movflags": "faststart"}
+    with av.open(file, "w", format="mp4", options=options) as container:
         container.metadata["comment"] = comment
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "17"})
-        stream.width, stream.height = images[0].size
-        stream.pix_fmt = "yuv420p"
+        stream = add_video_stream(container, "libx264", Fraction(fps), images[0].size, "yuv420p")
         context = stream.codec_context
         # BT.709, and luma from 16 to 235, in the numbers of H.273: players guess what is not written down.
         context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1
@@ -346,9 +311,9 @@ def read_comment(path: str | os.PathLike) -> str:
     if Path(path).suffix.lower() == ".gif":
         with _open_image(path) as image:
             return image.info.get("comment", b"").decode(errors="replace")
-    with open_video(path) as container:
+    with open_video(path) as reader:
         # Matroska writes the names of its tags in capitals.
-        return {name.lower(): value for name, value in container.metadata.items()}.get("comment", "")
+        return {name.lower(): value for name, value in reader.container.metadata.items()}.get("comment", "")
 
 
 def contact_sheet(
@@ -379,21 +344,3 @@ def contact_sheet(
             PIL.ImageDraw.Draw(sheet).text(place, labels[index], fill="black", font=font, anchor="lm")
         sheet.paste(strip, (0, index * row_height + label_height))
     return sheet
-
-
-def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
-    """Has `write` write a file under a temporary name beside `path`, where it appears when all of it is written."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=".unfinished-", dir=path.parent)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
-    os.close(handle)
-    try:
-        write(unfinished)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise

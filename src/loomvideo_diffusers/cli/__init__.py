@@ -48,6 +48,13 @@ def _finite(text: str) -> float:
     return number
 
 
+def _rate(text: str) -> float:
+    number = _finite(text)
+    if not 1 / 3600 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"it must be from 1/3600 to 1000, but is {text}")
+    return number
+
+
 def _gigabytes(text: str) -> float:
     number = _finite(text)
     if number <= 0:
@@ -58,7 +65,13 @@ def _gigabytes(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     sampling = argparse.ArgumentParser(add_help=False)
     option = sampling.add_argument
-    option("-o", "--output", type=Path, metavar="FILE", help="mp4 or gif, to edit mov or mkv too; or png, jpg, webp")
+    option(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="mp4 or gif, to edit mov, mkv or frames_%%04d.png too; or png, jpg, webp",
+    )
     option(
         "--model",
         default="nano",
@@ -67,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         "the package)",
     )
     option("--lora", nargs="+", default=[], metavar="PATH|REPO", help="file, folder or repository of a LoRA")
+    option("--lora-partial", action="store_true", help="leave out what of a LoRA fits no layer, rather than refuse it")
     option("--lora-scale", type=_finite, metavar="S", help="weight of the LoRAs (default: 1)")
     option("--reference", nargs="+", type=Path, default=[], metavar="IMAGE", help="called @Image 1, ... in the prompt")
     option("--negative-prompt", metavar="TEXT", help="what to avoid (default: the published negative prompt)")
@@ -75,18 +89,18 @@ def build_parser() -> argparse.ArgumentParser:
     option("--width", type=int, metavar="PIXELS", help="that the model works at, a multiple of 32")
     option("--window", type=int, metavar="N", help="frames at a time, which bounds the memory; 4k + 1 (default: 121)")
     option("--overlap", type=int, metavar="N", help="frames that windows share, 4k (default: a quarter)")
-    option("--steps", type=int, metavar="N", help="denoising steps (default: 50, of nano 20)")
+    option("--steps", type=int, metavar="N", help="denoising steps (default: what the model says, or 50)")
     option(
         "--guidance-scale",
         type=_finite,
         metavar="S",
-        help="weight of the words (default: to generate 5, to edit and of nano 2.5)",
+        help="weight of the words (default: what the model says, or to generate 5, to edit 2.5)",
     )
     option(
         "--guidance-scale-visual",
         type=_finite,
         metavar="S",
-        help="weight of source and references (default: 1.5, of nano 2.5)",
+        help="weight of source and references (default: what the model says, or 1.5)",
     )
     option("--seed", type=_seed, metavar="N", help="makes the result repeatable")
     option("--device", metavar="DEVICE", help="default: the first that is there of cuda, mps and cpu")
@@ -104,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     summary = "Edit a video or an image by instruction, and with reference images."
     command = commands.add_parser("edit", help=summary, description=summary, parents=[sampling])
-    command.add_argument("input", type=Path, nargs="?", help="a video, or a png, jpg or webp")
+    command.add_argument("input", type=Path, nargs="?", help="a video, an image, or frames_%%04d.png")
     command.add_argument("prompt", type=_prompt, nargs="?", help="the instruction")
     command.add_argument(
         "--jobs",
@@ -122,6 +136,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="how much of the picture may stay unedited at its edges for the proportions' sake (default: 0)",
     )
+    option(
+        "--audio", choices=["copy", "encode", "none"], help="of the clip's sound (default: copy what can be copied)"
+    )
+    option("--rate", type=_rate, metavar="N", help="frames a second of an image sequence (default: 24)")
     option("--keep-unchanged", action="store_true", help="take what the edit leaves as it is from the source's pixels")
     command.set_defaults(function=edit, name="edit", default=command.get_default)
 

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .. import nano
+from ..defaults import read_default_options
 from .common import Stopwatch, find_model, silence_libraries
 
 
@@ -110,11 +111,13 @@ def info(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{folder} has no model_index.json: make a model folder with `loomvideo convert`.")
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     for name, value in sorted(index.items()):
-        if name.startswith("_"):
+        if not isinstance(value, list) or name.startswith("_"):
             continue
         part = measure_part(folder, name)
         weights = f"{part['parameters']:14,} parameters, {part['precision']}, {part['size']}"
         print(f"{name:14} {value[1] or 'none':28} {weights if part['parameters'] else ''}".rstrip())
+    for name, value in read_default_options(str(folder)).items():
+        print(f"{'by default':14} {name:28} {value}")
     if (folder / RECORD_FILE).is_file():
         record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         for name, source in record["sources"].items():

@@ -27,11 +27,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import nano
+from ..defaults import read_default_options
 from .common import Stopwatch, find_model, one_line, silence_libraries
 
 
-OPTIONS_OF_FOOTAGE = ("preview", "compare", "keep_unchanged", "max_crop", "frames")
+OPTIONS_OF_FOOTAGE = ("preview", "compare", "keep_unchanged", "max_crop", "frames", "audio", "rate")
 FILES_OF_AN_EDIT = ("output", "contact_sheet", "preview", "compare")
 
 # Of a CPU, in bytes: with less, Python itself fails in places that cannot say why.
@@ -47,12 +47,12 @@ if TYPE_CHECKING:
 def generate(arguments: argparse.Namespace) -> None:
     from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
 
-    _use_nano(arguments)
     if arguments.output is None:
         raise ValueError("the following arguments are required: -o/--output")
+    options = _use_defaults(arguments)
     if arguments.frames is None:
         is_image = arguments.output.suffix.lower() in IMAGE_SUFFIXES
-        arguments.frames = 1 if is_image else nano.NUM_FRAMES if arguments.model == "nano" else 81
+        arguments.frames = 1 if is_image else options.get("num_frames", 81)
     check_output_path(arguments.output, IMAGE_SUFFIXES if arguments.frames == 1 else VIDEO_SUFFIXES)
     stopwatch = Stopwatch()
     with stopwatch.stage("read"):
@@ -65,7 +65,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 def edit(arguments: argparse.Namespace) -> None:
-    _use_nano(arguments)
+    _use_defaults(arguments)
     if arguments.jobs is not None:
         _edit_jobs(arguments)
         return
@@ -80,6 +80,7 @@ def edit(arguments: argparse.Namespace) -> None:
 
 def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callable[["DiffusionPipeline"], None]:
     """Checks all that an edit needs, and returns what does it with a pipeline."""
+    from ..decoding import is_sequence
     from ..video import IMAGE_SUFFIXES, check_output_path, read_image
 
     _choose_seed(arguments)
@@ -93,7 +94,7 @@ def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callab
             check_output_path(sheet, IMAGE_SUFFIXES)
     with stopwatch.stage("read"):
         references = [read_image(path) for path in arguments.reference]
-    is_image = arguments.input.suffix.lower() in IMAGE_SUFFIXES
+    is_image = arguments.input.suffix.lower() in IMAGE_SUFFIXES and not is_sequence(arguments.input)
     return (_prepare_image if is_image else _prepare_footage)(arguments, references, stopwatch)
 
 
@@ -123,15 +124,25 @@ def _prepare_image(
 def _prepare_footage(
     arguments: argparse.Namespace, references: list[Any], stopwatch: Stopwatch
 ) -> Callable[["DiffusionPipeline"], None]:
+    from ..decoding import is_sequence
     from ..editing import Edit, edit_footage, edit_preview
-    from ..footage import FOOTAGE_SUFFIXES, spread_frames, survey
-    from ..video import check_output_path
+    from ..encoding import check_footage_path, plan_output
+    from ..footage import survey
 
-    for path in (arguments.output, arguments.compare):
-        if path is not None:
-            check_output_path(path, FOOTAGE_SUFFIXES)
+    audio = arguments.audio or "copy"
+    outputs = [path for path in (arguments.output, arguments.compare) if path is not None]
+    for path in outputs:
+        check_footage_path(path)
+    if arguments.rate is not None and not is_sequence(arguments.input):
+        raise ValueError(f"{arguments.input} has a rate of its own: leave out --rate, which is for image sequences.")
     with stopwatch.stage("read"):
-        footage = survey(arguments.input, arguments.frames, show_progress=True)
+        footage = survey(arguments.input, arguments.frames, show_progress=True, rate=arguments.rate)
+        notes = [*footage.notes]
+        for path in outputs if arguments.preview is None else []:
+            width = footage.width * (2 if path == arguments.compare else 1)
+            notes += [note for note in plan_output(footage, path, audio, width).notes if note not in notes]
+    for note in notes:
+        print(f"loomvideo: {note}", file=sys.stderr)
     options = {
         "negative_prompt": arguments.negative_prompt,
         "height": arguments.height,
@@ -164,7 +175,9 @@ def _prepare_footage(
             return
         model = shlex.join([arguments.model, *arguments.lora])
         with stopwatch.stage("edit"), reading:
-            edit_footage(pipe, footage, edit, arguments.output, arguments.compare, comment, model)
+            before, after = edit_footage(
+                pipe, footage, edit, arguments.output, arguments.compare, comment, model, audio
+            )
         print(
             f"Wrote {arguments.output}: {len(footage.times)} frames at {float(footage.rate):.4g} a second, "
             f"{footage.width} x {footage.height}, seed {arguments.seed} ({stopwatch})."
@@ -172,7 +185,6 @@ def _prepare_footage(
         if arguments.compare is not None:
             print(f"Wrote {arguments.compare}: the source beside the result.")
         if arguments.contact_sheet is not None:
-            before, after = spread_frames(footage), spread_frames(survey(arguments.output))
             _write_contact_sheet(before, after, arguments.contact_sheet)
 
     return run
@@ -200,21 +212,23 @@ def _edit_jobs(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{num_failed} of {len(jobs)} jobs failed: the others are done.")
 
 
-def _use_nano(arguments: argparse.Namespace) -> None:
-    """Where nothing is said, sets what the model of the package was trained on."""
-    if arguments.model != "nano":
-        return
-    if arguments.height is None and arguments.width is None:
-        arguments.height = arguments.width = nano.SIDE
-    for name, value in (
-        ("steps", nano.OPTIONS["num_inference_steps"]),
-        ("guidance_scale", nano.OPTIONS["guidance_scale"]),
-        ("guidance_scale_visual", nano.OPTIONS["guidance_scale_visual"]),
-        ("window", nano.NUM_FRAMES),
-        ("overlap", nano.WINDOW_OVERLAP),
+def _use_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Where nothing is said, sets what the model's folder says. Returns what that is."""
+    options = read_default_options(find_model(arguments.model))
+    if arguments.height is not None or arguments.width is not None:
+        options = {name: value for name, value in options.items() if name not in ("height", "width")}
+    for name, of_argument in (
+        ("height", "height"),
+        ("width", "width"),
+        ("num_inference_steps", "steps"),
+        ("guidance_scale", "guidance_scale"),
+        ("guidance_scale_visual", "guidance_scale_visual"),
+        ("window_frames", "window"),
+        ("window_overlap", "overlap"),
     ):
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+        if getattr(arguments, of_argument) is None:
+            setattr(arguments, of_argument, options.get(name))
+    return options
 
 
 def _choose_seed(arguments: argparse.Namespace) -> None:
@@ -242,7 +256,7 @@ def _describe(pipe: "DiffusionPipeline", arguments: argparse.Namespace) -> str:
         "command": shlex.join(words + options),
         "prompt": arguments.prompt,
         "model": arguments.model,
-        "lora": [str(lora) for lora in arguments.lora],
+        "lora": [] if arguments.lora_scale == 0 else arguments.lora,
         "seed": arguments.seed,
     }
     for name, value in (
@@ -256,8 +270,6 @@ def _describe(pipe: "DiffusionPipeline", arguments: argparse.Namespace) -> str:
 
 def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatch) -> "DiffusionPipeline":
     import torch
-    from huggingface_hub.errors import HTTPError
-    from safetensors import SafetensorError
 
     from .. import pipelines
 
@@ -275,12 +287,10 @@ def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatc
         _bound_memory(device, arguments.max_memory)
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
     with stopwatch.stage("load"):
+        _check_loras(arguments)
         pipe = getattr(pipelines, pipeline_name).from_pretrained(find_model(arguments.model), dtype=dtype)
         for lora in arguments.lora:
-            try:
-                pipe.load_lora_weights(lora)
-            except (HTTPError, SafetensorError, ValueError, OSError) as error:
-                raise ValueError(f"The LoRA {lora} cannot be loaded: {one_line(error)}") from error
+            pipe.load_lora_weights(lora, allow_partial=arguments.lora_partial)
         if len(arguments.lora) > 1:
             pipe.set_adapters([name for names in pipe.get_list_adapters().values() for name in names])
         if arguments.cpu_offload:
@@ -288,6 +298,23 @@ def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatc
         else:
             pipe.to(device)
     return pipe
+
+
+def _check_loras(arguments: argparse.Namespace) -> None:
+    """Has LoRAs that do not fit fail before the model is loaded, and says what of them is left out."""
+    import torch
+
+    from .. import LoomVideoPipeline, LoomVideoTransformer3DModel
+
+    if not arguments.lora:
+        return
+    config = LoomVideoTransformer3DModel.load_config(find_model(arguments.model), subfolder="transformer")
+    with torch.device("meta"):
+        transformer = LoomVideoTransformer3DModel.from_config(config)
+    for lora in arguments.lora:
+        left_out = LoomVideoPipeline.check_lora_weights(lora, transformer, allow_partial=arguments.lora_partial)
+        if left_out:
+            print(f"loomvideo: {left_out}", file=sys.stderr)
 
 
 def _bound_memory(device: str, gigabytes: float) -> None:

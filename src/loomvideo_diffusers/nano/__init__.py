@@ -22,10 +22,13 @@ MODEL = Path(__file__).parent / "loomvideo-nano"
 # What it was trained on: the sides in pixels and the frames of its videos
 SIDE = 96
 NUM_FRAMES = 17
-WINDOW_OVERLAP = 8
 
 # With what it is best called. Equal scales leave two of the three branches of guidance.
 OPTIONS = {"num_inference_steps": 20, "guidance_scale": 2.5, "guidance_scale_visual": 2.5}
+
+# What its folder says of that, for the command line and for training
+DEFAULT_OPTIONS = OPTIONS | {"height": SIDE, "width": SIDE, "num_frames": NUM_FRAMES}
+DEFAULT_OPTIONS |= {"window_frames": NUM_FRAMES, "window_overlap": 8}
 
 # Of everything that is random in making it
 SEED = 0

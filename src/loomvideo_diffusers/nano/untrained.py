@@ -33,7 +33,7 @@ from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_prompts import DEFAULT_NEGATIVE_PROMPT, NEGATIVE_PROMPT_PREFIX, PROMPT_PREFIXES
 from ..training.checkpoints import replace_folder
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
-from . import SEED
+from . import DEFAULT_OPTIONS, SEED
 from .tasks import sample_family
 
 
@@ -81,7 +81,7 @@ def make_untrained(folder: Path, vae_folder: Path) -> None:
     )
     torch.nn.init.zeros_(transformer.proj_out.weight)
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
-    pipe = LoomVideoPipeline(text_encoder, processor, vae, transformer, scheduler)
+    pipe = LoomVideoPipeline(text_encoder, processor, vae, transformer, scheduler, DEFAULT_OPTIONS)
     replace_folder(folder, pipe.save_pretrained)
 
 

@@ -96,7 +96,8 @@ class LoomVideoHubMixin:
         """
         dtype = kwargs.pop("torch_dtype", None)
         dtype = kwargs.pop("dtype", dtype)
-        new_pipeline = cls(**(pipeline.components | kwargs))
+        options = {"default_options": pipeline.config.get("default_options")}
+        new_pipeline = cls(**(pipeline.components | options | kwargs))
         return new_pipeline if dtype is None else new_pipeline.to(dtype=dtype)
 
     def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:

@@ -1,0 +1,1 @@
+from tqdm import tqdm as progress_bar  # noqa: F401

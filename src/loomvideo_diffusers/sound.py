@@ -1,0 +1,245 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The sound of a clip: which of its tracks a file can hold as they are, and which are encoded anew for it."""
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import av
+import av.filter
+
+from .decoding import VideoReader, open_video
+
+
+# What is done with sound: copied where the file can hold it, and else encoded; encoded; left out.
+AUDIO_MODES = ("copy", "encode", "none")
+
+CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+
+# What a file holds sound without loss as; all of them hold AAC.
+LOSSLESS_ENCODERS = {".mp4": "flac", ".mov": "pcm_s24le", ".mkv": "flac"}
+LOSSLESS_CODECS = ("flac", "alac", "wavpack", "tta", "truehd", "mlp", "ape", "tak", "shorten")
+
+# In bits a second for each channel
+AAC_BIT_RATE = 128_000
+AAC_RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
+
+LAYOUTS = {"1 channels": "mono", "2 channels": "stereo", "3 channels": "2.1", "4 channels": "quad"}
+LAYOUTS |= {"5 channels": "5.0", "6 channels": "5.1", "8 channels": "7.1"}
+
+# By how many seconds a packet may be earlier than the one before it
+LARGEST_DISORDER = 0.1
+
+# How many packets show whether a file can hold a track
+TRIED_PACKETS = 24
+
+
+@dataclass(frozen=True)
+class Track:
+    """A track of sound of a clip, by the index of its stream, and what encodes it, or None where it is copied."""
+
+    index: int
+    encoder: str | None = None
+
+
+def usable_tracks(reader: VideoReader) -> tuple[int, ...]:
+    """Reads all sound of an open video, and returns the indices of its tracks that can be used, noting the others."""
+    tracks, last = {}, {}
+    for number, stream in enumerate(reader.container.streams.audio, start=1):
+        if stream.codec_context is None:
+            reader.note(
+                f"Track {number} of the sound of {reader.path} is of a codec unknown to FFmpeg: it is left out."
+            )
+        else:
+            tracks[stream.index] = number
+    if tracks:
+        for packet in reader.packets(*(reader.container.streams[index] for index in tracks)):
+            if packet.dts is None or packet.stream.index not in tracks:
+                continue
+            index, seconds = packet.stream.index, float(packet.dts * packet.time_base)
+            # Formats of recordings may have packets of equal times, and a little disorder, which is mended.
+            if seconds < last.get(index, seconds) - LARGEST_DISORDER:
+                reader.note(
+                    f"Track {tracks.pop(index)} of the sound of {reader.path} is damaged at {seconds:.2f} seconds: it "
+                    "is left out."
+                )
+            last[index] = max(last.get(index, seconds), seconds)
+    return tuple(tracks)
+
+
+def plan_sound(
+    path: str | os.PathLike, indices: tuple[int, ...], kind: str, audio: str
+) -> tuple[tuple[Track, ...], list[str]]:
+    """
+    Decides by trial what becomes of each track.
+
+    Args:
+        path: the clip.
+        indices: its tracks, as `usable_tracks` returns them.
+        kind: of the file to write, a key of `CONTAINERS`.
+        audio: one of `AUDIO_MODES`.
+
+    Returns:
+        The tracks that the file gets, and a sentence for each that is not copied though that was asked for.
+    """
+    tracks, notes = [], []
+    if audio == "none":
+        return (), notes
+    for index in indices:
+        with open_video(path) as reader:
+            all_tracks = [stream.index for stream in reader.container.streams.audio]
+            codec = reader.container.streams[index].codec_context.name
+        is_lossless = codec.startswith("pcm_") or codec in LOSSLESS_CODECS
+        encoder = LOSSLESS_ENCODERS[kind] if is_lossless else "aac"
+        number = f"Track {all_tracks.index(index) + 1} of the sound" if len(all_tracks) > 1 else "The sound"
+        name = f"{number} of {path} ({codec})"
+        if audio == "copy" and _is_possible(path, Track(index), kind):
+            tracks.append(Track(index))
+        elif _is_possible(path, Track(index, encoder), kind):
+            tracks.append(Track(index, encoder))
+            if audio == "copy":
+                notes.append(
+                    f"{name} cannot be copied into a {kind}: it is encoded as {encoder.split('_')[0].upper()}."
+                )
+        else:
+            notes.append(f"{name} cannot be read: it is left out.")
+    return tuple(tracks), notes
+
+
+def _is_possible(path: str | os.PathLike, track: Track, kind: str) -> bool:
+    """Whether the beginning of a track can be written into such a file."""
+    try:
+        with open_video(path) as reader, av.open(io.BytesIO(), "w", format=CONTAINERS[kind]) as container:
+            for packet in islice(add_sound(reader, container, (track,), kind), TRIED_PACKETS):
+                container.mux(packet)
+    except (av.error.FFmpegError, ValueError, OSError):
+        return False
+    return True
+
+
+def add_sound(
+    reader: VideoReader, container: av.container.OutputContainer, tracks: tuple[Track, ...], kind: str
+) -> Iterator[av.Packet]:
+    """Adds streams for tracks of an open video to a file, and returns an iterator of their packets."""
+    writers = {}
+    for track in tracks:
+        source = reader.container.streams[track.index]
+        if track.encoder is None:
+            writers[track.index] = _Copier(container.add_stream_from_template(source), reader, kind)
+        else:
+            writers[track.index] = _Encoder(container, source, track.encoder)
+    return _packets(reader, writers) if writers else iter(())
+
+
+def _packets(reader: VideoReader, writers: dict[int, "_Copier | _Encoder"]) -> Iterator[av.Packet]:
+    for packet in reader.packets(*(reader.container.streams[index] for index in writers)):
+        if packet.dts is not None:
+            yield from writers[packet.stream.index].write(packet)
+    for writer in writers.values():
+        yield from writer.close()
+
+
+class _Copier:
+    """Passes packets on, from where the clip begins."""
+
+    def __init__(self, stream: av.AudioStream, reader: VideoReader, kind: str):
+        self.stream = stream
+        # What a decoder needs to hear first can be said to come before the beginning, in Matroska where that is known.
+        is_known = "matroska" in reader.container.format.name or stream.codec_context.name == "opus"
+        self.keeps_lead = kind in (".mp4", ".mov") or is_known
+        self.lead = None
+        self.last = None
+
+    def write(self, packet: av.Packet) -> Iterator[av.Packet]:
+        is_over = packet.pts + (packet.duration or 0) <= 0
+        if packet.pts < 0 and (is_over or not self.keeps_lead):
+            self.lead = packet
+            return
+        if self.keeps_lead and self.lead is not None:
+            yield self._placed(self.lead)
+        self.lead = None
+        yield self._placed(packet)
+
+    def _placed(self, packet: av.Packet) -> av.Packet:
+        # Each packet must be later than the one before it.
+        if self.last is not None and packet.dts <= self.last:
+            packet.dts = self.last + 1
+            packet.pts = max(packet.pts, packet.dts)
+        self.last = packet.dts
+        packet.stream = self.stream
+        return packet
+
+    def close(self) -> Iterator[av.Packet]:
+        return iter(())
+
+
+class _Encoder:
+    """Encodes sound anew, from where the clip begins; what is missing in between is silence."""
+
+    def __init__(self, container: av.container.OutputContainer, source: av.AudioStream, encoder: str):
+        context = source.codec_context
+        rate = context.sample_rate
+        if encoder == "aac":
+            rate = next((known for known in AAC_RATES if known <= rate), AAC_RATES[-1])
+        if encoder.startswith("pcm") and (context.format.bits <= 16 and context.name != "pcm_f32le"):
+            encoder = "pcm_s16le"
+        # Old formats know how many channels there are, and not what they are.
+        layout = LAYOUTS.get(context.layout.name, context.layout.name)
+        self.stream = container.add_stream(encoder, rate=rate, layout=layout)
+        if encoder == "aac":
+            self.stream.codec_context.bit_rate = AAC_BIT_RATE * context.layout.nb_channels
+        formats = self.stream.codec_context.codec.audio_formats
+        depth = "s16" if context.format.bits <= 16 else "s32"
+        wanted = [one.name for one in formats if one.name.rstrip("p") == depth] or [formats[0].name]
+        self.stream.codec_context.format = wanted[0]
+        self.graph = av.filter.Graph()
+        last = self.graph.add_abuffer(template=source)
+        self.stream.codec_context.open()
+        size = self.stream.codec_context.frame_size or 1024
+        for name, options in (
+            ("aresample", f"{rate}:async=1:min_hard_comp=0.01"),
+            ("atrim", "start=0"),
+            ("aformat", f"sample_fmts={wanted[0]}:sample_rates={rate}:channel_layouts={layout}"),
+            ("asetnsamples", f"n={size}:p=0"),
+            ("abuffersink", ""),
+        ):
+            node = self.graph.add(name, options)
+            last.link_to(node)
+            last = node
+        self.graph.configure()
+
+    def write(self, packet: av.Packet) -> Iterator[av.Packet]:
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            return  # what is damaged becomes silence
+        for frame in frames:
+            self.graph.push(frame)
+            yield from self._pull()
+
+    def close(self) -> Iterator[av.Packet]:
+        self.graph.push(None)
+        yield from self._pull()
+        yield from self.stream.encode()
+
+    def _pull(self) -> Iterator[av.Packet]:
+        while True:
+            try:
+                frame = self.graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            yield from self.stream.encode(frame)
