@@ -11,7 +11,6 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-
 """Clips and photos that are stored in each of the eight orientations, after the words of the EXIF standard."""
 
 import struct
