@@ -264,4 +264,4 @@ def write_footage(
             writer.close()
     except av.error.FFmpegError as error:
         # Errors of reading are none of these.
-        raise OSError(error.errno, f"{plan.path} cannot be written ({error.strerror})") from error
+        raise OSError(f"{plan.path} cannot be written ({error.strerror}): choose another folder or format.") from error

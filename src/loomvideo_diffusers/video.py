@@ -28,12 +28,12 @@ import PIL.ImageFont
 import PIL.ImageOps
 from av.video.reformatter import Colorspace, VideoReformatter
 from diffusers.utils import logging
-from tqdm import tqdm
 
 from .decoding import VideoReader, measure_rate, open_video, silence_av
 from .files import check_writable, write_whole
 from .orientation import swaps_sides
 from .pipelines import loomvideo_frames
+from .progress import progress_bar
 
 
 logger = logging.get_logger(__name__)
@@ -112,9 +112,8 @@ def read_video(path: str | os.PathLike, show_progress: bool = False, max_frames:
     """
     rate, is_constant, _ = _look_ahead(path, max_frames)
     with open_video(path) as reader:
-        frames = list(
-            tqdm(_sample(reader, rate, is_constant, max_frames), "Reading frames", disable=not show_progress)
-        )
+        sampled = _sample(reader, rate, is_constant, max_frames)
+        frames = list(progress_bar(sampled, desc="Reading frames", disable=not show_progress))
     for note in reader.notes:
         logger.warning(note)
     if not frames:
@@ -286,7 +285,7 @@ def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progre
         # BT.709, and luma from 16 to 235, in the numbers of H.273: players guess what is not written down.
         context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1
         reformatter = VideoReformatter()
-        for image in tqdm(images, desc="Writing frames", disable=not show_progress):
+        for image in progress_bar(images, desc="Writing frames", disable=not show_progress):
             frame = av.VideoFrame.from_image(image)
             frame = reformatter.reformat(frame, format="yuv420p", dst_colorspace=Colorspace.ITU709)
             container.mux(stream.encode(frame))
