@@ -20,14 +20,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LoraBaseMixin
+from diffusers.models.model_loading_utils import load_state_dict
 from diffusers.utils import USE_PEFT_BACKEND, logging
+from diffusers.utils.peft_utils import _create_lokr_config
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from safetensors import safe_open
 
 
 logger = logging.get_logger(__name__)
@@ -138,15 +139,14 @@ def _read(source: str, options: dict[str, Any]) -> tuple[dict[str, torch.Tensor]
         path = Path(source)
         siblings = _weights_among(os.listdir(path.parent), is_pickled)
     elif Path(source).is_dir():
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        names = [path.name for path in folder.glob("*") if path.is_file()]
+        if weight_name is not None and Path(folder, weight_name).is_file():
+            names.append(weight_name)  # which may be in a folder within
         name, siblings = _choose(names, weight_name, is_pickled)
         path = folder / name
     else:
         path, siblings = _download(source, weight_name, is_pickled, options)
-    if path.suffix in PICKLE_SUFFIXES:
-        state_dict, metadata = _read_pickle(path), {}
-    else:
-        state_dict, metadata = _read_safetensors(path)
+    state_dict, metadata = _read_tensors(path, is_pickled)
     settings, config = metadata.get(LORA_ADAPTER_METADATA_KEY), path.parent / PEFT_CONFIG
     # Among other files it may be another's.
     if settings is None and config.is_file() and (path.stem == "adapter_model" or siblings == [path.name]):
@@ -162,24 +162,28 @@ def _read(source: str, options: dict[str, Any]) -> tuple[dict[str, torch.Tensor]
     return state_dict, settings
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read_tensors(path: Path, is_pickled: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a file, and a safetensors file's metadata."""
+    is_safetensors = path.suffix == SUFFIX
+    if not is_safetensors and not is_pickled:
+        raise ValueError(f"{path.name} is no safetensors file: name one.")
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        state_dict = load_state_dict(path)
+        with open(path, "rb") as file:
+            metadata = _read_header(file).get("__metadata__", {}) if is_safetensors else {}
     except Exception as error:  # what damaged files raise is of many classes
-        raise ValueError(f"{path.name} cannot be read as safetensors: is it complete? ({error})") from error
-
-
-def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what damaged files raise is of many classes
-        raise ValueError(f"{path.name} cannot be read as tensors by their names: use a safetensors file.") from error
+        kind = "safetensors: is it complete?" if is_safetensors else "tensors by their names: use a safetensors file."
+        raise ValueError(f"{path.name} cannot be read as {kind}") from error
     if isinstance(state_dict, dict) and isinstance(state_dict.get("state_dict"), dict):
         state_dict = state_dict["state_dict"]
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise ValueError(f"{path.name} holds more than tensors by their names: use a safetensors file.")
-    return state_dict
+    return state_dict, metadata
+
+
+def _read_header(file: BinaryIO) -> dict[str, Any]:
+    """The header of a safetensors file."""
+    return json.loads(file.read(int.from_bytes(file.read(8), "little")))
 
 
 def _weights_among(names: Iterable[str], is_pickled: bool) -> list[str]:
@@ -290,7 +294,7 @@ def prepare_lora(
     allow_partial: bool = False,
     allow_zero: bool = True,
     title: str = "The LoRA",
-) -> tuple[dict[str, torch.Tensor], dict[str, Any], str | None]:
+) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None, str | None]:
     """
     Checks the tensors of a LoRA in any spelling, and gives them the names and the form that PEFT loads.
 
@@ -303,8 +307,8 @@ def prepare_lora(
         title: what messages call the LoRA.
 
     Returns:
-        The tensors `transformer.LAYER.lora_A.weight` and so on, PEFT's configuration, and a sentence about what is
-        left out, or None.
+        The tensors `transformer.LAYER.lora_A.weight` and so on, PEFT's configuration (None for a LoKr, whose
+        tensors tell it), and a sentence about what is left out, or None.
 
     Raises:
         ValueError: in one sentence, for all that cannot be applied as it was meant.
@@ -338,8 +342,8 @@ def prepare_lora(
         raise ValueError(f"{title} has no effect: none of its layers is in LoomVideo's transformer, such as {first}.")
     if unknown and not allow_partial:
         raise ValueError(
-            f"{title} has {len(unknown)} tensors that match no layer of LoomVideo or cannot be applied to one, "
-            f"{_some(unknown)}: `allow_partial=True` (`--lora-partial`) leaves them out."
+            f"{title} has tensors that match no layer of LoomVideo or cannot be applied to one, {_some(unknown)}: "
+            "`allow_partial=True` (`--lora-partial`) leaves them out."
         )
     settings = {name.removeprefix("transformer."): value for name, value in (settings or {}).items()}
     _check_settings(settings, title)
@@ -354,7 +358,7 @@ def prepare_lora(
             raise ValueError(f"{title} has no effect: all its weights are zero.")
         logger.warning(f"{title} has no effect: all its weights are zero.")
     tensors, config = _pack(adapters, bool(settings.get("use_dora")), title)
-    left_out = [f"{_some([*of_wan])} (layers of Wan that LoomVideo has not)"] if of_wan else []
+    left_out = [f"{_some([*of_wan])} (layers of Wan that LoomVideo does not have)"] if of_wan else []
     left_out += [f"{_some(unknown)} (no layers of LoomVideo, or no parts that can be applied)"] if unknown else []
     sentence = f"Left out of {title[:1].lower()}{title[1:]}: {'; '.join(left_out)}."
     return tensors, config, sentence if left_out else None
@@ -368,6 +372,16 @@ def _check_settings(settings: dict[str, Any], title: str) -> None:
     kind = settings.get("peft_type") or "LORA"
     if kind not in ("LORA", "LOHA", "LOKR"):
         raise ValueError(f"{title} is an adapter of the kind {kind}: only LoRA, LoHa and LoKr can be loaded.")
+    try:
+        for name in ("r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern"):
+            value = settings.get(name)
+            numbers = (value or {}).values() if name.endswith("pattern") else [] if value is None else [value]
+            if not all(math.isfinite(number) for number in numbers):
+                raise ValueError("it is not finite")
+        for pattern in (*(settings.get("rank_pattern") or ()), *(settings.get("alpha_pattern") or ())):
+            re.compile(pattern)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise ValueError(f"{title} cannot be loaded: its configuration has no good {name} ({error}).") from error
     unknown = [name for name in UNKNOWN_SETTINGS if settings.get(name)]
     if unknown:
         raise ValueError(f"{title} cannot be loaded: its configuration has {', '.join(unknown)}.")
@@ -394,7 +408,7 @@ def _make_adapter(
     and `scale`, by which it counts. What it raises stands between the LoRA's name and "in the layer NAME".
     """
     for part, tensor in parts.items():
-        if part != "alpha" and not tensor.is_floating_point():
+        if tensor.is_complex() or (part != "alpha" and not tensor.is_floating_point()):
             raise ValueError(f"has numbers of the type {str(tensor.dtype).removeprefix('torch.')}")
         if not torch.isfinite(tensor.float()).all():
             raise ValueError("has numbers that are no numbers or infinite")
@@ -433,17 +447,13 @@ def _make_adapter(
         if width != expected:
             raise ValueError(f"was trained for another model: it has {width} channels instead of {expected}")
 
-    names_of_alpha = ("alpha_pattern", "lora_alpha" if kind == "lora" else "alpha")
-    if kind == "lora" and _setting(settings, "rank_pattern", "r", names) not in (None, rank):
-        raise ValueError(f"has rank {rank}, and its configuration says another,")
     scale = 1.0
-    if alpha is not None:
-        if alpha.numel() != 1:
+    if kind in ("lora", "hada", "lokr"):
+        if kind == "lora" and _setting(settings, "rank_pattern", "r", names) not in (None, rank):
+            raise ValueError(f"has rank {rank}, and its configuration says another,")
+        if alpha is not None and alpha.numel() != 1:
             raise ValueError("has more than one alpha")
-        scale = alpha.item() / rank if rank else 1.0
-    elif kind != "diff" and kind != "bias" and _setting(settings, *names_of_alpha, names) is not None:
-        rank = _setting(settings, "rank_pattern", "r", names) or rank
-        scale = _setting(settings, *names_of_alpha, names) / (rank**0.5 if settings.get("use_rslora") else rank)
+        scale = _scale(kind, rank, None if alpha is None else alpha.item(), settings, names)
     if kind == "lokr":
         return adapter | {"scale": scale}
 
@@ -466,6 +476,19 @@ def _make_adapter(
         down = down.unflatten(1, (module.in_channels, *kernel))
     bias = None if bias is None else bias.flatten()
     return {"lora_A": down, "lora_B": up, "bias": bias, "magnitude": magnitude, "scale": scale}
+
+
+def _scale(
+    kind: str, rank: int | None, alpha: float | None, settings: dict[str, Any], names: tuple[str, str]
+) -> float:
+    """Alpha over rank, of the layer's tensors or by PEFT's configuration; LyCORIS has no rank of whole factors."""
+    if alpha is not None:
+        return alpha / rank if rank else 1.0
+    alpha = _setting(settings, "alpha_pattern", "lora_alpha" if kind == "lora" else "alpha", names)
+    rank = _setting(settings, "rank_pattern", "r", names) or rank
+    if alpha is None or rank is None:
+        return 1.0
+    return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
 def _has_effect(adapter: dict[str, Any]) -> bool:
@@ -527,8 +550,8 @@ def _kronecker_factor(parts: dict[str, torch.Tensor], number: int) -> tuple[torc
 
 def _pack(
     adapters: dict[str, dict[str, Any]], use_dora: bool, title: str
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors of all layers as PEFT has them, and its configuration."""
+) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """The tensors of all layers as PEFT has them, and its configuration: None if its own of the tensors will do."""
     is_lokr = {"lokr_w1" in adapter for adapter in adapters.values()}
     if len(is_lokr) > 1:
         raise ValueError(f"{title} is a LoRA in some layers and a LoKr in others, which cannot be loaded together.")
@@ -578,27 +601,23 @@ def _multiply(tensors: dict[str, torch.Tensor], layer: str, factor: float) -> No
             tensors[name] = tensors[name].float() * factor
 
 
-def _pack_lokr(adapters: dict[str, dict[str, Any]], title: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    from peft.tuners.lokr.layer import factorization
-
-    shapes = [(adapter["lokr_w1"].shape, adapter["lokr_w2"].shape) for adapter in adapters.values()]
-    sizes = [(first[axis], second[axis]) for first, second in shapes for axis in (0, 1)]
-    # PEFT finds the sizes of both factors from one number.
-    candidates = [*sorted({first for first, _ in sizes}), -1]
-    fits = [number for number in candidates if all(factorization(a * b, number) == (a, b) for a, b in sizes)]
-    if not fits:
-        raise ValueError(f"{title} is a LoKr whose factors have sizes that PEFT does not know: it cannot be loaded.")
+def _pack_lokr(adapters: dict[str, dict[str, Any]], title: str) -> tuple[dict[str, torch.Tensor], None]:
     tensors = {}
     for layer, adapter in adapters.items():
         first = adapter["lokr_w1"] if adapter["scale"] == 1 else adapter["lokr_w1"].float() * adapter["scale"]
         tensors |= {f"transformer.{layer}.lokr_w1": first, f"transformer.{layer}.lokr_w2": adapter["lokr_w2"]}
-    rank = max(size for _, second in shapes for size in second)  # so high that PEFT takes whole factors
-    config = {"r": rank, "alpha": rank, "target_modules": sorted(adapters), "decompose_factor": fits[0]}
-    return tensors, config
+    try:
+        _create_lokr_config(tensors, None)  # PEFT's configuration has one number for the sizes of all factors
+    except ValueError as error:
+        raise ValueError(f"{title} is a LoKr whose factors have sizes that PEFT does not know.") from error
+    return tensors, None
 
 
 def _fit_slot(
-    transformer: torch.nn.Module, tensors: dict[str, torch.Tensor], config: dict[str, Any], adapter_name: str | None
+    transformer: torch.nn.Module,
+    tensors: dict[str, torch.Tensor],
+    config: dict[str, Any] | None,
+    adapter_name: str | None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Gives an adapter the ranks, the scale and the settings of another whose place it takes, so that it fits."""
     old = getattr(transformer, "peft_config", {}).get(adapter_name)
@@ -609,13 +628,9 @@ def _fit_slot(
         for name, module in transformer.named_modules()
         if hasattr(module, "lora_A") and adapter_name in module.lora_A
     }
-    others = [layer for layer in config["target_modules"] if layer not in layers]
-    if (
-        others
-        or "lora_alpha" not in config
-        or config["use_dora"] != old.use_dora
-        or config["lora_bias"] > old.lora_bias
-    ):
+    is_lora = config is not None and old.peft_type == "LORA" and not config["use_dora"] and not old.use_dora
+    others = [layer for layer in config["target_modules"] if layer not in layers] if is_lora else []
+    if others or not is_lora or config["lora_bias"] > old.lora_bias:
         raise ValueError(
             f"The LoRA cannot take the place of {adapter_name}, which has other layers or is of another kind"
             f"{f', such as {others[0]}' if others else ''}: use `hotswap=False`."
@@ -641,7 +656,7 @@ def _fit_slot(
 def _load(
     transformer: torch.nn.Module,
     state_dict: dict[str, torch.Tensor],
-    config: dict[str, Any],
+    config: dict[str, Any] | None,
     adapter_name: str | None,
     hotswap: bool,
     low_cpu_mem_usage: bool,
@@ -655,7 +670,7 @@ def _load(
     transformer.load_lora_adapter(
         state_dict,
         adapter_name=adapter_name,
-        metadata={f"transformer.{name}": value for name, value in config.items()},
+        metadata=config and {f"transformer.{name}": value for name, value in config.items()},
         _pipeline=pipeline,
         low_cpu_mem_usage=low_cpu_mem_usage,
         hotswap=hotswap,
@@ -665,12 +680,11 @@ def _load(
 def _sort_metadata(path: Path) -> None:
     """Gives the metadata of a safetensors file, which are written in any order, their own."""
     with open(path, "r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
+        header = _read_header(file)
+        size = file.tell() - 8
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         file.seek(8)
-        file.write(text.ljust(size))
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 class LoomVideoLoraLoaderMixin(LoraBaseMixin):
@@ -745,7 +759,7 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
     @classmethod
     def _prepare(
         cls, source: Any, transformer: torch.nn.Module, allow_partial: bool, allow_zero: bool, options: dict[str, Any]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Any], str | None]:
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None, str | None]:
         state_dict, settings = cls.lora_state_dict(source, **options, return_lora_metadata=True)
         title = "The LoRA" if isinstance(source, dict) else f"The LoRA {os.fspath(source)}"
         return prepare_lora(state_dict, settings, transformer, allow_partial, allow_zero, title)

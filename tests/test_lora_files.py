@@ -325,6 +325,22 @@ def test_dora(pipe, part):
     check_differences(pipe, expected)
 
 
+@pytest.mark.parametrize("is_of_peft", [True, False])
+def test_dora_of_a_convolution(pipe, is_of_peft):
+    before = pipe.loaded_weights["patch_embedding.weight"]
+    down, up = random(RANK, *before.shape[1:]), random(len(before), RANK)
+    magnitude = random(len(before)).abs() + 0.5
+    tensors = {"patch_embedding.lora_A.weight": down, "patch_embedding.lora_B.weight": up}
+    if is_of_peft:
+        tensors["patch_embedding.lora_magnitude_vector"] = magnitude[None, :, None, None, None]
+    else:
+        tensors["patch_embedding.dora_scale"] = magnitude[:, None, None, None, None]
+    pipe.load_lora_weights(tensors)
+    changed = (before + torch.einsum("or,rithw->oithw", up, down)).flatten(1)
+    changed = (changed * (magnitude / changed.norm(dim=1))[:, None]).reshape(before.shape)
+    check_differences(pipe, {"patch_embedding.weight": changed - before})
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 def test_dtypes(pipe, dtype):
     tensors = {name: tensor.to(dtype) for name, tensor in plain().items()}
@@ -476,7 +492,7 @@ def warnings(caplog):
 def test_layers_of_wan(pipe, name, warnings):
     pipe.load_lora_weights(plain() | {name: torch.ones(4, 4)})
     assert "Left out of the LoRA: " in warnings.text
-    assert "(layers of Wan that LoomVideo has not)" in warnings.text
+    assert "(layers of Wan that LoomVideo does not have)" in warnings.text
     check_differences(pipe, {f"{layer}.weight": b @ a for layer, (a, b) in lora().items()})
 
 
@@ -494,7 +510,7 @@ UNKNOWN = {
 def test_partly_unknown(pipe, kind, warnings):
     """Refused with the name, or left out with it if that is allowed."""
     tensors = plain() | UNKNOWN[kind]
-    with pytest.raises(ValueError, match=r"has 1 tensors? that .*`allow_partial=True` \(`--lora-partial`\)") as error:
+    with pytest.raises(ValueError, match=r"has tensors that .*`allow_partial=True` \(`--lora-partial`\)") as error:
         pipe.load_lora_weights(tensors)
     assert next(iter(UNKNOWN[kind])) in str(error.value)
     check_untouched(pipe)
@@ -597,6 +613,11 @@ def test_broken(pipe, kind, tmp_path):
         ({"r": 4, "use_qalora": True}, "its configuration has use_qalora"),
         ({"r": 4, "modules_to_save": ["proj_out"]}, "its configuration has modules_to_save"),
         ({"r": 4, "use_dora": True}, "without magnitudes"),
+        ({"r": 4, "lora_alpha": "16"}, "its configuration has no good lora_alpha"),
+        ({"r": 4, "lora_alpha": float("nan")}, "its configuration has no good lora_alpha"),
+        ({"r": 4, "lora_alpha": 4, "alpha_pattern": [4]}, "its configuration has no good alpha_pattern"),
+        ({"r": 4, "lora_alpha": 4, "alpha_pattern": {"(": 4}}, "its configuration has no good alpha_pattern"),
+        ({"r": 0, "lora_alpha": 4}, "has rank 4, and its configuration says another"),
     ],
 )
 def test_other_configurations(pipe, settings, words, tmp_path):
@@ -644,7 +665,7 @@ def test_files(pipe, tmp_path):
         (tmp_path / "head.safetensors", {}, no_safetensors),
         (tmp_path / "zeros.safetensors", {}, no_safetensors),
         (tmp_path / "text.safetensors", {}, no_safetensors),
-        (tmp_path / "text.txt", {}, no_safetensors),
+        (tmp_path / "text.txt", {}, r"text\.txt is no safetensors file"),
         (tmp_path / "text.bin", {}, r"text\.bin cannot be read as tensors by their names"),
         (tmp_path / "list.pt", {}, r"list\.pt holds more than tensors by their names"),
         (bad, {}, r"configuration of the adapter in adapter_config\.json cannot be read"),
@@ -705,6 +726,16 @@ def test_hotswap_of_other_scales_and_ranks(pipe):
             adapter_name="slot",
             hotswap=True,
         )
+    for tensors in (
+        only(plain()) | {f"transformer.{SQUARE}.dora_scale": torch.ones(48, 1)},
+        {f"{SQUARE}.lokr_w1": torch.ones(4, 4), f"{SQUARE}.lokr_w2": torch.ones(12, 12)},
+        only(plain()) | {f"transformer.{SQUARE}.diff_b": torch.ones(48)},
+    ):
+        with pytest.raises(ValueError, match=r"cannot take the place of slot, which .* is of another kind"):
+            pipe.load_lora_weights(tensors, adapter_name="slot", hotswap=True)
+    pipe.fuse_lora()
+    with pytest.raises(ValueError, match="slot is fused"):
+        pipe.load_lora_weights(plain(), adapter_name="slot", hotswap=True)
     assert pipe.get_list_adapters() == {"transformer": ["slot"]}
 
 
@@ -815,7 +846,7 @@ def test_left_out_with_a_line(run, tmp_path):
         0,
         [
             f"loomvideo: Left out of the LoRA {tmp_path / 'wan.safetensors'}: {TEXT} "
-            "(layers of Wan that LoomVideo has not)."
+            "(layers of Wan that LoomVideo does not have)."
         ],
     )
     assert run("--lora", tmp_path / "te.safetensors")[0] == 2
