@@ -26,8 +26,6 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 from diffusers.utils.torch_utils import randn_tensor
 
-from .loomvideo_sharing import one_denoising_at_a_time
-
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
@@ -427,7 +425,6 @@ class LoomVideoDenoisingMixin:
         embeds = embeds[:, -self.transformer.config.num_layers :].to(device, self.transformer.dtype)
         return embeds, None if mask is None or mask.all() else mask.to(device, torch.bool)
 
-    @one_denoising_at_a_time
     def denoise(
         self,
         latents: torch.Tensor,
