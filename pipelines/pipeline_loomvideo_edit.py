@@ -44,10 +44,10 @@ from .loomvideo_sharing import LoomVideoSharingMixin, one_call_at_a_time
 
 class LoomVideoEditPipeline(
     LoomVideoHubMixin,
+    LoomVideoSharingMixin,
     LoomVideoPromptMixin,
     LoomVideoDenoisingMixin,
     LoomVideoLoraLoaderMixin,
-    LoomVideoSharingMixin,
     DiffusionPipeline,
 ):
     r"""

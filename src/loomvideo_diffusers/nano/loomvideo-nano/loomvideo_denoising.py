@@ -26,8 +26,6 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 from diffusers.utils.torch_utils import randn_tensor
 
-from .loomvideo_sharing import one_denoising_at_a_time
-
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
@@ -146,8 +144,8 @@ class LoomVideoDenoisingMixin:
         missing = [name for name in names if getattr(self, name, None) is None]
         if missing:
             raise ValueError(
-                f"This call needs what the pipeline does not have, `{'` and `'.join(missing)}`: load the pipeline with "
-                "it, or pass it to `from_pipe`."
+                f"This call needs what the pipeline does not have, `{'` and `'.join(missing)}`: load the "
+                "pipeline with it, or pass it to `from_pipe`."
             )
 
     def check_common_inputs(
@@ -427,7 +425,6 @@ class LoomVideoDenoisingMixin:
         embeds = embeds[:, -self.transformer.config.num_layers :].to(device, self.transformer.dtype)
         return embeds, None if mask is None or mask.all() else mask.to(device, torch.bool)
 
-    @one_denoising_at_a_time
     def denoise(
         self,
         latents: torch.Tensor,

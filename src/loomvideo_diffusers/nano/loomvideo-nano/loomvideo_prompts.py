@@ -20,8 +20,6 @@ import numpy as np
 import PIL.Image
 import torch
 
-from .loomvideo_sharing import lock_of
-
 
 # (what is made or edited, with references): the words before the user's. The published table has no entry for an image
 # edited with references; it is formed like the others.
@@ -162,7 +160,7 @@ class LoomVideoPromptMixin:
             # Uncapped is what the model was trained on, and no longer the default of every version.
             video_kwargs = {"videos": videos, "video_metadata": metadata, "cap_pixels_per_frame": False}
         # Tokenizers keep on themselves how they are to pad.
-        with lock_of(self.processor).hold():
+        with self.use("processor"):
             return self.processor(
                 text=conversations,
                 images=images or None,
@@ -176,7 +174,7 @@ class LoomVideoPromptMixin:
         """Keeps the vision spans of each prompt, without timestamps, in an empty user turn (spec: visual branch)."""
         processor = self.processor
         frame = ["<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"]
-        with lock_of(processor).hold():
+        with self.use("processor"):
             opening, closing = processor.tokenizer(frame, add_special_tokens=False).input_ids
         rows = []
         for input_ids in inputs["input_ids"].tolist():
@@ -219,7 +217,7 @@ def run_mllm(
     vision: dict[str, Any] | None = None,
 ) -> PromptEmbeds:
     """
-    Runs an MLLM on what the processor returned.
+    Runs an MLLM on what the processor returned; no other thread may use it meanwhile.
 
     Args:
         text_encoder: the `Qwen3VLModel`.
@@ -254,17 +252,16 @@ def run_mllm(
     # `output_hidden_states` would return the last layer after the final norm. What a layer hands on is recorded as
     # the input of the next, because the MLLM adds vision features between its first layers.
     hidden_states = []
-    with lock_of(text_encoder).hold():
-        hooks = [
-            layer.register_forward_pre_hook(lambda module, args: hidden_states.append(args[0]))
-            for layer in layers[first + 1 :]
-        ]
-        hooks.append(layers[-1].register_forward_hook(lambda module, args, output: hidden_states.append(output)))
-        try:
-            outputs = text_encoder(**arguments, use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args: hidden_states.append(args[0]))
+        for layer in layers[first + 1 :]
+    ]
+    hooks.append(layers[-1].register_forward_hook(lambda module, args, output: hidden_states.append(output)))
+    try:
+        outputs = text_encoder(**arguments, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
     if vision is not None:
         seen = {"image": getattr(outputs, "image_outputs", None), "video": getattr(outputs, "video_outputs", None)}

@@ -101,7 +101,7 @@ def has_hooks(model: torch.nn.Module) -> bool:
 
 
 class LoomVideoSharingMixin:
-    """Goes before `DiffusionPipeline` in a pipeline's bases: its calls share models with those of other threads."""
+    """Goes before the other mixins in a pipeline's bases: its calls share components with those of other threads."""
 
     @contextmanager
     def use(self, name: str | None = None, alone: bool = True) -> Iterator[None]:
@@ -111,15 +111,30 @@ class LoomVideoSharingMixin:
         Where hooks move weights, or keep what belongs to one call, all models are taken alone, without a name too.
         """
         # The order in which they are taken is the same everywhere, lest two threads wait for each other.
-        models = [getattr(self, model, None) for model in ("transformer", "text_encoder", "vae")]
-        models = [model for model in models if model is not None]
+        models = {model: getattr(self, model, None) for model in ("transformer", "text_encoder", "vae")}
+        in_use = [model for model in models.values() if model is not None]
         with ExitStack() as stack:
-            if any(map(has_hooks, models)):
-                for model in models:
+            if (name is None or name in models) and any(map(has_hooks, in_use)):
+                for model in in_use:
                     stack.enter_context(lock_of(model).hold())
             elif name is not None:
                 stack.enter_context(lock_of(getattr(self, name)).hold(alone))
             yield
+
+    def denoise(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """
+        Runs the denoising loop as soon as no other thread uses the scheduler.
+
+        The transformer is shared, unless it has hooks or the call scales LoRAs, which is written into its layers.
+        """
+        if lock_of(self.scheduler).is_mine:
+            raise RuntimeError(
+                "A callback made a call with the scheduler that called it, which keeps the state of one call: give "
+                "the other pipeline its own, by `from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))`."
+            )
+        scales_loras = (self.attention_kwargs or {}).get("scale", 1.0) != 1.0
+        with self.use("transformer", alone=scales_loras), self.use("scheduler"):
+            return super().denoise(*args, **kwargs)
 
     def maybe_free_model_hooks(self) -> None:
         with self.use():
@@ -146,24 +161,3 @@ def one_call_at_a_time(call: Callable) -> Callable:
             return call(pipe, *args, **kwargs)
 
     return wait_and_call
-
-
-def one_denoising_at_a_time(denoise: Callable) -> Callable:
-    """
-    For a method that runs a pipeline's transformer and scheduler: other threads that want the same scheduler wait.
-
-    The transformer is shared, unless it has hooks or a call scales the LoRAs, which is written into its layers.
-    """
-
-    @functools.wraps(denoise)
-    def wait_and_denoise(pipe: LoomVideoSharingMixin, *args: Any, **kwargs: Any) -> Any:
-        if lock_of(pipe.scheduler).is_mine:
-            raise RuntimeError(
-                "A callback made a call with the scheduler that called it, which keeps the state of one call: give the "
-                "other pipeline its own, by `from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))`."
-            )
-        scales_loras = (pipe.attention_kwargs or {}).get("scale", 1.0) != 1.0
-        with pipe.use("transformer", alone=scales_loras), lock_of(pipe.scheduler).hold():
-            return denoise(pipe, *args, **kwargs)
-
-    return wait_and_denoise

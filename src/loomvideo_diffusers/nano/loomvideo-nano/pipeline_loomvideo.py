@@ -48,10 +48,10 @@ DEFAULT_SIZE = (480, 832)
 
 class LoomVideoPipeline(
     LoomVideoHubMixin,
+    LoomVideoSharingMixin,
     LoomVideoPromptMixin,
     LoomVideoDenoisingMixin,
     LoomVideoLoraLoaderMixin,
-    LoomVideoSharingMixin,
     DiffusionPipeline,
 ):
     r"""
