@@ -636,6 +636,62 @@ def test_killed_while_writing_checkpoints(make_config, tmp_path):
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
+def test_killed_at_random_moments(make_config, clips, tmp_path):
+    """Whatever it was doing, the run goes on, gives what an unbroken one gives, and leaves nothing behind."""
+    sample = {"prompt": "a cat", "video": str(clips / "cat-1.mp4"), "height": 64, "width": 64}
+    options = {
+        "lora": {"rank": 4},
+        "checkpoint_every": 2,
+        "steps": 120,
+        "validation": {"samples": [sample], "every": 10, "num_inference_steps": 2},
+    }
+    folders = {name: tmp_path / name for name in ("unbroken", "killed")}
+    configs = {
+        name: make_config(**options, output_dir=str(folder), data={"features": str(tmp_path / f"{name}-features")})
+        for name, folder in folders.items()
+    }
+    expected = run_again(configs["unbroken"])
+    path, rng, num_killed = write_config(configs["killed"], tmp_path / "config.yaml"), random.Random(0), 0
+    for _ in range(15):
+        process = subprocess.Popen(command(path, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(3, 11))
+        process.kill()
+        num_killed += process.wait() == -signal.SIGKILL
+    assert num_killed >= 10
+    assert equal_files(run_again(configs["killed"], resume=True), expected)
+    for folder in (folders["killed"], tmp_path / "killed-features"):
+        assert not list(folder.rglob(".*"))
+    for sheet in (folders["unbroken"] / "samples").iterdir():
+        again = folders["killed"] / "samples" / sheet.name
+        assert again.read_bytes() == sheet.read_bytes() or sheet.suffix == ".mp4"
+
+
+@pytest.mark.slow
+def test_two_processes_are_terminated(make_config, tmp_path):
+    """They end at the same step, though they learn of it at different moments."""
+    config = make_config(steps=100_000, checkpoint_every=100_000)
+    path = write_config(config, tmp_path / "config.yaml")
+    port = f"--master_port={random.randrange(20000, 60000)}"
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", port]
+    process = subprocess.Popen(
+        [*run, *command(path)[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )
+    while not (line := process.stdout.readline()).startswith("Training"):
+        assert line
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    (checkpoint,) = find_checkpoints(Path(config.output_dir) / "checkpoints")
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert f"terminated after step {step}, of which there is a checkpoint" in errors
+    assert {file.name for file in checkpoint.glob("random_states_*")} == {"random_states_0.pkl", "random_states_1.pkl"}
+
+
 def test_two_processes_equal_twice_the_accumulation(make_config, tmp_path):
     """The gradients of the first step, out of the optimizer's averages, and the weights after three."""
     options = {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 3, "gradient_checkpointing": True}
@@ -745,6 +801,33 @@ def test_validation_and_result(make_config, clips, tmp_path):
     assert str(config.model) not in card
     assert "![a cat](samples/step-000004-1.png)" in card
     assert "rank: 4" in card
+
+
+def test_what_the_model_says_is_the_default(make_config, model_folder, clips, tmp_path):
+    """Of sizes and frames of the data, and of samples."""
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    options = {"height": 32, "width": 64, "num_frames": 5, "num_inference_steps": 1, "guidance_scale": 1.0}
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"default_options": options}))
+    samples = [{"prompt": "a cat"}, {"prompt": "a dog", "video": str(clips / "cat-1.mp4")}]
+    samples += [{"prompt": "a cup", "image": str(clips / "coffee.png")}]
+    samples += [{"prompt": "a cat", "num_frames": 1, "height": 64, "width": 64}]
+    values = make_config(validation={"samples": samples}, steps=2).model_dump()
+    values |= {"model": str(folder), "data": {"datasets": values["data"]["datasets"], "num_workers": 0}}
+    train(TrainingConfig.model_validate(values))
+    made = tmp_path / "run" / "samples"
+    assert read_video(made / "step-000002-1.mp4").shape == read_video(made / "step-000002-2.mp4").shape
+    assert read_video(made / "step-000002-1.mp4").shape == (5, 32, 64, 3)
+    # Two rows of one picture, 128 high; and a square one
+    assert read_image(made / "step-000002-3.png").size == (256, 256)
+    assert read_image(made / "step-000002-4.png").size == (128, 128)
+    (checkpoint,) = find_checkpoints(tmp_path / "run" / "checkpoints")
+    data = json.loads((checkpoint / "trainer_state.json").read_text())["config"]["data"]
+    assert (data["sizes"], data["max_frames"]) == ([[64, 32]], 5)
+    # What is said goes before.
+    config = make_config(data={"sizes": [[64, 64]], "max_frames": 9}).with_defaults(options)
+    assert (config.data.sizes, config.data.max_frames) == ([(64, 64)], 9)
 
 
 def test_validation_that_was_interrupted(make_config):
@@ -1044,6 +1127,14 @@ def test_mistakes_are_found_before_the_work(make_config, tmp_path):
         ({"output_dir": "/proc/run"}, "/proc/run"),
         ({"data": {"features": "/proc/features"}}, "/proc/features"),
         ({"validation": {"samples": [{"prompt": "a", "video": "no.mp4"}]}}, r"`validation\.samples\.0` names no\.mp4"),
+        (
+            {"validation": {"samples": [{"prompt": "a", "image": __file__}]}},
+            r"`validation\.samples\.0`: .*test_training",
+        ),
+        (
+            {"validation": {"samples": [{"prompt": "a", "reference_images": [__file__]}]}},
+            r"`validation\.samples\.0`: .*test_training",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             run_again(make_config(**options), precompute_only="data" in options)

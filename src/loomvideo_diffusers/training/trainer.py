@@ -53,6 +53,7 @@ from ..defaults import read_default_options
 from ..files import check_writable, lock_folder, remove_leftovers_in, replace_folder, write_whole
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
+from ..video import read_image, read_video
 from .checkpoints import (
     LORA_FILE,
     find_checkpoints,
@@ -508,6 +509,13 @@ def _check(
         for file in (sample.video, sample.image, *sample.reference_images):
             if file is not None and not Path(file).is_file():
                 raise ValueError(f"`validation.samples.{index}` names {file}, which is not there.")
+        try:
+            if sample.video is not None:
+                read_video(sample.video)
+            for file in ([] if sample.image is None else [sample.image]) + sample.reference_images:
+                read_image(file)
+        except ValueError as error:
+            raise ValueError(f"`validation.samples.{index}`: {error}") from error
 
 
 def _check_targets(settings: LoraSettings, model_config: dict[str, Any]) -> None:
