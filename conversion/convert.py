@@ -27,10 +27,10 @@ from huggingface_hub import ModelCard, snapshot_download
 from tqdm import tqdm
 from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor
 
+from ..files import DiskFullError, lock_beside, reason_of_full_disk
 from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_hub import write_remote_code
 from ..transformer_loomvideo import FLOAT32_MODULES, LoomVideoTransformer3DModel
-from ..video import check_writable
 from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 from .checkpoints import Entry, check_tensors, find_checkpoint, list_tensors, modified, name_transformer
 from .weights import Weights, compare_weights, plan_weights, write_weights
@@ -135,7 +135,8 @@ def convert(
         The folder.
 
     Raises:
-        ValueError: if a source lacks what is needed, is damaged or of other sizes, or `output_dir` has other content.
+        ValueError: if a source lacks what is needed, is damaged or of other sizes, `output_dir` has other content, or
+            another run is writing it.
         OSError: if there is no room.
     """
     sources = find_sources(loomvideo, mllm, wan, use_ema, token, cache_dir)
@@ -322,16 +323,21 @@ def write(plan: Plan, output_dir: str | os.PathLike, license: str | None = None,
         Whether the folder was written now.
     """
     output_dir = Path(output_dir)
+    with lock_beside(output_dir):
+        return _write(plan, output_dir, license, force)
+
+
+def _write(plan: Plan, output_dir: Path, license: str | None, force: bool) -> bool:
+    unfinished = output_dir.with_name(f".unfinished-{output_dir.name}")
+    removed = output_dir.with_name(f".removed-{output_dir.name}")
+    # What a killed run had replaced already
+    shutil.rmtree(removed, ignore_errors=True)
     is_there = output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir()))
     if is_there and not force:
         if not (output_dir / RECORD_FILE).is_file():
             raise ValueError(f"{output_dir} has other content: choose another folder, or replace it with --force.")
         verify(plan, output_dir)
         return False
-    check_writable(output_dir)
-    made = [parent for parent in output_dir.absolute().parents if not parent.exists()]
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output_dir.with_name(f".unfinished-{output_dir.name}")
     state_file = unfinished / "state.json"
     state = json.dumps(plan.state)
     if unfinished.exists() and not (state_file.is_file() and state_file.read_text(encoding="utf-8") == state):
@@ -356,17 +362,18 @@ def write(plan: Plan, output_dir: str | os.PathLike, license: str | None = None,
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
         state_file.unlink()
         if output_dir.exists():
-            removed = output_dir.with_name(f".removed-{output_dir.name}")
-            shutil.rmtree(removed, ignore_errors=True)
             output_dir.replace(removed)
             unfinished.replace(output_dir)
             shutil.rmtree(removed)
         else:
             unfinished.replace(output_dir)
-    except Exception:
+    except Exception as error:
+        reason = reason_of_full_disk(error, unfinished)
         shutil.rmtree(unfinished, ignore_errors=True)
-        for parent in made:
-            parent.rmdir()
+        if reason is not None:
+            raise DiskFullError(
+                f"{output_dir} could not be written ({reason}): make room, or choose another disk."
+            ) from error
         raise
     return True
 

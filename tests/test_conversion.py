@@ -38,6 +38,7 @@ from transformers import Qwen3VLConfig, Qwen3VLModel
 from loomvideo_diffusers import LoomVideoPipeline, LoomVideoTransformer3DModel, cli
 from loomvideo_diffusers.conversion import convert, weights
 from loomvideo_diffusers.conversion.checkpoints import Entry, name_transformer
+from loomvideo_diffusers.files import lock_beside
 
 
 SOURCES = {"loomvideo": GOLDEN / "LoomVideo", "mllm": GOLDEN / "Qwen3-VL", "wan": GOLDEN / "Wan2.2-TI2V"}
@@ -373,8 +374,18 @@ def test_full_disk(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(weights, "open", write_to_full_disk, raising=False)
     assert run_cli("-o", tmp_path / "model") == 2
-    assert "No space left on device" in capsys.readouterr().err
+    advice = "could not be written (No space left on device): make room, or choose another disk."
+    assert f"{tmp_path / 'model'} {advice}" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_that_write_one_folder(tmp_path, capsys):
+    with lock_beside(tmp_path / "model"):
+        assert run_cli("-o", tmp_path / "model") == 2
+        assert f"Another run is writing to {tmp_path / 'model'}: wait until it has ended" in capsys.readouterr().err
+    (tmp_path / ".removed-model").mkdir()  # of a run that was killed as it replaced the folder
+    assert run_cli("-o", tmp_path / "model") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 KILLED = """
@@ -408,7 +419,7 @@ def test_killed(tmp_path):
         if (tmp_path / "model").exists():
             assert run_cli("-o", tmp_path / "model", "--verify", "--max-shard-size", "100KB") == 0
             shutil.rmtree(tmp_path / "model")
-        assert {path.name for path in tmp_path.iterdir()} <= {".unfinished-model"}
+        assert {path.name for path in tmp_path.iterdir()} <= {".unfinished-model", ".lock-model"}
     assert num_killed >= 15
     assert run_cli("-o", tmp_path / "model", "--max-shard-size", "100KB") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

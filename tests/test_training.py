@@ -120,7 +120,7 @@ def make_config(model_folder, clips, tmp_path):
             values[key] = (
                 values[key] | value if isinstance(value, dict) and isinstance(values.get(key), dict) else value
             )
-        return TrainingConfig.model_validate(values)
+        return TrainingConfig.model_validate(values).with_defaults({})
 
     return make
 
@@ -224,7 +224,7 @@ def test_no_settings(tmp_path):
 
 
 def test_records(make_config, clips):
-    records = read_records(make_config(data={"sizes": [[64, 64], [32, 64]]}).data)
+    records = read_records(make_config(data={"sizes": [[64, 64], [32, 64]]}).data)[0]
     found = [record_of(row) for row in records]
     assert [record.full_prompt("nothing") for record in found] == [
         "Generate a video: a cat",
@@ -256,7 +256,7 @@ def test_source_and_target_are_cut_alike(make_config, clips, tmp_path):
     write_video(tmp_path / "short.mp4", read_video(clips / "negative-0.mp4")[:6])
     record = {"instruction": "a", "source_video_path": str(clips / "cat-0.mp4"), "target_video_path": "short.mp4"}
     (tmp_path / "r.jsonl").write_text(json.dumps(record))
-    record = record_of(read_records(make_config(data={"datasets": [{"records": str(tmp_path)}]}).data)[0])
+    record = record_of(read_records(make_config(data={"datasets": [{"records": str(tmp_path)}]}).data)[0][0])
     clip = read_clip(record, "nothing")
     assert record.num_frames == len(clip.source) == len(clip.target) == 5
 
@@ -272,8 +272,8 @@ def test_source_and_target_are_cut_alike(make_config, clips, tmp_path):
         ('{"text": "a", "path": "cat-9.mp4"}', "`path` names"),
         ('{"text": "a", "path": "cat-0.mp4", "reference_image_paths": "coffee.png"}', "must be a list of strings"),
         ('{"text": "a", "path": "cat-0.mp4", "reference_image_paths": ["tea.png"]}', "tea.png, which is not there"),
-        ('{"text": "a", "path": "records.jsonl"}', "cannot be read as a video"),
-        ('{"text": "a", "path": "coffee.png", "reference_image_paths": ["cat-0.mp4"]}', "cannot be read as an image"),
+        ('{"text": "", "path": "cat-0.mp4"}', "`text` is empty: say what the clip shows"),
+        ('{"instruction": " \\u3000\\n", "path": "cat-0.mp4"}', "`instruction` is empty"),
         (
             '{"instruction": "a", "source_image_path": "coffee.png", "target_video_path": "cat-0.mp4"}',
             "`source_image_path` does not go with `target_video_path`",
@@ -304,7 +304,7 @@ def test_forms_of_records(make_config, clips, tmp_path):
     lines += ['{"text": "c", "path": "tea.bmp"}']
     (tmp_path / "B.JSONL").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8", newline="")
     (tmp_path / "a.json").write_text('{"text": "d", "path": "CAT.MP4"}')
-    rows = read_records(make_config(data={"datasets": [{"records": str(tmp_path)}]}).data)
+    rows = read_records(make_config(data={"datasets": [{"records": str(tmp_path)}]}).data)[0]
     assert [record_of(row).full_prompt("nothing") for row in rows] == [
         "Generate a video: a\u2028b", "Generate an image: c", "Generate a video: d"
     ]  # fmt: skip
@@ -381,7 +381,7 @@ def test_weights():
 
 
 def test_dropped_conditions(make_config):
-    records = read_records(make_config().data)
+    records = read_records(make_config().data)[0]
     dataset = TrainingDataset(records, lambda record, dropped: dropped, drop_all=0.1, drop_text=0.2)
     counts = Counter(dataset[Draw(0, seed)].content for seed in range(3000))
     assert counts["all"] == pytest.approx(300, abs=50)
@@ -406,7 +406,7 @@ def test_timesteps():
 
 def test_features_are_those_of_the_pipelines(make_config, model_folder, edit):
     """What training reads is what the pipelines compute of the same files."""
-    records = [record_of(row) for row in read_records(make_config().data)]
+    records = [record_of(row) for row in read_records(make_config().data)[0]]
     encoders = Encoders(str(model_folder), 4, torch.device("cpu"), torch.float32)
     for record in records:
         clip = read_clip(record, "nothing")
@@ -470,7 +470,7 @@ def test_sources_that_are_shorter_than_their_targets(make_config, clips, tmp_pat
     (tmp_path / "r.jsonl").write_text(json.dumps(record))
     config = make_config(data={"datasets": [{"records": str(tmp_path)}], "features": str(tmp_path / "features")})
     # As if the header had promised more.
-    row = read_records(config.data)[0] | {"num_frames": 9}
+    row = read_records(config.data)[0][0] | {"num_frames": 9}
     store = FeatureStore(
         config.data.features, hash_inputs(config.model, record_of(row).files), 4, torch.float32, ["nothing", "all"]
     )
@@ -498,7 +498,7 @@ def test_interrupted_features(make_config, clips, tmp_path):
     assert all(load_file(file) for file in before)
     train(config, precompute_only=True)
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    records = read_records(config.data)
+    records, _ = read_records(config.data)
     files = [file for row in records for file in record_of(row).files]
     digests = hash_inputs(config.model, files)
     store = FeatureStore(config.data.features, digests, 4, torch.float32, config.data.variants())
@@ -522,7 +522,7 @@ def test_lora_overfits(make_config, clips, model_folder, tmp_path, pipe):
         steps=200,
     )
     path = train(config)
-    records = read_records(config.data)
+    records, _ = read_records(config.data)
     files = [file for row in records for file in record_of(row).files]
     digests = hash_inputs(config.model, files)
     store = FeatureStore(config.data.features, digests, 4, torch.float32, config.data.variants())
@@ -636,6 +636,62 @@ def test_killed_while_writing_checkpoints(make_config, tmp_path):
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
+def test_killed_at_random_moments(make_config, clips, tmp_path):
+    """Whatever it was doing, the run goes on, gives what an unbroken one gives, and leaves nothing behind."""
+    sample = {"prompt": "a cat", "video": str(clips / "cat-1.mp4"), "height": 64, "width": 64}
+    options = {
+        "lora": {"rank": 4},
+        "checkpoint_every": 2,
+        "steps": 120,
+        "validation": {"samples": [sample], "every": 10, "num_inference_steps": 2},
+    }
+    folders = {name: tmp_path / name for name in ("unbroken", "killed")}
+    configs = {
+        name: make_config(**options, output_dir=str(folder), data={"features": str(tmp_path / f"{name}-features")})
+        for name, folder in folders.items()
+    }
+    expected = run_again(configs["unbroken"])
+    path, rng, num_killed = write_config(configs["killed"], tmp_path / "config.yaml"), random.Random(0), 0
+    for _ in range(15):
+        process = subprocess.Popen(command(path, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(3, 11))
+        process.kill()
+        num_killed += process.wait() == -signal.SIGKILL
+    assert num_killed >= 10
+    assert equal_files(run_again(configs["killed"], resume=True), expected)
+    for folder in (folders["killed"], tmp_path / "killed-features"):
+        assert not list(folder.rglob(".*"))
+    for sheet in (folders["unbroken"] / "samples").iterdir():
+        again = folders["killed"] / "samples" / sheet.name
+        assert again.read_bytes() == sheet.read_bytes() or sheet.suffix == ".mp4"
+
+
+@pytest.mark.slow
+def test_two_processes_are_terminated(make_config, tmp_path):
+    """They end at the same step, though they learn of it at different moments."""
+    config = make_config(steps=100_000, checkpoint_every=100_000)
+    path = write_config(config, tmp_path / "config.yaml")
+    port = f"--master_port={random.randrange(20000, 60000)}"
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", port]
+    process = subprocess.Popen(
+        [*run, *command(path)[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )
+    while not (line := process.stdout.readline()).startswith("Training"):
+        assert line
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    (checkpoint,) = find_checkpoints(Path(config.output_dir) / "checkpoints")
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert f"terminated after step {step}, of which there is a checkpoint" in errors
+    assert {file.name for file in checkpoint.glob("random_states_*")} == {"random_states_0.pkl", "random_states_1.pkl"}
+
+
 def test_two_processes_equal_twice_the_accumulation(make_config, tmp_path):
     """The gradients of the first step, out of the optimizer's averages, and the weights after three."""
     options = {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 3, "gradient_checkpointing": True}
@@ -747,6 +803,33 @@ def test_validation_and_result(make_config, clips, tmp_path):
     assert "rank: 4" in card
 
 
+def test_what_the_model_says_is_the_default(make_config, model_folder, clips, tmp_path):
+    """Of sizes and frames of the data, and of samples."""
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    options = {"height": 32, "width": 64, "num_frames": 5, "num_inference_steps": 1, "guidance_scale": 1.0}
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"default_options": options}))
+    samples = [{"prompt": "a cat"}, {"prompt": "a dog", "video": str(clips / "cat-1.mp4")}]
+    samples += [{"prompt": "a cup", "image": str(clips / "coffee.png")}]
+    samples += [{"prompt": "a cat", "num_frames": 1, "height": 64, "width": 64}]
+    values = make_config(validation={"samples": samples}, steps=2).model_dump()
+    values |= {"model": str(folder), "data": {"datasets": values["data"]["datasets"], "num_workers": 0}}
+    train(TrainingConfig.model_validate(values))
+    made = tmp_path / "run" / "samples"
+    assert read_video(made / "step-000002-1.mp4").shape == read_video(made / "step-000002-2.mp4").shape
+    assert read_video(made / "step-000002-1.mp4").shape == (5, 32, 64, 3)
+    # Two rows of one picture, 128 high; and a square one
+    assert read_image(made / "step-000002-3.png").size == (256, 256)
+    assert read_image(made / "step-000002-4.png").size == (128, 128)
+    (checkpoint,) = find_checkpoints(tmp_path / "run" / "checkpoints")
+    data = json.loads((checkpoint / "trainer_state.json").read_text())["config"]["data"]
+    assert (data["sizes"], data["max_frames"]) == ([[64, 32]], 5)
+    # What is said goes before.
+    config = make_config(data={"sizes": [[64, 64]], "max_frames": 9}).with_defaults(options)
+    assert (config.data.sizes, config.data.max_frames) == ([(64, 64)], 9)
+
+
 def test_validation_that_was_interrupted(make_config):
     """A run that ended between its last checkpoint and its last samples makes them when it is resumed."""
     sample = {"prompt": "a cat", "height": 64, "width": 64, "num_frames": 1}
@@ -774,7 +857,7 @@ def test_text_encoder_and_transformer_as_one_model(make_config, model_folder):
     items = {}
     for num_layers in (None, 4):
         encoders = Encoders(str(model_folder), num_layers, torch.device("cpu"), torch.float32)
-        dataset = TrainingDataset(read_records(config.data), read_clip, 0.0, 0.0)
+        dataset = TrainingDataset(read_records(config.data)[0], read_clip, 0.0, 0.0)
         items[num_layers] = [
             make_sample(dataset[Draw(row, row)], encoders, (1, 2, 2), None, torch.device("cpu")) for row in (0, 2, 4)
         ]
@@ -817,7 +900,7 @@ def test_training_the_text_encoder(make_config, clips, model_folder, tmp_path):
 
 def test_what_is_read_when_all_is_dropped(make_config):
     config = make_config(data={"drop_all_prompt": "nothing at all"})
-    record = record_of(read_records(config.data)[2])
+    record = record_of(read_records(config.data)[0][2])
     prompts = [record.full_prompt(dropped) for dropped in ("nothing", "text", "all")]
     assert prompts == ["Edit this video: invert it", "", "nothing at all"]
 
@@ -825,7 +908,7 @@ def test_what_is_read_when_all_is_dropped(make_config):
 def test_timestep_shift(make_config, model_folder):
     """A shift of the settings takes the place of that by the number of tokens."""
     encoders = Encoders(str(model_folder), 4, torch.device("cpu"), torch.float32)
-    item = TrainingDataset(read_records(make_config().data), read_clip, 0.0, 0.0)[Draw(1, 5)]
+    item = TrainingDataset(read_records(make_config().data)[0], read_clip, 0.0, 0.0)[Draw(1, 5)]
     own, plain, shifted = (
         make_sample(item, encoders, (1, 2, 2), shift, torch.device("cpu")).timestep for shift in (None, 1.0, 4.0)
     )
@@ -951,11 +1034,107 @@ def test_damaged_checkpoints(make_config, name):
     assert all(torch.equal(tensor, again[name]) for name, tensor in result.items())
 
 
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_terminated(make_config, tmp_path, num_workers):
+    """By SIGTERM, a run writes a checkpoint of the step that it is at, and goes on from that, exactly."""
+    data = {"num_workers": num_workers}
+    options = {"lora": {"rank": 4, "dropout": 0.1}, "steps": 40, "checkpoint_every": 40, "ema_decay": 0.9}
+    expected = run_again(make_config(**options, data=data, output_dir=str(tmp_path / "unbroken")))
+    config = make_config(**options, data=data)
+    checkpoints = Path(config.output_dir) / "checkpoints"
+    process = subprocess.Popen(
+        command(write_config(config, tmp_path / "config.yaml")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (line := process.stdout.readline()).startswith("Training"):
+        assert line
+    time.sleep(1)
+    # As schedulers do: all processes of the job, those that read data too
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    (checkpoint,) = find_checkpoints(checkpoints)
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert 0 < step < 40
+    assert errors.splitlines()[-1] == (
+        f"loomvideo: terminated after step {step}, of which there is a checkpoint: go on with --resume."
+    )
+    assert not (Path(config.output_dir) / ".lock").exists()
+    assert equal_files(run_again(config, resume=True), expected)
+
+
+def test_terminated_while_it_validates(make_config, tmp_path):
+    """Samples that take long are given up, and made when the run goes on."""
+    sample = {"prompt": "a cat", "height": 64, "width": 64, "num_frames": 1}
+    validation = {"samples": [sample], "every": 2, "num_inference_steps": 500}
+    config = make_config(steps=4, validation=validation)
+    process = subprocess.Popen(
+        command(write_config(config, tmp_path / "config.yaml")),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    seen = ""
+    while "Sample 1" not in seen:
+        character = process.stderr.read(1)
+        assert character, seen
+        seen += character
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    (checkpoint,) = find_checkpoints(Path(config.output_dir) / "checkpoints")
+    assert checkpoint.name == "step-000002"
+    assert not list((Path(config.output_dir) / "samples").glob("*"))
+    run_again(make_config(steps=4, validation=validation | {"num_inference_steps": 1}), resume=True)
+    assert {path.name for path in (Path(config.output_dir) / "samples").iterdir()} == {
+        "step-000002-1.png", "step-000004-1.png"
+    }  # fmt: skip
+
+
+def test_two_runs_in_one_folder(make_config, tmp_path):
+    """The second is refused at the start, until the first has ended or was killed; what that left is removed."""
+    config = make_config(steps=100_000, checkpoint_every=5)
+    folder = Path(config.output_dir)
+    process = subprocess.Popen(
+        command(write_config(config, tmp_path / "config.yaml")), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    wait_for(lambda: len(find_checkpoints(folder / "checkpoints")) > 0, process)
+    again = make_config(steps=len(find_checkpoints(folder / "checkpoints")))
+    with pytest.raises(ValueError, match=f"Another run is writing to {folder}: wait until it has ended"):
+        train(again, resume=True)
+    process.kill()
+    process.wait()
+    for name in (".unfinished-lora", "checkpoints/.unfinished-000009", "samples/.unfinished-a.mp4~12345678"):
+        (folder / name).mkdir(parents=True)
+    last = int(find_checkpoints(folder / "checkpoints")[-1].name.removeprefix("step-"))
+    run_again(make_config(steps=last + 1, checkpoint_every=5), resume=True)
+    assert not list(folder.rglob(".*"))
+
+
 def test_mistakes_are_found_before_the_work(make_config, tmp_path):
     for options, message in (
         ({"output_dir": "/proc/run"}, "/proc/run"),
         ({"data": {"features": "/proc/features"}}, "/proc/features"),
         ({"validation": {"samples": [{"prompt": "a", "video": "no.mp4"}]}}, r"`validation\.samples\.0` names no\.mp4"),
+        (
+            {"validation": {"samples": [{"prompt": "a", "image": __file__}]}},
+            r"`validation\.samples\.0`: .*test_training",
+        ),
+        (
+            {"validation": {"samples": [{"prompt": "a", "reference_images": [__file__]}]}},
+            r"`validation\.samples\.0`: .*test_training",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             run_again(make_config(**options), precompute_only="data" in options)
@@ -992,7 +1171,7 @@ def test_corrupt_clips_are_skipped_and_reported(make_config, corrupt_clip, tmp_p
     config = make_config(data=data, checkpoint_every=2)
     assert train(config).exists()
     report = capsys.readouterr().out
-    assert "Skipped 1 corrupt clip:" in report
+    assert "Skipped 1 damaged clip:" in report
     assert f"{corrupt_clip / 'records.jsonl'}:2: {corrupt_clip / 'bad.mp4'}" in report.split("Skipped 1")[1]
     with pytest.raises(ValueError, match=r"records\.jsonl:2: .*bad\.mp4"):
         run_again(make_config(data=data, output_dir=str(tmp_path / "strict")), strict=True)
@@ -1005,6 +1184,96 @@ def test_dataset_of_corrupt_clips(make_config, corrupt_clip, clips, tmp_path):
     for index, pair in enumerate(([bad, good], [good, bad])):
         data = {"datasets": [dataset | {"weight": 2.0} for dataset in pair], "features": str(tmp_path / "features")}
         assert run_again(make_config(data=data, output_dir=str(tmp_path / str(index)))).exists()
+
+
+@pytest.fixture
+def damaged_files(clips, tmp_path) -> Path:
+    """Records of two good samples, and of one with each kind of damage."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(clips, folder)
+    (folder / "records.jsonl").unlink()
+    (folder / "cats.json").unlink()
+    (folder / "empty.mp4").touch()
+    (folder / "empty.jpg").touch()
+    (folder / "text.mp4").write_text("no video")
+    (folder / "text.png").write_text("no picture")
+    shutil.copy(folder / "coffee.png", folder / "picture.mp4")
+    shutil.copy(folder / "cat-0.mp4", folder / "video.png")
+    for name, size in (("cat-0.mp4", 300), ("portrait.jpg", 600), ("portrait.jpg", 20)):
+        (folder / f"cut-{size}{Path(name).suffix}").write_bytes((folder / name).read_bytes()[:size])
+    content = bytearray((folder / "cat-1.mp4").read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    (folder / "zeros.mp4").write_bytes(content)
+    edit = {"instruction": "a", "target_video_path": "cat-1.mp4"}
+    records = [
+        {"text": "a", "path": "cat-0.mp4"},
+        {"text": "a", "path": "coffee.png"},
+        *({"text": "a", "path": name} for name in ("empty.mp4", "empty.jpg", "text.mp4", "text.png", "picture.mp4")),
+        *(
+            {"text": "a", "path": name}
+            for name in ("video.png", "cut-300.mp4", "cut-600.jpg", "cut-20.jpg", "zeros.mp4")
+        ),
+        edit | {"source_video_path": "text.mp4"},
+        edit | {"reference_image_paths": ["coffee.png", "text.png"]},
+    ]
+    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return folder
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_damage_of_all_kinds(make_config, damaged_files, tmp_path, features, capsys):
+    data = {"datasets": [{"records": str(damaged_files / "records.jsonl")}], "drop_all": 0.0}
+    if features:
+        data["features"] = str(tmp_path / "features")
+    # So many steps that every sample is read
+    assert train(make_config(data=data, steps=12)).exists()
+    report = capsys.readouterr().out.split("Skipped ")[1].splitlines()
+    assert report[0] == "12 damaged clips:"
+    named = [re.match(r"  (.*?\.jsonl):(\d+): (.+)", line) for line in report[1:13]]
+    assert {(found[1], int(found[2])) for found in named} == {
+        (str(damaged_files / "records.jsonl"), line) for line in range(3, 15)
+    }
+    strict = make_config(data=data, output_dir=str(tmp_path / "strict"))
+    with pytest.raises(ValueError, match=r"records\.jsonl:3: .*empty\.mp4"):
+        run_again(strict, strict=True)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_strict_finds_damage_before_it_begins(make_config, corrupt_clip, tmp_path):
+    """Also that which only shows when all of a clip is read."""
+    config = make_config(data={"datasets": [{"records": str(corrupt_clip)}]})
+    with pytest.raises(ValueError, match=r"records\.jsonl:2: .*bad\.mp4"):
+        train(config, strict=True)
+    assert not Path(config.output_dir).exists()
+
+
+def test_clips_that_vanish(make_config, damaged_files, tmp_path):
+    """While a training runs, before their features are computed, and errors of any kind."""
+    (damaged_files / "records.jsonl").write_text(
+        "\n".join(json.dumps({"text": "a", "path": f"cat-{number}.mp4"}) for number in range(3))
+    )
+    data = {"datasets": [{"records": str(damaged_files / "records.jsonl")}], "features": str(tmp_path / "features")}
+    config = make_config(data=data)
+    records, failures = read_records(config.data)
+    assert failures == {}
+    (damaged_files / "cat-1.mp4").unlink()
+    dataset = TrainingDataset(records, read_clip, 0.0, 0.0)
+    item = dataset[Draw(1, 0)]
+    assert item.content is not None
+    ((where, reason),) = item.failures
+    assert where.endswith("records.jsonl:2")
+    assert "cat-1.mp4" in reason
+    digests = hash_inputs(config.model, [file for row in records for file in record_of(row).files])
+    assert digests[str(damaged_files / "cat-0.mp4")] != digests[str(damaged_files / "cat-1.mp4")]
+
+    def fail(record, dropped):
+        if record.where.endswith(":2"):
+            raise ZeroDivisionError("in a library")
+        return record.where
+
+    item = TrainingDataset(records, fail, 0.0, 0.0)[Draw(1, 0)]
+    assert item.content.endswith(":3")
+    assert item.failures == [(where, "ZeroDivisionError: in a library")]
 
 
 def test_nothing_but_corrupt_clips(make_config, corrupt_clip, tmp_path):
@@ -1048,12 +1317,18 @@ def test_command(make_config, tmp_path):
     config = write_config(make_config(steps=2), tmp_path / "config.yaml")
     result = subprocess.run(command(config), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    trained, written = result.stdout.splitlines()
-    assert trained.startswith("Training ")
-    assert trained.endswith("parameters on 6 samples, from step 0 to 2.")
+    title, images, videos, plan, written = result.stdout.splitlines()
+    assert title == "Clips by width x height x frames:"
+    assert [images.split(), videos.split()] == [["64", "x", "64", "x", "1", "2"], ["64", "x", "64", "x", "9", "4"]]
+    # A batch of the images, of the videos with a reference and with two, and of the others
+    assert re.fullmatch(r"Training [\d,]+ parameters from step 0 to 2\. Samples: 6\. Batches an epoch: .*", plan)
+    assert plan.endswith("Batches an epoch: 4, a step: 1. Epochs: 0.5.")
     assert written == f"Wrote {tmp_path / 'run' / 'pytorch_lora_weights.safetensors'}."
     assert "Checking clips" in result.stderr
     assert "Training: 100%" in result.stderr
+    # Nothing but bars
+    lines = [line.strip() for line in re.split(r"[\r\n]", result.stderr)]
+    assert [line for line in lines if line and not re.match(r"[\w .()=]+: +\d+%", line.replace("\x1b[A", ""))] == []
     again = subprocess.run(command(config), capture_output=True, text=True, check=False)
     assert again.returncode == 2
     (error,) = messages(again.stderr)

@@ -63,20 +63,40 @@ def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
         DiskFullError: if there is no room; then as after any other error, nothing is left behind.
     """
     path = Path(path)
+    with _unfinished(path) as unfinished:
+        write(str(unfinished))
+        for written in sorted(unfinished.parent.iterdir()):
+            os.chmod(written, 0o644)
+            os.replace(written, path.with_name(written.name))
+
+
+def replace_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+    """
+    Has `write` fill a folder, which then takes the place of what was there; otherwise as `write_whole`.
+
+    It does so in two steps: if it is killed between them, there is no folder.
+    """
+    path = Path(path)
+    with _unfinished(path) as unfinished:
+        write(unfinished)
+        if path.exists():
+            os.replace(path, unfinished.with_name(".removed"))
+        os.replace(unfinished, path)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A path of the same name, in a hidden and locked folder beside `path` that is removed in the end."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         folder, handle = _make_unfinished(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
-    unfinished = folder / path.name
     try:
-        write(str(unfinished))
-        for written in sorted(folder.iterdir()):
-            os.chmod(written, 0o644)
-            os.replace(written, path.with_name(written.name))
+        yield folder / path.name
     except Exception as error:
-        reason = _reason_of_full_disk(error, unfinished)
+        reason = reason_of_full_disk(error, folder / path.name)
         if reason is not None:
             raise DiskFullError(
                 f"{path} could not be written ({reason}): make room, or choose another disk."
@@ -87,8 +107,8 @@ def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
         _let_go(handle)
 
 
-def _reason_of_full_disk(error: Exception, file: Path) -> str | None:
-    """What the system says if it was for want of room that a library failed to write a file, or None."""
+def reason_of_full_disk(error: Exception, path: Path) -> str | None:
+    """What the system says if it was for want of room that a library failed to write a file or folder, or None."""
     seen = error
     while seen is not None:
         if isinstance(seen, DiskFullError):
@@ -99,7 +119,7 @@ def _reason_of_full_disk(error: Exception, file: Path) -> str | None:
         seen = seen.__cause__ or seen.__context__
     # Libraries such as PyTorch do not say why they failed.
     try:
-        with open(file, "ab") as opened:
+        with open(path / ".probe" if path.is_dir() else path, "ab") as opened:
             opened.write(bytes(PROBE_SIZE))
     except OSError as full:
         return os.strerror(full.errno) if full.errno in NO_ROOM else None
@@ -139,16 +159,8 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
         ValueError: if another run has the folder, or it cannot be written to.
     """
     folder = Path(folder)
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    check_writable(folder / ".lock")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with _lock(folder / ".lock", folder):
-            yield
-    finally:
-        for parent in made:
-            with suppress(OSError):  # there is something in it
-                parent.rmdir()
+    with _lock(folder / ".lock", folder):
+        yield
 
 
 @contextmanager
@@ -160,14 +172,15 @@ def lock_beside(path: str | os.PathLike) -> Iterator[None]:
         ValueError: if another run is writing it, or it cannot be written.
     """
     path = Path(path)
-    check_writable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path.with_name(f".lock-{_short_name(path)}"), path):
         yield
 
 
 @contextmanager
 def _lock(file: Path, what: Path) -> Iterator[None]:
+    made = [parent for parent in file.absolute().parents if not parent.exists()]
+    _check_folder(file.absolute().parent, what)
+    file.parent.mkdir(parents=True, exist_ok=True)
     handle = _open_lock(file, what)
     try:
         yield
@@ -180,6 +193,9 @@ def _lock(file: Path, what: Path) -> Iterator[None]:
             with suppress(OSError):
                 file.unlink()
             _let_go(handle)
+        for parent in made:
+            with suppress(OSError):  # there is something in it
+                parent.rmdir()
 
 
 def _open_lock(file: Path, what: Path) -> int:
@@ -203,14 +219,17 @@ def _open_lock(file: Path, what: Path) -> int:
 
 def check_writable(path: str | os.PathLike) -> None:
     """Raises ValueError if a file or folder could not be made there, in folders that may have to be made first."""
-    folder = Path(path).absolute().parent
+    _check_folder(Path(path).absolute().parent, path)
+
+
+def _check_folder(folder: Path, what: str | os.PathLike) -> None:
     while not folder.exists() and not folder.is_symlink():
         folder = folder.parent
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"{path} cannot be written: {folder} is not a folder that can be written to.") from error
+        raise ValueError(f"{what} cannot be written: {folder} is not a folder that can be written to.") from error
 
 
 def _unfinished_prefix(path: Path) -> str:

@@ -13,6 +13,8 @@
 # limitations under the License.
 """What several commands need."""
 
+import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +40,10 @@ class Stopwatch:
 
 
 def silence_libraries() -> None:
+    """Turns off what libraries log of themselves, which nobody at the command line can do anything about."""
+    # Before the import, at which diffusers and torchao warn of each other
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     import diffusers
     import transformers
 

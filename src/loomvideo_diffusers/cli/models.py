@@ -15,6 +15,7 @@
 
 import argparse
 import json
+import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -70,17 +71,20 @@ def push(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
+    silence_libraries()
+    # That only the beginning of a clip is used is said of all of them.
+    logging.getLogger("loomvideo_diffusers.video").setLevel(logging.ERROR)
     try:
-        from .. import training
+        from ..training import load_config
+        from ..training import train as run_training
     except ImportError as error:
         raise ValueError(
             f"Training needs {error.name}: install it with `pip install loomvideo-diffusers[train]`."
         ) from error
 
-    config = training.load_config(arguments.config)
+    config = load_config(arguments.config)
     config.model = find_model(config.model)
-    silence_libraries()
-    result = training.train(
+    result = run_training(
         config,
         resume=arguments.resume,
         strict=arguments.strict,

@@ -28,7 +28,7 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from ..training.checkpoints import replace_folder
+from ..files import replace_folder
 from ..video import write_whole
 from . import NUM_FRAMES, SEED, SIDE
 from .denoised import NUM_BATCHES, read_denoised

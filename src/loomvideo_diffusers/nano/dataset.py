@@ -21,7 +21,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from ..training.checkpoints import replace_folder
+from ..files import replace_folder
 from ..video import FRAMES_PER_SECOND, write_image
 from . import SEED, SIDE
 from .tasks import TASKS, Example, sample_family

@@ -22,10 +22,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file
 from transformers import Qwen3VLModel
 
+from ..files import replace_folder, write_whole
 from ..pipelines import LoomVideoPipeline
-from ..training.checkpoints import replace_folder
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
-from ..video import write_whole
 from . import OPTIONS
 from .evaluation import EVALUATIONS, NUM_COMPARED, NUM_EXAMPLES, SEEDS
 from .world import BACKGROUNDS, COLORS, SHAPES, SIZES

@@ -29,9 +29,9 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
+from ..files import replace_folder
 from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_prompts import DEFAULT_NEGATIVE_PROMPT, NEGATIVE_PROMPT_PREFIX, PROMPT_PREFIXES
-from ..training.checkpoints import replace_folder
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
 from . import DEFAULT_OPTIONS, SEED
 from .tasks import sample_family

@@ -18,8 +18,21 @@ Fine-tuning: `loomvideo train CONFIG.yaml`, or `accelerate launch -m loomvideo_d
 itself, with `checkpoints` and `validation` on the way and `publishing` at the end.
 """
 
-from .config import TrainingConfig, load_config
-from .trainer import train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+
+# As in the package: imported when first used. What is started as a module can then silence the libraries before.
+_MODULES = {"TrainingConfig": ".config", "load_config": ".config", "train": ".trainer"}
 
 __all__ = ["TrainingConfig", "load_config", "train"]
+
+if TYPE_CHECKING:
+    from .config import TrainingConfig, load_config
+    from .trainer import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name], __name__), name)

@@ -16,7 +16,6 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -29,6 +28,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..files import reason_of_full_disk
 from ..pipelines import LoomVideoPipeline
 
 
@@ -96,10 +96,11 @@ def save_checkpoint(
             os.replace(unfinished, folder / f"step-{step:06d}")
             _sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch reports a full disk as a RuntimeError.
+        # torch reports a full disk as a RuntimeError, in words of its own.
+        reason = reason_of_full_disk(error, unfinished) or error
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(
-            f"The checkpoint of step {step} could not be written to {folder} ({error}): see that there is room, and "
+            f"The checkpoint of step {step} could not be written to {folder} ({reason}): see that there is room, and "
             "go on from the previous one with --resume."
         ) from error
     if accelerator.is_main_process:
@@ -151,24 +152,6 @@ def find_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, by step."""
     found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Removes what killed runs left behind."""
-    for path in [*folder.glob(".unfinished-*"), *folder.glob(".removed-*")]:
-        shutil.rmtree(path)
-
-
-def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Has `write` fill a folder under a temporary name, which then takes the place of `path`."""
-    unfinished, removed = path.with_name(f".unfinished-{path.name}"), path.with_name(f".removed-{path.name}")
-    for leftover in (unfinished, removed):
-        shutil.rmtree(leftover, ignore_errors=True)
-    write(unfinished)
-    if path.exists():
-        os.replace(path, removed)
-    os.replace(unfinished, path)
-    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -95,8 +95,10 @@ class DataSettings(Settings):
     Attributes:
         datasets: where the samples come from.
         sizes: `480p` or `720p`, the sizes that LoomVideo was trained on, or a list of `[width, height]`. A clip is
-            scaled and cropped to the one whose proportions are nearest.
-        max_frames: the greatest length, 4k + 1; of longer clips the beginning is used, at 24 frames a second.
+            scaled and cropped to the one whose proportions are nearest. By default the size that the model says it is
+            best called with, or else `480p`.
+        max_frames: the greatest length, 4k + 1; of longer clips the beginning is used, at 24 frames a second. By
+            default what the model says, or else 121.
         tokens_per_batch: samples of one shape go into a batch until it has so many tokens; a larger one goes alone.
         drop_all: probability of training a sample without any condition, which guidance needs.
         drop_text: probability of training a sample without its text.
@@ -108,8 +110,8 @@ class DataSettings(Settings):
     """
 
     datasets: list[DatasetSettings] = Field(min_length=1)
-    sizes: Literal["480p", "720p"] | Annotated[list[tuple[Side, Side]], Field(min_length=1)] = "480p"
-    max_frames: NumFrames = MAX_SOURCE_FRAMES
+    sizes: Literal["480p", "720p"] | Annotated[list[tuple[Side, Side]], Field(min_length=1)] | None = None
+    max_frames: NumFrames | None = None
     tokens_per_batch: int = Field(16384, gt=0)
     drop_all: Probability = 0.1
     drop_text: Probability = 0.1
@@ -170,7 +172,11 @@ class OptimizerSettings(Settings):
 
 
 class ValidationSample(Settings):
-    """One call of a pipeline: `video` or `image` is a file to edit; without either, `prompt` is generated."""
+    """
+    One call of a pipeline: `video` or `image` is a file to edit; without either, `prompt` is generated.
+
+    What is not said of its size and length is as the model says, or else as of the pipelines.
+    """
 
     prompt: str = Field(min_length=1)
     video: str | None = None
@@ -194,13 +200,14 @@ class ValidationSettings(Settings):
     Attributes:
         samples: what to generate and edit.
         every: steps between validations.
-        num_inference_steps, guidance_scale, guidance_scale_visual: as in a call; by default as of the pipelines.
+        num_inference_steps, guidance_scale, guidance_scale_visual: as in a call; by default as the model says, or else
+            as of the pipelines.
         seed: of the noise, the same each time.
     """
 
     samples: list[ValidationSample] = Field(min_length=1)
     every: int = Field(250, gt=0)
-    num_inference_steps: int = Field(50, gt=0)
+    num_inference_steps: int | None = Field(None, gt=0)
     guidance_scale: float | None = None
     guidance_scale_visual: float | None = None
     seed: Seed = 0
@@ -258,6 +265,23 @@ class TrainingConfig(Settings):
         if self.train_text_encoder and self.lora is not None:
             raise ValueError("`train_text_encoder` trains all weights: leave `lora` out")
         return self
+
+    def with_defaults(self, options: dict[str, Any]) -> "TrainingConfig":
+        """
+        The same settings, and what they leave open of data and validation filled in.
+
+        Args:
+            options: what the model says, as `read_default_options` returns it.
+        """
+        size = {name: options[name] for name in ("height", "width") if name in options}
+        sizes = [(size["width"], size["height"])] if size else "480p"
+        data = self.data.model_copy(
+            update={
+                "sizes": sizes if self.data.sizes is None else self.data.sizes,
+                "max_frames": self.data.max_frames or options.get("num_frames", MAX_SOURCE_FRAMES),
+            }
+        )
+        return self.model_copy(update={"data": data})
 
 
 def load_config(path: str | os.PathLike) -> TrainingConfig:

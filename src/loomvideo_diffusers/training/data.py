@@ -91,15 +91,20 @@ class Record:
         return PROMPT_PREFIXES[task, bool(self.references)] + self.prompt
 
 
-def read_records(settings: DataSettings) -> datasets.Dataset:
+def read_records(settings: DataSettings, strict: bool = False) -> tuple[datasets.Dataset, dict[str, str]]:
     """
     Reads and checks all records of all datasets, and opens each file to see what shape it has.
 
+    Args:
+        settings: where the records are, with `sizes` and `max_frames`.
+        strict: whether to read all of each file, and raise ValueError for the first that is damaged.
+
     Returns:
-        `datasets.Dataset`: a row for each record, with the attributes of `Record` and the number of its `dataset`.
+        A row for each record whose files can be read, with the attributes of `Record` and the number of its `dataset`;
+        and what is wrong with the others, by the file and place of the record.
 
     Raises:
-        ValueError: for the first thing that is wrong, with the file and the line.
+        ValueError: for the first record that is wrong, with the file and the line, or if no file can be read.
     """
     rows = []
     for number, dataset in enumerate(settings.datasets):
@@ -109,12 +114,26 @@ def read_records(settings: DataSettings) -> datasets.Dataset:
                 f"{dataset.records} has no records: each is a JSON object, on a line of its own in JSONL."
             )
         rows += [row | {"dataset": number, "drop_all_prompt": settings.drop_all_prompt} for row in found]
-    return datasets.Dataset.from_list(rows).map(
+    # Where features are computed, that reads all before the training begins.
+    read_all = strict and settings.features is None
+    rows = datasets.Dataset.from_list(rows).map(
         _add_shape,
-        fn_kwargs={"sizes": settings.size_list(), "max_frames": settings.max_frames},
+        fn_kwargs={"sizes": settings.size_list(), "max_frames": settings.max_frames, "read_all": read_all},
         num_proc=min(settings.num_workers, len(rows)) or None,
         desc="Checking clips",
     )
+    failures = {row["where"]: row["problem"] for row in rows.select_columns(["where", "problem"]) if row["problem"]}
+    for where, problem in failures.items():
+        if strict or len(failures) == len(rows):
+            first = "" if strict else "None of the clips can be read, the first is that of "
+            raise ValueError(f"{first}{where}: {problem}")
+    readable = [index for index, problem in enumerate(rows["problem"]) if not problem]
+    return rows.select(readable).remove_columns("problem"), failures
+
+
+def describe_failure(error: Exception) -> str:
+    """Why a clip cannot be read, of errors that do not say it themselves too."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def record_of(row: dict[str, Any]) -> Record:
@@ -173,6 +192,8 @@ def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
         if any(item.encode("utf-8", "ignore").decode() != item for item in values):
             raise ValueError(f"{where}: `{key}` holds half a character.")
     prompt = _one_of(record, PROMPT_KEYS, where)
+    if not prompt[1].strip():
+        raise ValueError(f"{where}: `{prompt[0]}` is empty: say what the clip shows, or what was changed.")
     if re.search(r"<\|\w+\|>", prompt[1]):
         raise ValueError(f"{where}: `{prompt[0]}` must not hold markers of the MLLM: call references `@Image 1`, ...")
     target = _one_of(record, TARGET_KEYS, where)
@@ -214,7 +235,10 @@ def _one_of(
     return (present[0], record[present[0]]) if present else None
 
 
-def _add_shape(row: dict[str, Any], sizes: list[tuple[int, int]], max_frames: int) -> dict[str, Any]:
+def _add_shape(row: dict[str, Any], sizes: list[tuple[int, int]], max_frames: int, read_all: bool) -> dict[str, Any]:
+    """The shape that a record is trained in, or as its `problem`, why not."""
+    shape = {"width": 0, "height": 0, "num_frames": 0, "problem": ""}
+    # Whatever is wrong with a file, it is that file that is left out.
     try:
         for reference in row["references"]:
             probe_image(reference)
@@ -223,10 +247,13 @@ def _add_shape(row: dict[str, Any], sizes: list[tuple[int, int]], max_frames: in
             shapes = [probe_video(clip, max_frames) for clip in clips]
         else:
             shapes = [(*probe_image(clip), 1) for clip in clips]
-    except ValueError as error:
-        raise ValueError(f"{row['where']}: {error}") from error
-    width, height = nearest_size(*shapes[0][:2], sizes)
-    return {"width": width, "height": height, "num_frames": min(num_frames for _, _, num_frames in shapes)}
+        width, height = nearest_size(*shapes[0][:2], sizes)
+        shape |= {"width": width, "height": height, "num_frames": min(num_frames for _, _, num_frames in shapes)}
+        if read_all:
+            read_clip(record_of(row | shape), "nothing")
+    except Exception as error:
+        shape["problem"] = describe_failure(error)
+    return shape
 
 
 @dataclass
@@ -327,8 +354,8 @@ class TrainingDataset(Dataset):
             record = record_of(self.records[row])
             try:
                 return Item(self.read(record, dropped), draw.seed, failures)
-            except ValueError as error:
-                failures.append((record.where, str(error)))
+            except Exception as error:
+                failures.append((record.where, describe_failure(error)))
         return Item(None, draw.seed, failures)
 
     def _rows_like(self, row: int) -> Iterator[int]:

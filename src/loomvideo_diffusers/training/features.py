@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from ..files import write_whole
 from ..pipelines import LoomVideoEditPipeline
 from ..pipelines.loomvideo_frames import mllm_frames
-from ..video import write_whole
 from .data import Clip, Dropped, Record, read_frames
 
 
@@ -220,12 +220,18 @@ def hash_inputs(model: str, files: list[str]) -> dict[str, str]:
         for part, names in folders.items()
     }
     digests = {}
-    for file in tqdm([*files, *weights["vae"], *weights["mllm"]], desc="Hashing files"):
-        digest = hashlib.sha256()
-        with open(file, "rb") as opened:
-            while block := opened.read(2**20):
-                digest.update(block)
-        digests[str(file)] = digest.hexdigest()
+    with tqdm([*files, *weights["vae"], *weights["mllm"]], desc="Hashing files") as progress_bar:
+        for file in progress_bar:
+            digest = hashlib.sha256()
+            try:
+                with open(file, "rb") as opened:
+                    while block := opened.read(2**20):
+                        digest.update(block)
+            except OSError:
+                if isinstance(file, Path):
+                    raise
+                # A clip that cannot be read has no features, and is named where they are missed.
+            digests[str(file)] = digest.hexdigest()
     for part, paths in weights.items():
         contents = [[path.relative_to(model).as_posix(), digests[str(path)]] for path in paths]
         digests[part] = hashlib.sha256(json.dumps(contents).encode()).hexdigest()

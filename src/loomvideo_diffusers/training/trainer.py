@@ -16,13 +16,16 @@
 import hashlib
 import json
 import math
-import os
+import signal
+import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import numpy as np
@@ -46,22 +49,32 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Qwen3VLModel
 
+from ..defaults import read_default_options
+from ..files import check_writable, lock_folder, remove_leftovers_in, replace_folder, write_whole
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
-from ..video import check_writable
+from ..video import read_image, read_video
 from .checkpoints import (
     LORA_FILE,
     find_checkpoints,
     load_checkpoint,
     read_state,
-    remove_unfinished,
-    replace_folder,
     save_checkpoint,
     save_lora,
     save_only_lora,
 )
 from .config import LoraSettings, OptimizerSettings, TrainingConfig
-from .data import Clip, Item, TokenBatchSampler, TrainingDataset, read_clip, read_records, record_of, shapes_of
+from .data import (
+    Clip,
+    Item,
+    TokenBatchSampler,
+    TrainingDataset,
+    describe_failure,
+    read_clip,
+    read_records,
+    record_of,
+    shapes_of,
+)
 from .features import Encoders, Features, FeatureStore, hash_inputs
 from .objective import (
     TrainingSample,
@@ -82,6 +95,9 @@ FREE_KEYS += ("compile_blocks", "keep_checkpoints", "tracker", "hub_model_id", "
 # How long processes wait for each other: one may have many more features to compute than the others.
 PROCESS_TIMEOUT = timedelta(hours=4)
 
+# The exit code after a SIGTERM, 128 and the signal's number, by which SLURM and shells know it
+TERMINATED = 143
+
 
 def train(
     config: TrainingConfig,
@@ -93,10 +109,14 @@ def train(
     """
     Trains a LoRA, or a whole transformer with or without its MLLM (spec: training objective).
 
+    A SIGTERM, by which clusters say that they will end a process, has it write a checkpoint of the step that it has
+    just finished and raise SystemExit(143), as shells and schedulers call that end.
+
     Args:
         config: the settings.
         resume: go on from the last checkpoint in the output folder, if there is one.
-        strict: stop at the first corrupt clip, instead of going on without it and reporting it at the end.
+        strict: stop at the first damaged clip, before the training if all can be read then, instead of going on
+            without it and reporting it at the end.
         push: upload the result to `config.hub_model_id`.
         precompute_only: compute the features, and do not train.
 
@@ -105,11 +125,11 @@ def train(
         None if nothing was to be trained.
 
     Raises:
-        ValueError: if something in the settings or the data is wrong, or the loss is no longer a number.
+        ValueError: if something in the settings or the data is wrong, another run is writing to the output folder, or
+            the loss is no longer a number.
         OSError: if a checkpoint cannot be written; the previous one stays.
     """
     output_dir = Path(config.output_dir)
-    checkpoints = output_dir / "checkpoints"
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=config.tracker,
@@ -120,14 +140,32 @@ def train(
             DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder),
         ],
     )
+    with ExitStack() as stack:
+        if not precompute_only:
+            _share(accelerator, lambda: stack.enter_context(lock_folder(output_dir)))
+        return _train(accelerator, config, output_dir, resume, strict, push, precompute_only)
+
+
+def _train(
+    accelerator: Accelerator,
+    config: TrainingConfig,
+    output_dir: Path,
+    resume: bool,
+    strict: bool,
+    push: bool,
+    precompute_only: bool,
+) -> Path | None:
+    checkpoints = output_dir / "checkpoints"
     is_main = accelerator.is_main_process
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
 
     # 1. The records, and all that can be wrong with them and with the settings
+    options = _share(accelerator, lambda: read_default_options(config.model))
+    config = config.with_defaults(options)
     batches_per_step = config.gradient_accumulation_steps * accelerator.num_processes
     _share(accelerator, lambda: _check(config, batches_per_step, is_sharded, resume, push, precompute_only))
-    records = _share(accelerator, lambda: read_records(config.data).to_list())
-    records = datasets.Dataset.from_list(records)
+    rows, failures = _share(accelerator, lambda: _read_records(config, strict))
+    records = datasets.Dataset.from_list(rows)
     with accelerator.local_main_process_first():
         folder = config.model if Path(config.model).is_dir() else LoomVideoPipeline.download(config.model)
     model_config = LoomVideoTransformer3DModel.load_config(folder, subfolder="transformer")
@@ -149,13 +187,12 @@ def train(
             encoders = Encoders(folder, num_layers, accelerator.device, frozen_dtype)
         return encoders
 
-    failures = {}
     read = read_clip
     if config.data.features is not None:
         files = sorted({file for row in records for file in record_of(row).files})
         digests = _share(accelerator, lambda: hash_inputs(folder, files))
         store = FeatureStore(config.data.features, digests, num_layers, frozen_dtype, config.data.variants())
-        failures = _precompute(accelerator, store, records, load_encoders, strict)
+        failures |= _precompute(accelerator, store, records, load_encoders, strict)
         records = records.select([index for index, where in enumerate(records["where"]) if where not in failures])
         if len(records) == 0:
             where, reason = next(iter(failures.items()))
@@ -168,7 +205,7 @@ def train(
     if config.validation is not None:
         # A sharded model runs in all processes at once, on the same sample.
         share = (0, 1) if is_sharded else (accelerator.process_index, accelerator.num_processes)
-        validation = Validation(config.validation, model_config["num_layers"], *share)
+        validation = Validation(config.validation, model_config["num_layers"], *share, options)
         if not config.train_text_encoder:
             validation.prepare(lambda: load_encoders().pipe)
     if config.data.features is None:
@@ -215,7 +252,8 @@ def train(
     first_step, first_batch = 0, 0
     if is_main:
         checkpoints.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(checkpoints)
+        for place in (output_dir, checkpoints, output_dir / "samples"):
+            remove_leftovers_in(place)
     accelerator.wait_for_everyone()
     if find_checkpoints(checkpoints):
         path = find_checkpoints(checkpoints)[-1]
@@ -250,85 +288,112 @@ def train(
             batch_sampler=sampler,
             collate_fn=list,
             num_workers=config.data.num_workers,
+            worker_init_fn=_leave_signals_to_parent,
             # Its base seed would come from the random state, which a continued run has to find as it was.
             generator=torch.Generator().manual_seed(config.seed),
         )
     )
     if is_main:
         trained = sum(parameter.numel() for parameter in parameters)
-        print(
-            f"Training {trained:,} parameters on {len(records):,} samples, from step {first_step} to {config.steps}.",
-            flush=True,
-        )
+        print(_describe_plan(config, sampler, trained, first_step, batches_per_step), flush=True)
 
     # 5. Steps
-    def validate_if_due(step: int) -> None:
-        if validation is not None and (step % config.validation.every == 0 or step == config.steps):
-            with _averaged(ema, parameters):
-                _validate(accelerator, validation, model, encoders, folder, output_dir / "samples", step)
+    termination = _Termination(accelerator)
 
-    # A run that ended while it validated has its checkpoint already. All processes validate, or none.
-    if first_step > 0 and validation is not None:
-        is_complete = _share(accelerator, lambda: validation.is_complete(output_dir / "samples", first_step))
-        if not is_complete:
-            validate_if_due(first_step)
-    progress_bar = tqdm(total=config.steps, initial=first_step, desc="Training", disable=not is_main)
-    for step in range(first_step + 1, config.steps + 1):
-        items = [next(batches) for _ in range(config.gradient_accumulation_steps)]
-        _collect_failures(failures, items, strict)
-        # Of the whole step, so that it does not matter how its samples are divided.
-        num_elements = sum(_num_elements(item.content, vae_config) for batch in items for item in batch)
-        num_elements = accelerator.reduce(torch.tensor(float(num_elements), device=accelerator.device)).item()
+    def is_validation_due(step: int) -> bool:
+        return validation is not None and (step % config.validation.every == 0 or step == config.steps)
 
-        loss = torch.zeros((), device=accelerator.device)
-        for index, batch in enumerate(items):
-            samples = [
-                make_sample(item, encoders, patch_size, config.timestep_shift, accelerator.device) for item in batch
-            ]
-            groups = group_by_shape(samples)
-            for group in groups:
-                is_last = index == len(items) - 1 and group is groups[-1]
-                with nullcontext() if is_last else accelerator.no_sync(model):
-                    error = squared_error(model, group) / num_elements
-                    # The gradients of all processes are averaged.
-                    accelerator.backward(error * accelerator.num_processes)
-                loss += error.detach()
-        loss = accelerator.reduce(loss).item()
-        grad_norm = float(accelerator.clip_grad_norm_(parameters, config.optimizer.max_grad_norm))
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            what = "loss" if not math.isfinite(loss) else "norm of the gradients"
-            if not is_main:
-                raise SystemExit(2)  # The main process says why.
-            raise ValueError(
-                f"The {what} of step {step} is no longer a number: try a lower `optimizer.learning_rate`"
-                f"{_last_checkpoint(checkpoints)}."
-            )
-        learning_rate = schedulers[0].get_last_lr()[0]
-        for optimizer, scheduler in zip(optimizers, schedulers):
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-        if ema is not None:
-            ema.step(parameters)
+    def validate(step: int) -> None:
+        # The processes of a sharded model cannot stop one by one.
+        should_stop = (lambda: False) if is_sharded else (lambda: termination.is_requested)
+        with _averaged(ema, parameters):
+            _validate(accelerator, validation, model, encoders, folder, output_dir / "samples", step, should_stop)
 
-        progress_bar.update()
-        progress_bar.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}")
-        accelerator.log({"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}, step=step)
+    def checkpoint(step: int) -> None:
+        state = {
+            "step": step,
+            "batches": first_batch + (step - first_step) * batches_per_step,
+            "batches_per_step": batches_per_step,
+            "num_processes": accelerator.num_processes,
+            "records": records_digest,
+            "schedulers": [scheduler.state_dict() for scheduler in schedulers],
+            "failures": _gather(failures),
+            "config": config.model_dump(mode="json"),
+        }
+        save_checkpoint(accelerator, checkpoints, step, state, ema, config.keep_checkpoints)
 
-        if step % config.checkpoint_every == 0 or step == config.steps:
-            state = {
-                "step": step,
-                "batches": first_batch + (step - first_step) * batches_per_step,
-                "batches_per_step": batches_per_step,
-                "num_processes": accelerator.num_processes,
-                "records": records_digest,
-                "schedulers": [scheduler.state_dict() for scheduler in schedulers],
-                "failures": _gather(failures),
-                "config": config.model_dump(mode="json"),
-            }
-            save_checkpoint(accelerator, checkpoints, step, state, ema, config.keep_checkpoints)
-        validate_if_due(step)
-    progress_bar.close()
+    def end(step: int) -> NoReturn:
+        progress.close()
+        if is_main:
+            message = f"terminated after step {step}, of which there is a checkpoint: go on with --resume"
+            print(f"loomvideo: {message}.", file=sys.stderr)
+        accelerator.end_training()
+        raise SystemExit(TERMINATED)
+
+    progress = tqdm(total=config.steps, initial=first_step, desc="Training", unit="step", disable=not is_main)
+    # Closed before an error is told, which would stand in the bar's line otherwise
+    with termination, progress:
+        # A run that ended while it validated has its checkpoint already. All processes validate, or none.
+        if first_step > 0 and is_validation_due(first_step):
+            is_complete = _share(accelerator, lambda: validation.is_complete(output_dir / "samples", first_step))
+            if not is_complete:
+                validate(first_step)
+                if termination.is_agreed():
+                    end(first_step)
+        for step in range(first_step + 1, config.steps + 1):
+            items = [next(batches) for _ in range(config.gradient_accumulation_steps)]
+            _collect_failures(failures, items, strict)
+            # Of the whole step, so that it does not matter how its samples are divided.
+            num_elements = sum(_num_elements(item.content, vae_config) for batch in items for item in batch)
+            num_elements = accelerator.reduce(torch.tensor(float(num_elements), device=accelerator.device)).item()
+
+            loss = torch.zeros((), device=accelerator.device)
+            for index, batch in enumerate(items):
+                samples = [
+                    make_sample(item, encoders, patch_size, config.timestep_shift, accelerator.device)
+                    for item in batch
+                ]
+                groups = group_by_shape(samples)
+                for group in groups:
+                    is_last = index == len(items) - 1 and group is groups[-1]
+                    with nullcontext() if is_last else accelerator.no_sync(model):
+                        error = squared_error(model, group) / num_elements
+                        # The gradients of all processes are averaged.
+                        accelerator.backward(error * accelerator.num_processes)
+                    loss += error.detach()
+            loss = accelerator.reduce(loss).item()
+            grad_norm = float(accelerator.clip_grad_norm_(parameters, config.optimizer.max_grad_norm))
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                what = "loss" if not math.isfinite(loss) else "norm of the gradients"
+                if not is_main:
+                    raise SystemExit(2)  # The main process says why.
+                raise ValueError(
+                    f"The {what} of step {step} is no longer a number: try a lower `optimizer.learning_rate`"
+                    f"{_last_checkpoint(checkpoints)}."
+                )
+            learning_rate = schedulers[0].get_last_lr()[0]
+            for optimizer, scheduler in zip(optimizers, schedulers):
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            if ema is not None:
+                ema.step(parameters)
+
+            progress.update()
+            progress.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}")
+            _log(accelerator, {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}, step)
+
+            is_saved = step % config.checkpoint_every == 0 or step == config.steps
+            if is_saved:
+                checkpoint(step)
+            is_ending = termination.is_agreed()
+            if is_validation_due(step) and not is_ending:
+                validate(step)
+                is_ending = termination.is_agreed()
+            if is_ending:
+                if not is_saved:
+                    checkpoint(step)
+                end(step)
 
     # 6. The result
     with _averaged(ema, parameters):
@@ -340,6 +405,72 @@ def train(
     if push and is_main:
         print(f"Pushed: {push_to_hub(config, output_dir, repo_id)}")
     return result
+
+
+def _read_records(config: TrainingConfig, strict: bool) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The rows of `read_records`, and what is left out, of which it is said why."""
+    records, failures = read_records(config.data, strict)
+    for where, reason in failures.items():
+        tqdm.write(f"Skipping {where}: {reason}")
+    return records.to_list(), failures
+
+
+def _describe_plan(
+    config: TrainingConfig, sampler: TokenBatchSampler, num_trained: int, first_step: int, batches_per_step: int
+) -> str:
+    """What a training will do."""
+    counts = Counter((width, height, num_frames) for num_frames, height, width, _ in sampler.shapes)
+    lines = ["Clips by width x height x frames:"]
+    lines += [f"  {' x '.join(map(str, size)):>18} {count:9,}" for size, count in sorted(counts.items())]
+    num_batches = len(sampler.epoch(0))
+    epochs = config.steps * batches_per_step / num_batches
+    lines.append(
+        f"Training {num_trained:,} parameters from step {first_step:,} to {config.steps:,}. Samples: "
+        f"{len(sampler.shapes):,}. Batches an epoch: {num_batches:,}, a step: {batches_per_step}. "
+        f"Epochs: {epochs:,.1f}."
+    )
+    return "\n".join(lines)
+
+
+class _Termination:
+    """Notes that a process is asked to end by SIGTERM, in place of ending it, within a `with`."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.is_requested = False
+
+    def __enter__(self) -> None:
+        # Python allows only its main thread to do this.
+        self.before = None
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self._note)
+
+    def __exit__(self, *_) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _note(self, *_) -> None:
+        self.is_requested = True
+
+    def is_agreed(self) -> bool:
+        """Whether any process is asked to end; all of them learn it at the same step."""
+        is_requested = torch.tensor(float(self.is_requested), device=self.accelerator.device)
+        return self.accelerator.reduce(is_requested).item() > 0
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    # A scheduler may send SIGTERM to all processes of a job, and the parent still needs the data of its step.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _log(accelerator: Accelerator, values: dict[str, float], step: int) -> None:
+    try:
+        accelerator.log(values, step=step)
+    except OSError as error:
+        raise OSError(
+            f"The log in {accelerator.project_dir} could not be written ({error.strerror}): make room, and go on with "
+            "--resume."
+        ) from error
 
 
 def _check(
@@ -378,6 +509,13 @@ def _check(
         for file in (sample.video, sample.image, *sample.reference_images):
             if file is not None and not Path(file).is_file():
                 raise ValueError(f"`validation.samples.{index}` names {file}, which is not there.")
+        try:
+            if sample.video is not None:
+                read_video(sample.video)
+            for file in ([] if sample.image is None else [sample.image]) + sample.reference_images:
+                read_image(file)
+        except ValueError as error:
+            raise ValueError(f"`validation.samples.{index}`: {error}") from error
 
 
 def _check_targets(settings: LoraSettings, model_config: dict[str, Any]) -> None:
@@ -429,16 +567,18 @@ def _precompute(
     )
     failures = {}
     share = missing[accelerator.process_index :: accelerator.num_processes]
-    for index in tqdm(share, desc="Computing features", disable=not accelerator.is_main_process or not share):
-        record = record_of(records[index])
-        try:
-            clip = read_clip(record, "nothing")
-        except ValueError as error:
-            if strict:
-                raise ValueError(f"{record.where}: {error}") from error
-            failures[record.where] = str(error)
-        else:
-            store.write(record, clip, load_encoders())
+    is_shown = accelerator.is_main_process and share
+    with tqdm(share, desc="Computing features", disable=not is_shown) as progress:
+        for index in progress:
+            record = record_of(records[index])
+            try:
+                clip = read_clip(record, "nothing")
+            except Exception as error:  # whatever is wrong with a file
+                if strict:
+                    raise ValueError(f"{record.where}: {describe_failure(error)}") from error
+                failures[record.where] = describe_failure(error)
+            else:
+                store.write(record, clip, load_encoders())
     return _gather(failures)
 
 
@@ -614,6 +754,7 @@ def _validate(
     folder: str,
     samples_dir: Path,
     step: int,
+    should_stop: Callable[[], bool],
 ) -> None:
     model.eval()
     is_sharded = accelerator.distributed_type == DistributedType.FSDP
@@ -628,7 +769,7 @@ def _validate(
         # What it makes of the prompts changes from step to step.
         validation.prepare(lambda: LoomVideoEditPipeline.from_pipe(pipe, text_encoder=transformer.text_encoder))
         transformer = transformer.transformer
-    sheets = validation.run(transformer, pipe.vae, pipe.scheduler, samples_dir, step)
+    sheets = validation.run(transformer, pipe.vae, pipe.scheduler, samples_dir, step, should_stop)
     model.train()
     images = {f"sample {name.split('-')[-1]}": np.asarray(sheet)[None] for name, sheet in sheets.items()}
     for tracker in accelerator.trackers:
@@ -643,10 +784,7 @@ def _save_result(accelerator: Accelerator, model: torch.nn.Module, config: Train
     if config.lora is not None:
         path = output_dir / LORA_FILE
         if accelerator.is_main_process:
-            unfinished = output_dir / ".unfinished-lora"
-            save_lora(model, unfinished, state_dict=state_dict)
-            os.replace(unfinished / LORA_FILE, path)
-            unfinished.rmdir()
+            write_whole(path, lambda file: save_lora(model, Path(file).parent, state_dict=state_dict))
     else:
         path = output_dir / "transformer"
         if accelerator.is_main_process:
@@ -668,6 +806,6 @@ def _last_checkpoint(checkpoints: Path) -> str:
 
 def _report(failures: dict[str, str], is_main: bool) -> None:
     if failures and is_main:
-        print(f"Skipped {len(failures)} corrupt {'clip' if len(failures) == 1 else 'clips'}:")
+        print(f"Skipped {len(failures)} damaged {'clip' if len(failures) == 1 else 'clips'}:")
         for where, reason in sorted(failures.items()):
             print(f"  {where}: {reason}")

@@ -22,8 +22,12 @@ import torch
 from diffusers import AutoencoderKLWan, SchedulerMixin
 
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
-from ..video import contact_sheet, read_image, read_video, write_image, write_video
+from ..video import MAX_FRAMES, contact_sheet, read_image, read_video, write_image, write_video
 from .config import ValidationSample, ValidationSettings
+
+
+class _StoppedError(Exception):
+    """Ends a call of a pipeline."""
 
 
 class Validation:
@@ -34,11 +38,20 @@ class Validation:
         settings: what to make.
         num_layers: how many of the MLLM's last layers the transformer reads.
         process_index, num_processes: every process makes its share.
+        options: what the model says of how it is best called, for what the settings leave open.
     """
 
-    def __init__(self, settings: ValidationSettings, num_layers: int, process_index: int, num_processes: int):
+    def __init__(
+        self,
+        settings: ValidationSettings,
+        num_layers: int,
+        process_index: int,
+        num_processes: int,
+        options: dict[str, Any],
+    ):
         self.settings = settings
         self.num_layers = num_layers
+        self.options = options
         self.indices = range(process_index, len(settings.samples), num_processes)
         self.calls = {}
 
@@ -49,16 +62,19 @@ class Validation:
 
     def _prepare(self, sample: ValidationSample, pipe: LoomVideoEditPipeline) -> dict[str, Any]:
         """The arguments of a sample's call: pixels, size, and embeds in place of the prompt."""
-        inputs = {}
+        inputs = {name: getattr(sample, name) for name in ("height", "width", "num_frames")}
+        if sample.height is None:
+            inputs |= {name: self.options.get(name) for name in ("height", "width")}
+        if sample.num_frames is None and sample.image is None:
+            inputs["num_frames"] = self.options.get("num_frames")
+        inputs = {name: value for name, value in inputs.items() if value is not None}
         if sample.video is not None:
-            inputs["video"] = read_video(sample.video)
+            inputs["video"] = read_video(sample.video, max_frames=inputs.get("num_frames", MAX_FRAMES))
+            inputs["num_frames"] = len(inputs["video"])
         if sample.image is not None:
             inputs["image"] = read_image(sample.image)
         if sample.reference_images:
             inputs["reference_images"] = [read_image(path) for path in sample.reference_images]
-        for name in ("height", "width", "num_frames"):
-            if getattr(sample, name) is not None:
-                inputs[name] = getattr(sample, name)
         if not {"video", "image"} & set(inputs):
             pipe = LoomVideoPipeline(**pipe.components)
         with torch.no_grad():
@@ -80,14 +96,27 @@ class Validation:
         scheduler: SchedulerMixin,
         folder: Path,
         step: int,
+        should_stop: Callable[[], bool],
     ) -> dict[str, PIL.Image.Image]:
-        """Writes each sample as `step-STEP-NUMBER.mp4`, with a contact sheet; returns the sheets by name."""
+        """
+        Writes each sample as `step-STEP-NUMBER.mp4`, with a contact sheet; returns the sheets by name.
+
+        As soon as `should_stop` says so, which it is asked after each step, it makes no more of them.
+        """
+
+        def stop(pipe: LoomVideoPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict:
+            if should_stop():
+                raise _StoppedError
+            return {}
+
         sheets = {}
         settings = self.settings
-        options = {"num_inference_steps": settings.num_inference_steps}
-        for name in ("guidance_scale", "guidance_scale_visual"):
-            if getattr(settings, name) is not None:
-                options[name] = getattr(settings, name)
+        options = {}
+        for name in ("num_inference_steps", "guidance_scale", "guidance_scale_visual"):
+            value = self.options.get(name) if getattr(settings, name) is None else getattr(settings, name)
+            if value is not None:
+                options[name] = value
+        options |= {name: self.options[name] for name in ("window_frames", "window_overlap") if name in self.options}
         for index, inputs in self.calls.items():
             source = inputs["video"] if "video" in inputs else [inputs["image"]] if "image" in inputs else None
             pipeline_class = LoomVideoPipeline if source is None else LoomVideoEditPipeline
@@ -96,7 +125,10 @@ class Validation:
             )
             pipe.set_progress_bar_config(desc=f"Sample {index + 1}", leave=False)
             generator = torch.Generator().manual_seed(settings.seed)
-            frames = pipe(**inputs, **options, generator=generator).frames[0]
+            try:
+                frames = pipe(**inputs, **options, generator=generator, callback_on_step_end=stop).frames[0]
+            except _StoppedError:
+                break
             name = f"step-{step:06d}-{index + 1}"
             if len(frames) > 1:
                 write_video(folder / f"{name}.mp4", frames)
