@@ -159,8 +159,8 @@ def one_denoising_at_a_time(denoise: Callable) -> Callable:
     def wait_and_denoise(pipe: LoomVideoSharingMixin, *args: Any, **kwargs: Any) -> Any:
         if lock_of(pipe.scheduler).is_mine:
             raise RuntimeError(
-                "A callback made a call with the scheduler that called it, which keeps the state of one call: give the "
-                "other pipeline its own, by `from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))`."
+                "A callback made a call with the scheduler that called it, which keeps the state of one call: give "
+                "the other pipeline its own, by `from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))`."
             )
         scales_loras = (pipe.attention_kwargs or {}).get("scale", 1.0) != 1.0
         with pipe.use("transformer", alone=scales_loras), lock_of(pipe.scheduler).hold():

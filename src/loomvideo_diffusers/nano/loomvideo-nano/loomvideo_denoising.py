@@ -146,8 +146,8 @@ class LoomVideoDenoisingMixin:
         missing = [name for name in names if getattr(self, name, None) is None]
         if missing:
             raise ValueError(
-                f"This call needs what the pipeline does not have, `{'` and `'.join(missing)}`: load the pipeline with "
-                "it, or pass it to `from_pipe`."
+                f"This call needs what the pipeline does not have, `{'` and `'.join(missing)}`: load the "
+                "pipeline with it, or pass it to `from_pipe`."
             )
 
     def check_common_inputs(
