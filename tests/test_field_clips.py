@@ -42,7 +42,7 @@ def rewrite(source, output, audio="copy"):
     """Writes a clip's own frames as those of an edit are written; returns what was said of it."""
     footage = survey(source)
     plan = plan_output(footage, output, audio)
-    with write_footage(str(output), plan, footage) as writer:
+    with write_footage(plan, footage) as writer:
         for pixels in read_frames(footage):
             writer.write(convert_pixels(pixels, plan.pixel_format))
     return [*footage.notes, *plan.notes]

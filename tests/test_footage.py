@@ -91,7 +91,7 @@ def test_pictures_and_colors_come_back(tmp_path):
     ):
         source, output = tmp_path / f"{index}.mp4", tmp_path / f"{index}-out.mp4"
         footage = survey(make_clip(source, options={"crf": "1"}, **arguments))
-        with write_footage(str(output), plan_output(footage, output), footage) as writer:
+        with write_footage(plan_output(footage, output), footage) as writer:
             for pixels in read_frames(footage):
                 writer.write(pixels)
         before, after = (np.stack(list(read_frames(survey(path)))).astype(int) for path in (source, output))
@@ -209,7 +209,7 @@ def test_pixels_that_are_not_square(rotation, expected, tmp_path):
     footage = survey(make_clip(tmp_path / "source.mp4", rotation=rotation, pixel_aspect=Fraction(4, 3)))
     frames = list(read_frames(footage))
     for name, size in (("same.mp4", None), ("double.mp4", (2 * footage.width, footage.height))):
-        with write_footage(str(tmp_path / name), plan_output(footage, tmp_path / name), footage, size=size) as writer:
+        with write_footage(plan_output(footage, tmp_path / name), footage, size=size) as writer:
             for pixels in frames:
                 writer.write(pixels if size is None else np.hstack([pixels, pixels]))
         assert survey(tmp_path / name).pixel_aspect == expected

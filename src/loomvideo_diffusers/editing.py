@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 
 from .decoding import PIXEL_FORMATS, convert_pixels, is_sequence, sequence_files
 from .encoding import plan_output, write_footage
-from .files import remove_leftovers, write_whole
+from .files import lock_beside, remove_leftovers, write_whole
 from .footage import Footage, read_frames, read_model_frames, spread_frames, spread_indices
 from .pipelines import LoomVideoEditPipeline
 from .pipelines.loomvideo_frames import (
@@ -217,30 +217,23 @@ def edit_footage(
     compare_plan = None if compare is None else plan_output(shown, compare, audio, 2 * footage.width)
     fit = edit.fit(footage)
     progress = _Progress(output, edit.digest(footage, model), edit.seed)
-    latents = _denoise(pipe, footage, edit, fit, progress)
-
-    chosen, sheet = set(spread_indices(footage)), ([], [])
-
-    def write(file: str, compare_file: str | None) -> None:
+    with lock_beside(output):
+        latents = _denoise(pipe, footage, edit, fit, progress)
         with ExitStack() as stack:
-            writer = stack.enter_context(write_footage(file, output_plan, footage, comment))
+            writers = [stack.enter_context(write_footage(output_plan, footage, comment))]
             if compare_plan is not None:
                 size = (2 * footage.width, footage.height)
-                comparison = stack.enter_context(write_footage(compare_file, compare_plan, footage, comment, size))
+                writers.append(stack.enter_context(write_footage(compare_plan, footage, comment, size)))
+            chosen, sheet = set(spread_indices(footage)), ([], [])
             for index, (before, after) in enumerate(_results(pipe, latents, shown, edit, fit)):
-                writer.write(after)
-                if compare_plan is not None:
+                writers[0].write(after)
+                for comparison in writers[1:]:
                     comparison.write(convert_pixels(np.hstack([before, after]), compare_plan.pixel_format))
                 if index in chosen:
                     for row, pixels in zip(sheet, (before, after)):
                         row.append(convert_pixels(pixels, "rgb24"))
-
-    if compare_plan is None:
-        write_whole(output, lambda file: write(file, None))
-    else:
-        write_whole(compare, lambda compared: write_whole(output, lambda file: write(file, compared)))
-    pipe.maybe_free_model_hooks()
-    progress.remove()
+        pipe.maybe_free_model_hooks()
+        progress.remove()
     return sheet
 
 

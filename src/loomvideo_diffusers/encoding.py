@@ -25,6 +25,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from .decoding import FRAME_NUMBER, PIXEL_FORMATS, open_video, silence_av
+from .files import whole_file
 from .footage import Footage
 from .sound import AUDIO_MODES, CONTAINERS, Track, add_sound, plan_sound
 from .video import add_video_stream, check_output_path, write_gif
@@ -206,8 +207,8 @@ class GifWriter:
 class SequenceWriter:
     """Writes frames as images with the numbers from 1 on; made by `write_footage`."""
 
-    def __init__(self, file: str, plan: OutputPlan):
-        self.file = Path(file)
+    def __init__(self, file: Path, plan: OutputPlan):
+        self.file = file
         self.plan = plan
         self.num_written = 0
 
@@ -232,13 +233,12 @@ class SequenceWriter:
 
 @contextmanager
 def write_footage(
-    file: str, plan: OutputPlan, footage: Footage, comment: str = "", size: tuple[int, int] | None = None
+    plan: OutputPlan, footage: Footage, comment: str = "", size: tuple[int, int] | None = None
 ) -> Iterator[FootageWriter | GifWriter | SequenceWriter]:
     """
-    Opens a file for the frames of an edited clip.
+    Writes the frames of an edited clip to the planned file, which appears when all of it is written.
 
     Args:
-        file: where to, or the pattern of an image sequence.
         plan: what `plan_output` returned.
         footage: the clip, whose times and colors the file gets.
         comment: what the file says of itself; image sequences say nothing.
@@ -248,20 +248,27 @@ def write_footage(
         OSError: if it cannot be written.
     """
     silence_av()
-    if not plan.codec:
-        writer = GifWriter(file, footage, comment) if plan.kind == ".gif" else SequenceWriter(file, plan)
-        yield writer
-        writer.close()
-        return
-    # Matroska would give itself a random number.
-    options = {"fflags": "+bitexact"} | ({} if plan.kind == ".mkv" else {"movflags": "faststart"})
-    try:
-        with ExitStack() as stack:
-            container = stack.enter_context(av.open(file, "w", format=CONTAINERS[plan.kind], options=options))
+    with whole_file(plan.path) as file, ExitStack() as stack:
+        if plan.kind == ".gif":
+            writer = GifWriter(str(file), footage, comment)
+        elif not plan.codec:
+            writer = SequenceWriter(file, plan)
+        else:
+            # Matroska would give itself a random number.
+            options = {"fflags": "+bitexact"} | ({} if plan.kind == ".mkv" else {"movflags": "faststart"})
+            stack.enter_context(_writing(plan.path))
+            container = av.open(str(file), "w", format=CONTAINERS[plan.kind], options=options)
+            container = stack.enter_context(container)
             container.metadata["comment"] = comment
             writer = FootageWriter(container, plan, footage, stack, size or (footage.width, footage.height))
-            yield writer
-            writer.close()
+        yield writer
+        writer.close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says which file it is that cannot be written; errors of reading say so themselves."""
+    try:
+        yield
     except av.error.FFmpegError as error:
-        # Errors of reading are none of these.
-        raise OSError(f"{plan.path} cannot be written ({error.strerror}): choose another folder or format.") from error
+        raise OSError(f"{path} cannot be written ({error.strerror}): choose another folder or format.") from error

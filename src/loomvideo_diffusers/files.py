@@ -47,16 +47,16 @@ class DiskFullError(OSError):
     """There is no room for a file."""
 
 
-def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """
-    Has `write` write a file in a hidden folder beside `path`, where it appears when all of it is written.
+    Yields a path of the same name in a hidden folder beside `path`, where what is written appears when all of it is.
 
     The hidden folder is locked for as long, and the lock ends with the process: what a killed run left is removed by
     the next call for the same path, and what another run is writing is left alone.
 
     Args:
         path: where to, or the pattern of the names of several files; the folder is made if needed.
-        write: is called with the temporary path, of the same name.
 
     Raises:
         ValueError: if there can be no file at `path`.
@@ -64,10 +64,16 @@ def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
     """
     path = Path(path)
     with _unfinished(path) as unfinished:
-        write(str(unfinished))
+        yield unfinished
         for written in sorted(unfinished.parent.iterdir()):
             os.chmod(written, 0o644)
             os.replace(written, path.with_name(written.name))
+
+
+def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+    """Has `write` write a file, given the path to write to, see `whole_file`."""
+    with whole_file(path) as unfinished:
+        write(str(unfinished))
 
 
 def replace_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
