@@ -16,6 +16,7 @@
 import json
 import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -700,6 +701,45 @@ def test_without_effect(pipe, warnings, run, tmp_path):
     status, lines = run("--lora", tmp_path / "zero.safetensors")
     assert status == 2
     assert "has no effect" in lines[0]
+
+
+def test_changed_tensors(pipe):
+    """LoRAs some of whose tensors are cut, turned, cast, renamed, or gone: one sentence, or they load and unload."""
+    choices = Random(0)
+    changes = {
+        "shorter": lambda tensor: tensor[:-1].contiguous(),
+        "narrower": lambda tensor: tensor[..., :-1].contiguous(),
+        "turned": lambda tensor: tensor.T.contiguous(),
+        "flat": lambda tensor: tensor.flatten(),
+        "with more axes": lambda tensor: tensor[..., None, None].contiguous(),
+        "nothing": lambda tensor: tensor[:0].contiguous(),
+        "infinite": lambda tensor: tensor * 1e39,
+        "integers": lambda tensor: tensor.to(torch.int8),
+        "complex": lambda tensor: tensor.to(torch.complex64),
+        "half": lambda tensor: tensor.half(),
+        "double": lambda tensor: tensor.double(),
+    }
+    endings = [*[""] * 8, ".diff", ".diff_b", ".alpha", ".dora_scale", ".lora_B.bias", ".lokr_w1", ".hada_w1_a"]
+    num_loaded, sentences = 0, []
+    for _ in range(200):
+        tensors = dict(SPELLINGS[choices.choice([*SPELLINGS])])
+        for _ in range(choices.randint(1, 2)):
+            name = choices.choice([name for name, tensor in tensors.items() if tensor.ndim])
+            tensor = changes[choices.choice([*changes])](tensors.pop(name))
+            ending = choices.choice(endings)
+            tensors[f"{name.rsplit('.', 2)[0]}{ending}" if ending else name] = tensor
+        try:
+            pipe.load_lora_weights(tensors, adapter_name="mine")
+        except ValueError as error:
+            sentences.append(str(error))
+        else:
+            assert all(parameter.isfinite().all() for parameter in pipe.transformer.parameters())
+            pipe.unload_lora_weights()
+            num_loaded += 1
+        check_untouched(pipe)
+    assert num_loaded > 10
+    assert len(sentences) > 50
+    assert all(sentence.startswith("The LoRA ") and "\n" not in sentence for sentence in sentences)
 
 
 # Adapters beside and after each other
