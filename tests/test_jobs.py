@@ -17,10 +17,12 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from torch.nn.modules.module import register_module_forward_hook
 
 from loomvideo_diffusers import cli
 from loomvideo_diffusers.video import read_image, read_video
@@ -72,6 +74,15 @@ def test_one_process_goes_on(jobs, model_folder, tmp_path, capsys):
     assert f"job 3 of 4, {tmp_path / 'none.mp4'}: " in errors
     assert errors.splitlines()[-1] == "loomvideo: error: 1 of 4 jobs failed: the others are done."
     assert (tmp_path / "cup.mp4").exists()
+
+
+def test_negative_prompts_are_encoded_once(jobs, model_folder, capsys):
+    """The MLLM reads each edit's words and, without them, its pixels; and once what all edits are to avoid."""
+    counts = Counter()
+    hook = register_module_forward_hook(lambda module, *_: counts.update([type(module).__name__]))
+    assert cli.main(["edit", "--jobs", str(jobs), "--model", str(model_folder), *OPTIONS]) == 2
+    hook.remove()
+    assert counts["Qwen3VLTextModel"] == 3 * 2 + 1
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ from .pipelines.loomvideo_frames import (
     nearest_size,
     read_references,
 )
+from .pipelines.loomvideo_sharing import one_call_at_a_time
 from .progress import progress_bar
 
 
@@ -178,6 +179,7 @@ class Edit:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+@one_call_at_a_time
 @torch.no_grad()
 def edit_footage(
     pipe: LoomVideoEditPipeline,
@@ -188,6 +190,7 @@ def edit_footage(
     comment: str = "",
     model: str = "",
     audio: str = "copy",
+    negative_prompt_embeds: torch.Tensor | None = None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """
     Edits a clip of any length, size and rate, and writes it with its own times, colors and sound.
@@ -204,6 +207,7 @@ def edit_footage(
         comment: what the file says of itself.
         model: what the pipeline was loaded from, LoRAs too: what one model broke off, no other goes on with.
         audio: `copy`, `encode` or `none`, see `plan_output`.
+        negative_prompt_embeds: what `encode_negative_prompt` made of the edit's negative prompt, if it is for many.
 
     Returns:
         A few frames from all over the clip, and what became of them, uint8 `[H, W, 3]`.
@@ -218,7 +222,7 @@ def edit_footage(
     fit = edit.fit(footage)
     progress = _Progress(output, edit.digest(footage, model), edit.seed)
     with lock_beside(output):
-        latents = _denoise(pipe, footage, edit, fit, progress)
+        latents = _denoise(pipe, footage, edit, fit, progress, negative_prompt_embeds)
         with ExitStack() as stack:
             writers = [stack.enter_context(write_footage(output_plan, footage, comment))]
             if compare_plan is not None:
@@ -238,14 +242,17 @@ def edit_footage(
 
 
 def edit_preview(
-    pipe: LoomVideoEditPipeline, footage: Footage, edit: Edit
+    pipe: LoomVideoEditPipeline, footage: Footage, edit: Edit, negative_prompt_embeds: torch.Tensor | None = None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Edits a few frames that are spread over a clip, as images. Returns them before and after, uint8 `[H, W, 3]`."""
     fit = edit.fit(footage)
     before = [convert_pixels(pixels, "rgb24") for pixels in spread_frames(footage)]
+    if negative_prompt_embeds is not None:
+        negative_prompt_embeds = negative_prompt_embeds.expand(len(before), -1, -1, -1)
     pictures = pipe(
         [edit.prompt] * len(before),
-        negative_prompt=edit.negative_prompt,
+        negative_prompt=edit.negative_prompt if negative_prompt_embeds is None else None,
+        negative_prompt_embeds=negative_prompt_embeds,
         image=[fit.lay_in(pixels) for pixels in before],
         reference_images=list(edit.references) or None,
         num_inference_steps=edit.num_inference_steps,
@@ -260,7 +267,12 @@ def edit_preview(
 
 
 def _denoise(
-    pipe: LoomVideoEditPipeline, footage: Footage, edit: Edit, fit: Fit, progress: "_Progress"
+    pipe: LoomVideoEditPipeline,
+    footage: Footage,
+    edit: Edit,
+    fit: Fit,
+    progress: "_Progress",
+    negative_prompt_embeds: torch.Tensor | None,
 ) -> torch.Tensor:
     """The latents of the result."""
     references = fit_all(read_references(list(edit.references) or None, 1), fit.height, fit.width)
@@ -320,7 +332,7 @@ def _denoise(
         num_videos_per_prompt=1,
         prompt_embeds=(None, None),
         visual_prompt_embeds=(None, None),
-        negative_prompt_embeds=(None, None),
+        negative_prompt_embeds=(negative_prompt_embeds, None),
     )
 
     def keep(

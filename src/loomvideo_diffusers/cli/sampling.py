@@ -40,6 +40,7 @@ SMALLEST_MEMORY = 200_000_000
 # torch, diffusers and transformers take seconds to import, so the functions that need them do it.
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from diffusers import DiffusionPipeline
     from torch import nn
 
@@ -78,7 +79,7 @@ def edit(arguments: argparse.Namespace) -> None:
     run(_load("LoomVideoEditPipeline", arguments, stopwatch))
 
 
-def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callable[["DiffusionPipeline"], None]:
+def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callable[..., None]:
     """Checks all that an edit needs, and returns what does it with a pipeline."""
     from ..decoding import is_sequence
     from ..video import IMAGE_SUFFIXES, check_output_path, read_image
@@ -98,9 +99,7 @@ def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callab
     return (_prepare_image if is_image else _prepare_footage)(arguments, references, stopwatch)
 
 
-def _prepare_image(
-    arguments: argparse.Namespace, references: list[Any], stopwatch: Stopwatch
-) -> Callable[["DiffusionPipeline"], None]:
+def _prepare_image(arguments: argparse.Namespace, references: list[Any], stopwatch: Stopwatch) -> Callable[..., None]:
     from ..video import IMAGE_SUFFIXES, check_output_path, read_image
 
     for name in OPTIONS_OF_FOOTAGE:
@@ -112,8 +111,10 @@ def _prepare_image(
     with stopwatch.stage("read"):
         image = read_image(arguments.input)
 
-    def run(pipe: "DiffusionPipeline") -> None:
-        frames = _run(pipe, {"image": image, "reference_images": references or None}, arguments, stopwatch)
+    def run(pipe: "DiffusionPipeline", negative_prompt_embeds: "torch.Tensor | None" = None) -> None:
+        inputs = {"image": image, "reference_images": references or None}
+        inputs["negative_prompt_embeds"] = negative_prompt_embeds
+        frames = _run(pipe, inputs, arguments, stopwatch)
         _write(frames, pipe, arguments, stopwatch)
         if arguments.contact_sheet is not None:
             _write_contact_sheet([image], frames, arguments.contact_sheet)
@@ -123,7 +124,7 @@ def _prepare_image(
 
 def _prepare_footage(
     arguments: argparse.Namespace, references: list[Any], stopwatch: Stopwatch
-) -> Callable[["DiffusionPipeline"], None]:
+) -> Callable[..., None]:
     from ..decoding import is_sequence
     from ..editing import Edit, edit_footage, edit_preview
     from ..encoding import check_footage_path, plan_output
@@ -165,19 +166,18 @@ def _prepare_footage(
     )
     edit.fit(footage)
 
-    def run(pipe: "DiffusionPipeline") -> None:
+    def run(pipe: "DiffusionPipeline", negative_prompt_embeds: "torch.Tensor | None" = None) -> None:
         reading = _progress_bar("Reading the prompt", pipe.text_encoder.language_model.layers)
         comment = _describe(pipe, arguments)
         if arguments.preview is not None:
             with reading:
-                before, after = edit_preview(pipe, footage, edit)
+                before, after = edit_preview(pipe, footage, edit, negative_prompt_embeds)
             _write_contact_sheet(before, after, arguments.preview, comment)
             return
         model = shlex.join([arguments.model, *arguments.lora])
         with stopwatch.stage("edit"), reading:
-            before, after = edit_footage(
-                pipe, footage, edit, arguments.output, arguments.compare, comment, model, audio
-            )
+            results = (arguments.output, arguments.compare)
+            before, after = edit_footage(pipe, footage, edit, *results, comment, model, audio, negative_prompt_embeds)
         print(
             f"Wrote {arguments.output}: {len(footage.times)} frames at {float(footage.rate):.4g} a second, "
             f"{footage.width} x {footage.height}, seed {arguments.seed} ({stopwatch})."
@@ -199,17 +199,29 @@ def _edit_jobs(arguments: argparse.Namespace) -> None:
     jobs = share_of_process(read_jobs(arguments.jobs))
     pipe = _load("LoomVideoEditPipeline", arguments, Stopwatch())
     num_failed = 0
+    encoded = None
     for number, job in enumerate(jobs, start=1):
         values = vars(arguments) | job.model_dump() | {"jobs": None}
         of_job = argparse.Namespace(**values | {"seed": arguments.seed if job.seed is None else job.seed})
         try:
-            _prepare_edit(of_job, Stopwatch())(pipe)
+            run = _prepare_edit(of_job, Stopwatch())
+            if encoded is None or encoded[0] != of_job.negative_prompt:
+                encoded = (of_job.negative_prompt, _encode_negative_prompt(pipe, of_job.negative_prompt))
+            run(pipe, encoded[1])
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             num_failed += 1
             print(f"loomvideo: job {number} of {len(jobs)}, {job.output}: {one_line(error)}", file=sys.stderr)
     wait_for_other_processes()
     if num_failed:
         raise ValueError(f"{num_failed} of {len(jobs)} jobs failed: the others are done.")
+
+
+def _encode_negative_prompt(pipe: "DiffusionPipeline", negative_prompt: str | None) -> "torch.Tensor":
+    """What many edits share, encoded once."""
+    import torch
+
+    with torch.no_grad():
+        return pipe.encode_negative_prompt(negative_prompt)[0]
 
 
 def _use_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -347,7 +359,7 @@ def _run(
 
     options = {
         "prompt": arguments.prompt,
-        "negative_prompt": arguments.negative_prompt,
+        "negative_prompt": arguments.negative_prompt if inputs.get("negative_prompt_embeds") is None else None,
         "height": arguments.height,
         "width": arguments.width,
         "num_inference_steps": arguments.steps,
