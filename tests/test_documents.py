@@ -20,8 +20,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +64,18 @@ def snippets(document: Path, language: str) -> list[str]:
     return found
 
 
+def write_training_example() -> dict[str, Any]:
+    """Writes the clips and the records of the training that the README describes, and returns its settings."""
+    Path("clips").mkdir()
+    jobs, records = snippets(README, "jsonl")
+    Path("jobs.jsonl").write_text(jobs)
+    for name in re.findall(r'"([\w-]+\.(?:mp4|jpg))"', records):
+        shutil.copy(FIXTURES / ("cat.mp4" if name.endswith("mp4") else "coffee.jpg"), Path("clips") / name)
+    Path("clips/records.jsonl").write_text(records)
+    (settings,) = snippets(README, "yaml")
+    return yaml.safe_load(settings)
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, model_folder):
     """A folder with the files that the snippets name, in which calls without sizes are small."""
@@ -73,15 +87,7 @@ def workplace(tmp_path, monkeypatch, model_folder):
     for name in ("street.jpg", "shirt.jpg", "man.jpg", "lawn.jpg"):
         shutil.copy(FIXTURES / "coffee.jpg", name)
 
-    # The clips, the records and the settings of the training that the README describes
-    Path("clips").mkdir()
-    jobs, records = snippets(README, "jsonl")
-    Path("jobs.jsonl").write_text(jobs)
-    for name in re.findall(r'"([\w-]+\.(?:mp4|jpg))"', records):
-        shutil.copy(FIXTURES / ("cat.mp4" if name.endswith("mp4") else "coffee.jpg"), Path("clips") / name)
-    Path("clips/records.jsonl").write_text(records)
-    (settings,) = snippets(README, "yaml")
-    settings = yaml.safe_load(settings)
+    settings = write_training_example()
     assert settings["model"] == "loomvideo-5b"
     settings["data"]["sizes"] = [[64, 64]]
     settings |= {"steps": 2, "mixed_precision": "no"}
@@ -210,6 +216,19 @@ def test_cards_of_what_was_trained(kind, workplace, model_folder):
     assert namespace["video"].shape == (5, 64, 64, 3)
     assert ("text_encoder" in namespace) == (kind == "full with its MLLM")
     assert ("lora" in ModelCard.load(card).data.tags) == (kind == "lora")
+
+
+def test_training_example_on_nano(tmp_path, monkeypatch, capsys):
+    """As it stands but for the number of steps: at nano's sizes, lengths and steps, in seconds a step at most."""
+    monkeypatch.chdir(tmp_path)
+    Path("cat.yaml").write_text(yaml.safe_dump(write_training_example() | {"model": "nano", "steps": 2}))
+    start = time.monotonic()
+    assert cli.main(["train", "cat.yaml"]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert time.monotonic() - start < 120
+    assert "96 x 96 x 17         4" in capsys.readouterr().out
+    for name in ("step-000002-1.mp4", "step-000002-2.mp4"):
+        assert read_video(Path("my-lora") / "samples" / name).shape == (17, 96, 96, 3)
 
 
 @pytest.mark.parametrize("document", [README, MODEL / "README.md"], ids=["README.md", "nano"])
