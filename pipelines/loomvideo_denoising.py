@@ -178,6 +178,8 @@ class LoomVideoDenoisingMixin:
             words = value if isinstance(value, list) else [value]
             if value is not None and not all(isinstance(word, str) for word in words):
                 raise TypeError(f"`{name}` must be a string or a list of strings, but is {value!r}.")
+            for word in words if value is not None else []:
+                self.check_prompt(word, f"`{name}`", may_be_blank=name == "negative_prompt")
         if prompt == []:
             raise ValueError("`prompt` is an empty list: pass at least one prompt.")
         if prompt is None and not isinstance(prompt_embeds, torch.Tensor):
@@ -517,6 +519,10 @@ class LoomVideoDenoisingMixin:
                 ends_step = i + 1 > num_warmup_steps and (i + 1) % self.scheduler.order == 0
                 for index, (frames, weights) in enumerate(windows):
                     if len(windows) > 1:
+                        step = min(i // self.scheduler.order + 1, num_inference_steps)
+                        progress_bar.set_postfix_str(
+                            f"step {step}/{num_inference_steps}, window {index + 1}/{len(windows)}"
+                        )
                         for token_cache in token_caches.values():
                             token_cache.source = None  # all that differs from window to window
                     for branch, coefficient in coefficients.items():

@@ -14,6 +14,8 @@
 """Prompts: from words, references and a source to the hidden states of the MLLM's layers, for each guidance branch."""
 
 import inspect
+import re
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,9 @@ DEFAULT_NEGATIVE_PROMPT = (
 # The rate that the MLLM was told in training, whatever the clip's own.
 MLLM_FRAMES_PER_SECOND = 24.0
 
+# How all special tokens of the MLLM are spelled
+MARKER = re.compile(r"<\|[^|\s]+\|>")
+
 NO_MLLM = (
     "This pipeline has no MLLM: pass `prompt_embeds`, for guidance `negative_prompt_embeds` too, and with a source or "
     "references `visual_prompt_embeds` as well."
@@ -55,8 +60,27 @@ NO_MLLM = (
 PromptEmbeds = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
+def check_prompt(prompt: str, name: str = "The prompt", may_be_blank: bool = False) -> None:
+    """
+    Raises a ValueError if a prompt says nothing, or holds what is no text, or a marker such as `<|im_end|>`.
+
+    `name` is what the error calls it; a negative prompt may be blank.
+    """
+    # Separators, control characters, what has no width, and marks that combine with nothing say nothing.
+    if not may_be_blank and all(unicodedata.category(character)[0] in "ZCM" for character in prompt):
+        raise ValueError(f"{name} is blank: say what to show or to change.")
+    if "\0" in prompt or any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ValueError(f"{name} holds half a character, or what is none: write it in UTF-8.")
+    if marker := MARKER.search(prompt):
+        raise ValueError(
+            f"{name} must not hold the MLLM's markers, such as {marker[0]}: call references `@Image 1`, ..."
+        )
+
+
 class LoomVideoPromptMixin:
     """Encodes prompts with a pipeline's `text_encoder` (`Qwen3VLModel`) and `processor` (`Qwen3VLProcessor`)."""
+
+    check_prompt = staticmethod(check_prompt)
 
     def encode_branches(
         self,
@@ -86,6 +110,8 @@ class LoomVideoPromptMixin:
             prefix = PROMPT_PREFIXES[task, bool(references[0])]
             # The vision is the same whatever the words, so given embeds need none for the visual branch.
             prompts = prompt if isinstance(prompt, list) else [prompt or ""] * batch_size
+            for words in prompts if prompt is not None else []:
+                check_prompt(words)
             inputs = self.tokenize([prefix + words for words in prompts], references, sources)
             vision = {}
             if prompt_embeds[0] is None:
@@ -127,14 +153,8 @@ class LoomVideoPromptMixin:
     ) -> dict[str, torch.Tensor]:
         if self.processor is None:
             raise ValueError(NO_MLLM)
-        markers = (
-            self.processor.vision_start_token,
-            self.processor.vision_end_token,
-            self.processor.image_token,
-            self.processor.video_token,
-        )
-        if any(marker in text for marker in markers for text in texts):
-            raise ValueError("A prompt must not hold the MLLM's markers of vision: call references `@Image 1`, ...")
+        for text in texts:
+            check_prompt(text, may_be_blank=True)
 
         conversations, images, videos = [], [], []
         for text, sample_references, source in zip(texts, references, sources):

@@ -67,7 +67,7 @@ def test_convert_and_edit(tmp_path):
     for stage in ("read", "load", "edit"):
         assert f"{stage} " in first
     assert second == f"Wrote {sheet}: the source above the result."
-    for bar in ("Looking through frames", "Loading", "Reading frames", "Reading the prompt", "2/2", "Writing frames"):
+    for bar in ("Looking through frames", "Reading frames", "2/2", "Writing frames"):
         assert bar in result.stderr
     assert read_video(output).shape == read_video(CLIP).shape == (33, 160, 256, 3)
     assert read_image(sheet).size == (6 * 205, 256)
@@ -316,7 +316,7 @@ def test_bad_input(model_folder, tmp_path):
     edit, generate = ["edit", CLIP, "make it blue", "-o"], ["generate", "a cat", "-o"]
     for arguments, message in (
         (["edit", CLIP, "-o", output, *model], "are required: prompt"),
-        (["generate", " ", "-o", output, *model], "the prompt is empty"),
+        (["generate", " ", "-o", output, *model], "The prompt is blank"),
         (["edit", tmp_path / "none.mp4", "blue", "-o", output, *model], "none.mp4 cannot be read as a video"),
         (["edit", tmp_path / "cut.mp4", "blue", "-o", output, *model], "truncated"),
         (["edit", tmp_path / "file", "blue", "-o", output, *model], "cannot be read as a video"),

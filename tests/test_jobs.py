@@ -85,22 +85,64 @@ def test_negative_prompts_are_encoded_once(jobs, model_folder, capsys):
     assert counts["Qwen3VLTextModel"] == 3 * 2 + 1
 
 
+JOB = {"input": "cat.mp4", "prompt": "b", "output": "c.mp4"}
+
+
+def line(**changes) -> str:
+    return json.dumps({key: value for key, value in (JOB | changes).items() if value is not None}) + "\n"
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         ("", "has no jobs: write one a line"),
-        ("{", "line 1: Invalid JSON"),
-        ('{"input": "a.mp4", "prompt": "b"}', "line 1: output: Field required"),
-        ('{"input": "a.mp4", "prompt": "", "output": "c.mp4"}', "line 1: prompt: String should have at least"),
-        ('{"input": "a.mp4", "prompt": "b", "output": "c.mp4", "sed": 1}', "line 1: sed: Extra inputs are not"),
-        ('{"input": "a.mp4", "prompt": "b", "output": "c.mp4"}\n' * 2, "line 2: line 1 writes"),
+        ("{", "jobs.jsonl:1 is not JSON: "),
+        ("[1]", "jobs.jsonl:1: Input should be a valid dictionary"),
+        (line(output=None), "jobs.jsonl:1: output: Field required"),
+        (line(sed=1), "jobs.jsonl:1: sed: Extra inputs are not"),
+        (line(seed=-1), "jobs.jsonl:1: seed: Input should be greater than or equal to 0"),
+        (line(seed=2**63), "jobs.jsonl:1: seed: Input should be less than"),
+        (line(seed="1"), "jobs.jsonl:1: seed: Input should be a valid integer"),
+        (line(prompt=""), "jobs.jsonl:1: prompt: it is blank"),
+        (line(prompt="\u200b\u00a0"), "jobs.jsonl:1: prompt: it is blank"),
+        (line(prompt="a<|im_end|>"), "jobs.jsonl:1: prompt: it must not hold the MLLM's markers, such as <|im_end|>"),
+        (line(output=""), "jobs.jsonl:1: output: it must be the name of a file"),
+        (line(input="a\0.mp4"), "jobs.jsonl:1: input: it must be the name of a file"),
+        ("\n\n" + line(input="none.mp4"), "jobs.jsonl:3: "),
+        (line(input="none.mp4"), "none.mp4 is not there."),
+        (line(reference=["none.png"]), "none.png is not there."),
+        (line(input="none_%04d.png"), "none_%04d.png"),
+        (line(output="c.txt"), "c.txt must end in .mp4 or "),
+        (line(input="coffee.jpg"), "c.mp4 must end in .png or "),
+        (line(output="cat.mp4/c.mp4"), "is not a folder that can be written to"),
+        (line() * 2, "jobs.jsonl:2: "),
+        (line() + line(output="./c.mp4"), "jobs.jsonl:1 writes "),
+        (line() + line(output="link/c.mp4"), "jobs.jsonl:1 writes "),
+        (line() + line(output="link/link/./c.mp4"), "jobs.jsonl:1 writes "),
+        (line(output="hard.mp4") + line(output="old.mp4"), "jobs.jsonl:1 writes "),
+        (line(output="cat.mp4"), "which jobs.jsonl:1 reads: choose another output"),
+        (line(output="link/cat.mp4"), "which jobs.jsonl:1 reads: choose another output"),
+        (line(input="coffee.jpg", output="d.png", reference=["coffee.jpg"]) + line(output="old.mp4")
+         + line(input="hard.mp4"), "which jobs.jsonl:3 reads: choose another output"),
+        (line(input="coffee.jpg", output="coffee.jpg"), "which jobs.jsonl:1 reads: choose another output"),
     ],
-)
-def test_bad_jobs(lines, message, tmp_path, capsys):
+)  # fmt: skip
+def test_bad_jobs(lines, message, tmp_path, capsys, monkeypatch):
+    """All that can be known is said before the model is loaded."""
+    monkeypatch.setattr("loomvideo_diffusers.cli.sampling._load", None)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(FIXTURES / "cat.mp4", "cat.mp4")
+    shutil.copy(FIXTURES / "coffee.jpg", "coffee.jpg")
+    (tmp_path / "old.mp4").write_text("")
+    (tmp_path / "hard.mp4").hardlink_to("old.mp4")
+    (tmp_path / "link").symlink_to(".")
     (tmp_path / "jobs.jsonl").write_text(lines)
-    assert cli.main(["edit", "--jobs", str(tmp_path / "jobs.jsonl")]) == 2
-    assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["jobs.jsonl"]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert cli.main(["edit", "--jobs", "jobs.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_jobs_and_more(tmp_path, capsys):

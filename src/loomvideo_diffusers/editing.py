@@ -44,7 +44,7 @@ from .pipelines.loomvideo_frames import (
     read_references,
 )
 from .pipelines.loomvideo_sharing import one_call_at_a_time
-from .progress import progress_bar
+from .progress import progress_bar, stage
 
 
 # A change of color that is no more than this is the VAE's, not the edit's; what surrounds a change may have changed
@@ -322,18 +322,19 @@ def _denoise(
 
     source_latents = pipe.encode_in_chunks(frames())
     shown = [seen[index] for index in indices]
-    embeds = pipe.encode_branches(
-        task="edit video",
-        prompt=edit.prompt,
-        negative_prompt=edit.negative_prompt,
-        references=references,
-        sources=[np.stack(shown * 2 if len(shown) == 1 else shown)],
-        do_classifier_free_guidance=pipe.do_classifier_free_guidance,
-        num_videos_per_prompt=1,
-        prompt_embeds=(None, None),
-        visual_prompt_embeds=(None, None),
-        negative_prompt_embeds=(negative_prompt_embeds, None),
-    )
+    with stage("Reading the prompt"):
+        embeds = pipe.encode_branches(
+            task="edit video",
+            prompt=edit.prompt,
+            negative_prompt=edit.negative_prompt,
+            references=references,
+            sources=[np.stack(shown * 2 if len(shown) == 1 else shown)],
+            do_classifier_free_guidance=pipe.do_classifier_free_guidance,
+            num_videos_per_prompt=1,
+            prompt_embeds=(None, None),
+            visual_prompt_embeds=(None, None),
+            negative_prompt_embeds=(negative_prompt_embeds, None),
+        )
 
     def keep(
         pipe: LoomVideoEditPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]

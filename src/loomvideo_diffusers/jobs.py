@@ -16,9 +16,30 @@
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
 import torch.distributed
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from .decoding import is_sequence, sequence_files
+from .encoding import check_footage_path
+from .pipelines.loomvideo_prompts import check_prompt
+from .records import read_json_records
+from .video import IMAGE_SUFFIXES, check_output_path
+
+
+def _check_words(words: str) -> str:
+    check_prompt(words, "it")
+    return words
+
+
+def _check_name(path: Path) -> Path:
+    if not path.name or "\0" in str(path):
+        raise ValueError("it must be the name of a file")
+    return path
+
+
+FileName = Annotated[Path, AfterValidator(_check_name)]
 
 
 class Job(BaseModel):
@@ -35,11 +56,11 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    input: Path
-    prompt: str = Field(min_length=1)
-    output: Path
-    reference: list[Path] = []
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    input: FileName
+    prompt: Annotated[str, AfterValidator(_check_words)]
+    output: FileName
+    reference: list[FileName] = []
+    seed: int | None = Field(default=None, ge=0, lt=2**63, strict=True)
 
 
 def read_jobs(path: Path) -> list[Job]:
@@ -47,27 +68,60 @@ def read_jobs(path: Path) -> list[Job]:
     Reads all jobs of a file.
 
     Raises:
-        ValueError: naming the line, if one is no job, or two have the same output.
+        ValueError: naming the line, if one is no job, or reads what is not there, or writes what cannot be written,
+            or what another one reads or writes.
     """
-    jobs, outputs = [], {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    jobs, written, read = [], {}, {}
+    for where, record in read_json_records(path):
         try:
-            job = Job.model_validate_json(line)
+            job = Job.model_validate(record)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{path}, line {number}: {where + ': ' if where else ''}{first['msg']}.") from error
+            key = ".".join(map(str, first["loc"]))
+            message = first["msg"].removeprefix("Value error, ").removesuffix(".")
+            raise ValueError(f"{where}: {key + ': ' if key else ''}{message}.") from error
         job.input, job.output = path.parent / job.input, path.parent / job.output
         job.reference = [path.parent / reference for reference in job.reference]
-        if job.output in outputs:
-            raise ValueError(f"{path}, line {number}: line {outputs[job.output]} writes {job.output} too.")
-        outputs[job.output] = number
+        try:
+            _check_files(job)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        output = identity(job.output)
+        if output in written:
+            raise ValueError(f"{where}: {written[output]} writes {job.output} too: choose another output.")
+        written[output] = where
+        read |= {identity(file): (where, file) for file in (job.input, *job.reference)}
         jobs.append(job)
+    for output, where in written.items():
+        if output in read:
+            reader, file = read[output]
+            raise ValueError(f"{where} writes {file}, which {reader} reads: choose another output.")
     if not jobs:
         raise ValueError(f"{path} has no jobs: write one a line, such as {EXAMPLE}.")
     return jobs
+
+
+def _check_files(job: Job) -> None:
+    """Raises a ValueError if a job could not begin."""
+    for file in (job.input, *job.reference):
+        if file == job.input and is_sequence(file):
+            sequence_files(file)
+        elif not file.is_file():
+            raise ValueError(f"{file} is not there.")
+    is_image = job.input.suffix.lower() in IMAGE_SUFFIXES and not is_sequence(job.input)
+    if is_image:
+        check_output_path(job.output, IMAGE_SUFFIXES)
+    else:
+        check_footage_path(job.output)
+
+
+def identity(path: Path) -> tuple[int, int] | str:
+    """What two paths have in common if they are those of one file, by whatever names, there or still to be made."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.path.normcase(path.resolve())
+    return status.st_dev, status.st_ino
 
 
 EXAMPLE = '{"input": "a.mp4", "prompt": "make it night", "output": "b.mp4"}'

@@ -47,10 +47,11 @@ def progress_bar(
 
     While it is open, another that opens takes over its line, says there how far this one is, and leaves nothing
     behind. What is printed meanwhile to `sys.stdout` and `sys.stderr`, warnings too, appears above the line. Where
-    stderr is no terminal, a bar is a line a minute and one at its end.
+    stderr is no terminal, a bar is a line a minute and one at its end. Of several processes the first alone has bars.
 
     A pipeline's own bars become such ones by `pipe.progress_bar = functools.partial(progress_bar, desc="Denoising")`.
     """
+    disable = disable or int(os.environ.get("RANK", 0)) > 0
     return ProgressBar(iterable, desc=desc, total=total, disable=disable, **options)
 
 
@@ -94,7 +95,7 @@ class ProgressBar(tqdm):
         file = _terminal_of(file or sys.stderr)
         self.is_terminal = file.isatty()
         self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-        options = {"position": 0, "leave": False if _bars else None} | options
+        options = {"position": 0, "leave": None if all(bar.total is None for bar in _bars) else False} | options
         # A terminal that does not say how large it is, as some in containers, would be left empty.
         columns, lines = shutil.get_terminal_size()
         size = {"dynamic_ncols": True} if _has_size(file) else {"ncols": columns, "nrows": lines}

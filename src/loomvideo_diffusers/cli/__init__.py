@@ -16,20 +16,15 @@
 import argparse
 import atexit
 import gc
+import io
 import math
 import sys
-import traceback
 from pathlib import Path
 
-from .common import is_out_of_memory, one_line
+from ..progress import close_bars
+from .common import is_out_of_memory, one_line, silence_imports
 from .models import convert, info, push, train
 from .sampling import edit, generate
-
-
-def _prompt(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("the prompt is empty: say what to show or to change")
-    return text
 
 
 def _seed(text: str) -> int:
@@ -113,13 +108,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     summary = "Generate a video or an image from text, and from reference images."
     command = commands.add_parser("generate", help=summary, description=summary, parents=[sampling])
-    command.add_argument("prompt", type=_prompt, help="what to show")
+    command.add_argument("prompt", help="what to show")
     command.set_defaults(function=generate, name="generate", default=command.get_default)
 
     summary = "Edit a video or an image by instruction, and with reference images."
     command = commands.add_parser("edit", help=summary, description=summary, parents=[sampling])
     command.add_argument("input", type=Path, nargs="?", help="a video, an image, or frames_%%04d.png")
-    command.add_argument("prompt", type=_prompt, nargs="?", help="the instruction")
+    command.add_argument("prompt", nargs="?", help="the instruction")
     command.add_argument(
         "--jobs",
         type=Path,
@@ -197,18 +192,24 @@ def main(argv: list[str] | None = None) -> int:
     # The imports make half a million objects that stay; searching them for garbage takes seconds.
     gc.set_threshold(50_000)
     atexit.register(gc.freeze)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold what it cannot show
+    silence_imports()
     arguments = build_parser().parse_args(argv)
     from safetensors import SafetensorError
 
     try:
-        arguments.function(arguments)
+        try:
+            arguments.function(arguments)
+        finally:
+            close_bars()
     except (ValueError, TypeError, OSError, SafetensorError) as error:
         print(f"loomvideo: error: {one_line(error)}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # ends the progress bars, so that the line is one of its own
         advice = "choose a smaller --window, --height and --width, or --cpu-offload"
         print(f"loomvideo: error: the memory is not enough: {advice}.", file=sys.stderr)
         return 2

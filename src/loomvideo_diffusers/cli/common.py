@@ -15,7 +15,9 @@
 
 import logging
 import os
+import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,16 +41,23 @@ class Stopwatch:
         return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
 
 
-def silence_libraries() -> None:
-    """Turns off what libraries log of themselves, which nobody at the command line can do anything about."""
-    # Before the import, at which diffusers and torchao warn of each other
+def silence_imports() -> None:
+    """Has libraries that are imported later say nothing then but errors: the user can do nothing about the rest."""
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def silence_libraries() -> None:
+    """Has libraries say nothing but errors, and leave the bars to the command."""
     import diffusers
     import transformers
 
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
+    for library in (diffusers, transformers):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()
 
 
 def find_model(model: str) -> str:

@@ -21,13 +21,15 @@ import re
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..defaults import read_default_options
+from ..progress import message, progress_bar, stage
 from .common import Stopwatch, find_model, one_line, silence_libraries
 
 
@@ -42,14 +44,18 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from diffusers import DiffusionPipeline
-    from torch import nn
 
 
 def generate(arguments: argparse.Namespace) -> None:
+    from ..jobs import identity
     from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
 
     if arguments.output is None:
         raise ValueError("the following arguments are required: -o/--output")
+    _check_words(arguments)
+    for reference in arguments.reference:
+        if identity(reference) == identity(arguments.output):
+            raise ValueError(f"{reference} is a reference, and would be overwritten: choose another --output.")
     options = _use_defaults(arguments)
     if arguments.frames is None:
         is_image = arguments.output.suffix.lower() in IMAGE_SUFFIXES
@@ -66,6 +72,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 def edit(arguments: argparse.Namespace) -> None:
+    _check_words(arguments)
     _use_defaults(arguments)
     if arguments.jobs is not None:
         _edit_jobs(arguments)
@@ -79,17 +86,28 @@ def edit(arguments: argparse.Namespace) -> None:
     run(_load("LoomVideoEditPipeline", arguments, stopwatch))
 
 
+def _check_words(arguments: argparse.Namespace) -> None:
+    """Raises ValueError if a prompt of the command line cannot be one."""
+    from ..pipelines.loomvideo_prompts import check_prompt
+
+    if arguments.prompt is not None:
+        check_prompt(arguments.prompt)
+    if arguments.negative_prompt is not None:
+        check_prompt(arguments.negative_prompt, "--negative-prompt", may_be_blank=True)
+
+
 def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callable[..., None]:
     """Checks all that an edit needs, and returns what does it with a pipeline."""
     from ..decoding import is_sequence
+    from ..jobs import identity
     from ..video import IMAGE_SUFFIXES, check_output_path, read_image
 
     _choose_seed(arguments)
-    files = [getattr(arguments, name) for name in ("input", *FILES_OF_AN_EDIT)]
-    resolved = [path.resolve() for path in files if path is not None]
-    for path in resolved:
-        if resolved.count(path) > 1:
-            raise ValueError(f"{path} is named twice: give the source and each result names of their own.")
+    results = [path for name in FILES_OF_AN_EDIT if (path := getattr(arguments, name)) is not None]
+    named = [identity(path) for path in (*results, arguments.input, *arguments.reference)]
+    for path in results:
+        if named.count(identity(path)) > 1:
+            raise ValueError(f"{path} is named twice: give the source, references and each result names of their own.")
     for sheet in (arguments.contact_sheet, arguments.preview):
         if sheet is not None:
             check_output_path(sheet, IMAGE_SUFFIXES)
@@ -143,7 +161,7 @@ def _prepare_footage(
             width = footage.width * (2 if path == arguments.compare else 1)
             notes += [note for note in plan_output(footage, path, audio, width).notes if note not in notes]
     for note in notes:
-        print(f"loomvideo: {note}", file=sys.stderr)
+        message(f"loomvideo: {note}")
     options = {
         "negative_prompt": arguments.negative_prompt,
         "height": arguments.height,
@@ -167,15 +185,14 @@ def _prepare_footage(
     edit.fit(footage)
 
     def run(pipe: "DiffusionPipeline", negative_prompt_embeds: "torch.Tensor | None" = None) -> None:
-        reading = _progress_bar("Reading the prompt", pipe.text_encoder.language_model.layers)
         comment = _describe(pipe, arguments)
         if arguments.preview is not None:
-            with reading:
+            with stage("Reading the prompt"):
                 before, after = edit_preview(pipe, footage, edit, negative_prompt_embeds)
             _write_contact_sheet(before, after, arguments.preview, comment)
             return
         model = shlex.join([arguments.model, *arguments.lora])
-        with stopwatch.stage("edit"), reading:
+        with stopwatch.stage("edit"):
             results = (arguments.output, arguments.compare)
             before, after = edit_footage(pipe, footage, edit, *results, comment, model, audio, negative_prompt_embeds)
         print(
@@ -200,7 +217,7 @@ def _edit_jobs(arguments: argparse.Namespace) -> None:
     pipe = _load("LoomVideoEditPipeline", arguments, Stopwatch())
     num_failed = 0
     encoded = None
-    for number, job in enumerate(jobs, start=1):
+    for number, job in enumerate(progress_bar(jobs, desc="Jobs"), start=1):
         values = vars(arguments) | job.model_dump() | {"jobs": None}
         of_job = argparse.Namespace(**values | {"seed": arguments.seed if job.seed is None else job.seed})
         try:
@@ -210,7 +227,7 @@ def _edit_jobs(arguments: argparse.Namespace) -> None:
             run(pipe, encoded[1])
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             num_failed += 1
-            print(f"loomvideo: job {number} of {len(jobs)}, {job.output}: {one_line(error)}", file=sys.stderr)
+            message(f"loomvideo: job {number} of {len(jobs)}, {job.output}: {one_line(error)}")
     wait_for_other_processes()
     if num_failed:
         raise ValueError(f"{num_failed} of {len(jobs)} jobs failed: the others are done.")
@@ -300,7 +317,11 @@ def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatc
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
     with stopwatch.stage("load"):
         _check_loras(arguments)
-        pipe = getattr(pipelines, pipeline_name).from_pretrained(find_model(arguments.model), dtype=dtype)
+        model = find_model(arguments.model)
+        # Of a repository, the Hub's bars show how far its download is.
+        with stage("Loading the model") if os.path.isdir(model) else nullcontext():
+            pipe = getattr(pipelines, pipeline_name).from_pretrained(model, dtype=dtype)
+        pipe.progress_bar = partial(progress_bar, desc="Denoising")
         for lora in arguments.lora:
             pipe.load_lora_weights(lora, allow_partial=arguments.lora_partial)
         if len(arguments.lora) > 1:
@@ -326,7 +347,7 @@ def _check_loras(arguments: argparse.Namespace) -> None:
     for lora in arguments.lora:
         left_out = LoomVideoPipeline.check_lora_weights(lora, transformer, allow_partial=arguments.lora_partial)
         if left_out:
-            print(f"loomvideo: {left_out}", file=sys.stderr)
+            message(f"loomvideo: {left_out}")
 
 
 def _bound_memory(device: str, gigabytes: float) -> None:
@@ -369,36 +390,10 @@ def _run(
         "generator": torch.Generator("cpu").manual_seed(arguments.seed),
     }
     options = {name: value for name, value in (inputs | options).items() if value is not None}
-    with (
-        stopwatch.stage("denoise"),
-        _progress_bar("Reading the prompt", pipe.text_encoder.language_model.layers),
-        _progress_bar("Encoding pixels", [pipe.vae.encoder]),
-    ):
+    with stopwatch.stage("denoise"), stage("Reading the prompt"):
         latents = pipe(**options, output_type="latent").frames
-    with stopwatch.stage("decode"), _progress_bar("Decoding", [pipe.vae.decoder], latents.shape[2]), torch.no_grad():
+    with stopwatch.stage("decode"), stage("Decoding"), torch.no_grad():
         return pipe.decode_latents(latents, "np")[0]
-
-
-@contextmanager
-def _progress_bar(description: str, modules: Iterable["nn.Module"], total: int | None = None) -> Iterator[None]:
-    """Shows a bar that moves whenever one of the modules has run, from the first time on."""
-    from tqdm import tqdm
-
-    bars = []
-
-    def move(*_) -> None:
-        if not bars:
-            bars.append(tqdm(desc=description, total=total))
-        bars[0].update()
-
-    hooks = [module.register_forward_hook(move) for module in modules]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for bar in bars:
-            bar.close()
 
 
 def _write(

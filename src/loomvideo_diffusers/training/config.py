@@ -31,12 +31,18 @@ from pydantic import (
 )
 
 from ..pipelines.loomvideo_frames import MAX_SOURCE_FRAMES, TRAINED_SIZES_480P, TRAINED_SIZES_720P
+from ..pipelines.loomvideo_prompts import check_prompt
 
 
 def _check_num_frames(num_frames: int) -> int:
     if num_frames % 4 != 1:
         raise ValueError("must be 4k + 1")
     return num_frames
+
+
+def _check_words(words: str) -> str:
+    check_prompt(words, "it")
+    return words
 
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -178,7 +184,7 @@ class ValidationSample(Settings):
     What is not said of its size and length is as the model says, or else as of the pipelines.
     """
 
-    prompt: str = Field(min_length=1)
+    prompt: Annotated[str, AfterValidator(_check_words)]
     video: str | None = None
     image: str | None = None
     reference_images: list[str] = []

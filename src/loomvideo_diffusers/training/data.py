@@ -14,11 +14,9 @@
 """Training data: from files of records to batches of clips, the same ones in the same order each time."""
 
 import itertools
-import json
 import math
 import os
 import random
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +29,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..pipelines.loomvideo_frames import fit, nearest_size
-from ..pipelines.loomvideo_prompts import PROMPT_PREFIXES
+from ..pipelines.loomvideo_prompts import PROMPT_PREFIXES, check_prompt
+from ..records import read_json_records
 from ..video import IMAGE_SUFFIXES, probe_image, probe_video, read_image, read_video
 from .config import DatasetSettings, DataSettings
 
@@ -147,30 +146,8 @@ def _read_dataset(settings: DatasetSettings) -> Iterator[dict[str, Any]]:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".json", ".jsonl"))
     root = Path(settings.root) if settings.root is not None else path if path.is_dir() else path.parent
     for file in files:
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} cannot be read: name a JSON or JSONL file, or a folder of them.") from error
-        for where, record in _parse(file, text):
+        for where, record in read_json_records(file):
             yield _check_record(where, record, root)
-
-
-def _parse(file: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Yields the place and the value of each record of a JSONL file, or of a JSON file of one or a list of them."""
-    try:
-        if file.suffix.lower() == ".jsonl":
-            # Not `splitlines`: JSON may hold other separators of lines.
-            for number, line in enumerate(text.split("\n"), start=1):
-                if line.strip():
-                    where = f"{file}:{number}"
-                    yield where, json.loads(line)
-        else:
-            where = str(file)
-            value = json.loads(text)
-            for index, record in enumerate(value if isinstance(value, list) else [value]):
-                yield f"{file}[{index}]", record
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
 
 
 def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
@@ -189,13 +166,8 @@ def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{where}: `{key}` must be {'a list of strings' if key == REFERENCES_KEY else 'a string'}."
             )
-        if any(item.encode("utf-8", "ignore").decode() != item for item in values):
-            raise ValueError(f"{where}: `{key}` holds half a character.")
     prompt = _one_of(record, PROMPT_KEYS, where)
-    if not prompt[1].strip():
-        raise ValueError(f"{where}: `{prompt[0]}` is empty: say what the clip shows, or what was changed.")
-    if re.search(r"<\|\w+\|>", prompt[1]):
-        raise ValueError(f"{where}: `{prompt[0]}` must not hold markers of the MLLM: call references `@Image 1`, ...")
+    check_prompt(prompt[1], f"{where}: `{prompt[0]}`")
     target = _one_of(record, TARGET_KEYS, where)
     source = _one_of(record, SOURCE_KEYS, where, required=False)
     is_video = target[0] == "target_video_path" or (
