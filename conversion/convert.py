@@ -27,10 +27,10 @@ from huggingface_hub import ModelCard, snapshot_download
 from tqdm import tqdm
 from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor
 
+from ..files import check_writable
 from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_hub import write_remote_code
 from ..transformer_loomvideo import FLOAT32_MODULES, LoomVideoTransformer3DModel
-from ..video import check_writable
 from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 from .checkpoints import Entry, check_tensors, find_checkpoint, list_tensors, modified, name_transformer
 from .weights import Weights, compare_weights, plan_weights, write_weights

@@ -81,7 +81,7 @@ def edit(arguments: argparse.Namespace) -> None:
 def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callable[["DiffusionPipeline"], None]:
     """Checks all that an edit needs, and returns what does it with a pipeline."""
     from ..decoding import is_sequence
-    from ..video import IMAGE_SUFFIXES, check_output_path, read_image
+    from ..video import IMAGE_SUFFIXES, check_output_path, is_image, read_image
 
     _choose_seed(arguments)
     files = [getattr(arguments, name) for name in ("input", *FILES_OF_AN_EDIT)]
@@ -94,8 +94,8 @@ def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callab
             check_output_path(sheet, IMAGE_SUFFIXES)
     with stopwatch.stage("read"):
         references = [read_image(path) for path in arguments.reference]
-    is_image = arguments.input.suffix.lower() in IMAGE_SUFFIXES and not is_sequence(arguments.input)
-    return (_prepare_image if is_image else _prepare_footage)(arguments, references, stopwatch)
+    is_photo = not is_sequence(arguments.input) and is_image(arguments.input)
+    return (_prepare_image if is_photo else _prepare_footage)(arguments, references, stopwatch)
 
 
 def _prepare_image(

@@ -46,9 +46,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import Qwen3VLModel
 
+from ..files import check_writable
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
-from ..video import check_writable
 from .checkpoints import (
     LORA_FILE,
     find_checkpoints,
