@@ -38,16 +38,15 @@ Video = list[Image] | np.ndarray | torch.Tensor
 
 
 def read_image(image: Image, name: str) -> PIL.Image.Image:
-    """Reads a PIL image, or an array `[H, W, 3]` or `[3, H, W]` of uint8 or of floats in [0, 1], as an RGB image."""
+    """
+    Reads a PIL image, or an array `[H, W, 3]` or `[3, H, W]` of uint8 or of floats in [0, 1], as an RGB image.
+
+    What is transparent in a PIL image is laid on white. Gray of 16 or 32 bits is scaled to 8.
+    """
     if isinstance(image, PIL.Image.Image):
-        if image.mode in ("I", "F") or 0 in image.size:
-            raise ValueError(
-                f"`{name}` holds an image of mode {image.mode} and size {image.size}: pass one that has "
-                "pixels of 8 or 16 bits."
-            )
-        if image.mode.startswith("I;16"):
-            image = PIL.Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-        return image.convert("RGB")
+        if 0 in image.size:
+            raise ValueError(f"`{name}` holds an image of size {image.size}: pass one that has pixels.")
+        return _to_rgb(image, name)
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise TypeError(f"`{name}` must hold PIL images, NumPy arrays or torch tensors, but holds a {type(image)}.")
     if image.ndim != 3:
@@ -55,6 +54,44 @@ def read_image(image: Image, name: str) -> PIL.Image.Image:
             f"`{name}` must hold images of 3 dimensions, [H, W, 3] or [3, H, W], not {tuple(image.shape)}."
         )
     return _array_to_images(image[None], name)[0]
+
+
+def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        values = np.asarray(image)
+        is_16_bits = image.mode.startswith("I;16")
+        gray = (values / 257).round().astype(np.uint8) if is_16_bits else gray_to_8_bits(values, name)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            gray = np.where(values == transparent, np.uint8(255), gray)
+        image = PIL.Image.fromarray(gray)
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = PIL.Image.new("RGBA", image.size, "white")
+            image = PIL.Image.alpha_composite(white, image)
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"`{name}` holds an image of mode {image.mode}: pass one of mode RGB.") from error
+
+
+def gray_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
+    """
+    Scales the pixels `[H, W]` of a gray image, integers or floats, to uint8. White is 1 if floats do not exceed that,
+    255 or 65535 if whole numbers do not, or else the largest number of 32 bits.
+
+    Raises:
+        ValueError: if it is not clear what is white.
+    """
+    lowest, highest = values.min(), values.max()
+    is_whole = not np.issubdtype(values.dtype, np.floating) or (highest > 1 and np.array_equal(values, values // 1))
+    if lowest < 0 or not np.isfinite(highest) or (highest > 1 and not is_whole):
+        raise ValueError(
+            f"`{name}` holds a gray image with values from {lowest} to {highest}: scale them to [0, 1], or to 8 bits."
+        )
+    whites = [255, 65535, np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 2**32 - 1] if is_whole else [1]
+    white = next((white for white in whites if highest <= white), whites[-1])
+    return (values * (255 / white)).round().clip(0, 255).astype(np.uint8)
 
 
 def read_video(video: Video, name: str = "video") -> list[PIL.Image.Image]:

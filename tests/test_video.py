@@ -202,7 +202,7 @@ def test_images(tmp_path):
     PIL.Image.fromarray(np.full((5, 5), 30000, np.uint16)).save(tmp_path / "deep.png")
     assert read_image(tmp_path / "deep.png").getpixel((0, 0)) == (117, 117, 117)
     PIL.Image.new("RGBA", (5, 5), (10, 20, 30, 0)).save(tmp_path / "alpha.png")
-    assert read_image(tmp_path / "alpha.png").getpixel((0, 0)) == (10, 20, 30)
+    assert read_image(tmp_path / "alpha.png").getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_contact_sheet():

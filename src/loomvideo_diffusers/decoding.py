@@ -13,6 +13,7 @@
 # limitations under the License.
 """Video files and image sequences, read as a player shows them: their frames, upright, with the times of each."""
 
+import io
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ import av.logging
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from . import images
 from . import orientation as orientations
 
 
@@ -134,8 +136,12 @@ def open_video(path: str | os.PathLike, rate: Fraction | None = None) -> Iterato
             "framerate": str(rate or USUAL_RATE),
             "start_number": re.match(r"\d+", first[number:])[0],
         }
+    source = os.fspath(path)
+    if images.is_animated_webp(path):
+        # FFmpeg cannot read these.
+        source = io.BytesIO(images.animation_as_png(path))
     with reading(path):
-        container = av.open(os.fspath(path), options=dict(options), metadata_errors="replace")
+        container = av.open(source, options=dict(options), metadata_errors="replace")
     with container:
         yield VideoReader(path, container, rate)
 

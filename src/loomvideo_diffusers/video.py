@@ -15,22 +15,28 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
-import PIL.ImageOps
 from av.video.reformatter import Colorspace, VideoReformatter
 from diffusers.utils import logging
 
 from .decoding import VideoReader, measure_rate, open_video, silence_av
-from .files import check_writable, write_whole
+from .files import check_output_path, write_whole
+from .images import (  # noqa: F401, for who reads or writes files of all kinds
+    IMAGE_SUFFIXES,
+    is_animation,
+    is_image,
+    probe_image,
+    read_image,
+    read_image_comment,
+    write_image,
+)
 from .orientation import swaps_sides
 from .pipelines import loomvideo_frames
 from .progress import progress_bar
@@ -42,7 +48,6 @@ FRAMES_PER_SECOND = 24
 MAX_FRAMES = loomvideo_frames.MAX_SOURCE_FRAMES
 
 VIDEO_SUFFIXES = (".mp4", ".gif")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 # Encoders' threads: as many on all machines, since results depend on it; and each with whole frames, since slices
 # change what is written.
@@ -179,38 +184,6 @@ def _sample(reader: VideoReader, rate: Fraction, is_constant: bool, max_frames: 
         moment = next(moments, None)
 
 
-def read_image(path: str | os.PathLike) -> PIL.Image.Image:
-    """Reads an image file upright, as RGB. Raises ValueError if it cannot be read."""
-    with _open_image(path) as image:
-        return loomvideo_frames.read_image(PIL.ImageOps.exif_transpose(image), str(path))
-
-
-def probe_image(path: str | os.PathLike) -> tuple[int, int]:
-    """Returns the width and the height of an upright image, reading none of its pixels, or raises ValueError."""
-    with _open_image(path) as image:
-        is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5
-        return image.size[::-1] if is_turned else image.size
-
-
-@contextmanager
-def _open_image(path: str | os.PathLike) -> Iterator[PIL.Image.Image]:
-    try:
-        with PIL.Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: choose a complete image file.") from error
-
-
-def check_output_path(path: str | os.PathLike, suffixes: tuple[str, ...]) -> None:
-    """Raises ValueError if a file of one of these kinds could not be written there."""
-    path = Path(path)
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path} must end in {' or '.join(suffixes)}.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: choose the name of a file.")
-    check_writable(path)
-
-
 def write_video(
     path: str | os.PathLike,
     frames: Frames,
@@ -292,24 +265,10 @@ def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progre
         container.mux(stream.encode())
 
 
-def write_image(path: str | os.PathLike, image: loomvideo_frames.Image, comment: str = "") -> None:
-    """Writes a png, jpg or webp, which says of itself what `comment` says. It appears when all of it is written."""
-    check_output_path(path, IMAGE_SUFFIXES)
-    picture = loomvideo_frames.read_image(image, "image")
-    image_format = PIL.Image.registered_extensions()[Path(path).suffix.lower()]
-    exif = PIL.Image.Exif()
-    exif[PIL.ExifTags.Base.ImageDescription] = comment
-    write_whole(path, lambda file: picture.save(file, format=image_format, exif=exif if comment else b""))
-
-
 def read_comment(path: str | os.PathLike) -> str:
     """Returns what a video or an image says of itself, which may be nothing, or raises ValueError."""
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        with _open_image(path) as image:
-            return image.getexif().get(PIL.ExifTags.Base.ImageDescription, "")
-    if Path(path).suffix.lower() == ".gif":
-        with _open_image(path) as image:
-            return image.info.get("comment", b"").decode(errors="replace")
+    if is_image(path) or is_animation(path) or Path(path).suffix.lower() == ".gif":
+        return read_image_comment(path)
     with open_video(path) as reader:
         # Matroska writes the names of its tags in capitals.
         return {name.lower(): value for name, value in reader.container.metadata.items()}.get("comment", "")

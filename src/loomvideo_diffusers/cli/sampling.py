@@ -100,7 +100,7 @@ def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callab
     """Checks all that an edit needs, and returns what does it with a pipeline."""
     from ..decoding import is_sequence
     from ..jobs import identity
-    from ..video import IMAGE_SUFFIXES, check_output_path, read_image
+    from ..video import IMAGE_SUFFIXES, check_output_path, is_image, read_image
 
     _choose_seed(arguments)
     results = [path for name in FILES_OF_AN_EDIT if (path := getattr(arguments, name)) is not None]
@@ -113,8 +113,8 @@ def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callab
             check_output_path(sheet, IMAGE_SUFFIXES)
     with stopwatch.stage("read"):
         references = [read_image(path) for path in arguments.reference]
-    is_image = arguments.input.suffix.lower() in IMAGE_SUFFIXES and not is_sequence(arguments.input)
-    return (_prepare_image if is_image else _prepare_footage)(arguments, references, stopwatch)
+    is_photo = not is_sequence(arguments.input) and is_image(arguments.input)
+    return (_prepare_image if is_photo else _prepare_footage)(arguments, references, stopwatch)
 
 
 def _prepare_image(arguments: argparse.Namespace, references: list[Any], stopwatch: Stopwatch) -> Callable[..., None]:

@@ -28,10 +28,11 @@ import PIL.Image
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from ..images import is_image, probe_image, read_image
 from ..pipelines.loomvideo_frames import fit, nearest_size
 from ..pipelines.loomvideo_prompts import PROMPT_PREFIXES, check_prompt
 from ..records import read_json_records
-from ..video import IMAGE_SUFFIXES, probe_image, probe_video, read_image, read_video
+from ..video import probe_video, read_video
 from .config import DatasetSettings, DataSettings
 
 
@@ -39,9 +40,6 @@ PROMPT_KEYS = ("text", "instruction")
 TARGET_KEYS = ("path", "target_video_path", "target_image_path")
 SOURCE_KEYS = ("source_video_path", "source_image_path")
 REFERENCES_KEY = "reference_image_paths"
-
-# What `path` names a picture by; everything else is a video.
-STILL_SUFFIXES = {*IMAGE_SUFFIXES, ".avif", ".bmp", ".tif", ".tiff"}
 
 # What a sample is trained without, so that guidance has something to guide away from.
 Dropped = Literal["nothing", "text", "all"]
@@ -170,9 +168,7 @@ def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
     check_prompt(prompt[1], f"{where}: `{prompt[0]}`")
     target = _one_of(record, TARGET_KEYS, where)
     source = _one_of(record, SOURCE_KEYS, where, required=False)
-    is_video = target[0] == "target_video_path" or (
-        target[0] == "path" and Path(target[1]).suffix.lower() not in STILL_SUFFIXES
-    )
+    is_video = target[0] == "target_video_path" or (target[0] == "path" and not is_image(root / target[1]))
     if source is not None and is_video != (source[0] == "source_video_path"):
         raise ValueError(
             f"{where}: `{source[0]}` does not go with `{target[0]}`: both must be videos, or both images."
