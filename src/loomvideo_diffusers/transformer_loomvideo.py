@@ -647,7 +647,7 @@ class LoomVideoTransformer3DModel(
 
     def _has_hooks(self) -> bool:
         """Whether Diffusers has put hooks anywhere."""
-        return any(hasattr(module, "_diffusers_hook") for module in self.modules())
+        return any("_diffusers_hook" in vars(module) for module in self.modules())
 
     def create_kv_cache(self, tokens: LoomVideoTokenCache | None = None) -> LoomVideoKVCache:
         """

@@ -95,8 +95,8 @@ def lock_of(component: Any) -> SharedLock:
 def has_hooks(model: torch.nn.Module) -> bool:
     """Whether Accelerate or Diffusers have hooks in a model, as of offloading, layerwise casting and step caches."""
     return any(
-        hasattr(module, "_hf_hook") or getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
-        for module in model.modules()
+        "_hf_hook" in attributes or ("_diffusers_hook" in attributes and attributes["_diffusers_hook"].hooks)
+        for attributes in map(vars, model.modules())
     )
 
 
