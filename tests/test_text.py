@@ -182,6 +182,30 @@ def test_names_that_cannot_be_shown(encoding, model_folder, tmp_path):
     assert b"loomvideo edit" in result.stdout
 
 
+def test_nothing_is_overwritten_under_another_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(FIXTURES / "cat.mp4", "cat.mp4")
+    shutil.copy(FIXTURES / "coffee.jpg", "coffee.jpg")
+    (tmp_path / "link").symlink_to(".")
+    (tmp_path / "hard.mp4").hardlink_to("cat.mp4")
+    before = sorted(os.listdir())
+    for command, message in (
+        ("generate a -o coffee.jpg --reference coffee.jpg", "is a reference, and would be overwritten"),
+        (
+            "generate a -o link/coffee.jpg --reference coffee.jpg",
+            "is a reference, and would be overwritten",
+        ),
+        ("edit cat.mp4 a -o link/cat.mp4", "link/cat.mp4 is named twice"),
+        ("edit cat.mp4 a -o hard.mp4", "hard.mp4 is named twice"),
+        ("edit cat.mp4 a -o b.mp4 --compare link/b.mp4", "b.mp4 is named twice"),
+        ("edit cat.mp4 a -o b.mp4 --contact-sheet ./coffee.jpg --reference coffee.jpg", "coffee.jpg is named twice"),
+        ("edit coffee.jpg a -o b.png --contact-sheet link/b.png", "b.png is named twice"),
+    ):
+        assert cli.main(command.split()) == 2
+        assert message in capsys.readouterr().err
+    assert sorted(os.listdir()) == before
+
+
 def test_an_error_is_the_last_line(model_folder, tmp_path):
     """Of jobs of which one fails: one bar, what is said above it, once, and the error alone."""
     shutil.copy(FIXTURES / "cat.mp4", tmp_path / "cat.mp4")

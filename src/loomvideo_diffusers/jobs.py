@@ -25,7 +25,7 @@ from .decoding import is_sequence, sequence_files
 from .encoding import check_footage_path
 from .pipelines.loomvideo_prompts import check_prompt
 from .records import read_json_records
-from .video import IMAGE_SUFFIXES, check_output_path
+from .video import IMAGE_SUFFIXES, check_output_path, is_image
 
 
 def _check_words(words: str) -> str:
@@ -108,8 +108,7 @@ def _check_files(job: Job) -> None:
             sequence_files(file)
         elif not file.is_file():
             raise ValueError(f"{file} is not there.")
-    is_image = job.input.suffix.lower() in IMAGE_SUFFIXES and not is_sequence(job.input)
-    if is_image:
+    if not is_sequence(job.input) and is_image(job.input):
         check_output_path(job.output, IMAGE_SUFFIXES)
     else:
         check_footage_path(job.output)
