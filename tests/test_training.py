@@ -653,9 +653,17 @@ def test_killed_at_random_moments(make_config, clips, tmp_path):
     }
     expected = run_again(configs["unbroken"])
     path, rng, num_killed = write_config(configs["killed"], tmp_path / "config.yaml"), random.Random(0), 0
-    for _ in range(15):
-        process = subprocess.Popen(command(path, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(3, 11))
+    for number in range(15):
+        process = subprocess.Popen(
+            command(path, "--resume"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        if number < 3:
+            # While it computes features
+            while len(list((tmp_path / "killed-features").rglob("*.safetensors"))) <= number:
+                time.sleep(0.001)
+        else:
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, 3 if number >= 3 else 0.1))
         process.kill()
         num_killed += process.wait() == -signal.SIGKILL
     assert num_killed >= 10
