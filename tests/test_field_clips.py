@@ -261,7 +261,8 @@ def test_deep_colors_survive(tmp_path):
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb48le")
         container.mux(stream.encode(frame.reformat(format="gbrp10le")))
         container.mux(stream.encode())
-    rewrite(tmp_path / "ramp.mkv", tmp_path / "out.mov")
+    for _ in range(20):  # x265 failed with one of three clips of so few frames.
+        rewrite(tmp_path / "ramp.mkv", tmp_path / "out.mov")
     row = next(read_frames(survey(tmp_path / "out.mov")))[32, :, 1].astype(int)
     assert len(np.unique(row)) > 40  # of 16 in 8 bits
     assert np.abs(row - ramp).max() < 300

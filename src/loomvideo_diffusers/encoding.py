@@ -137,7 +137,8 @@ class FootageWriter:
         self.num_written = 0
         source = stack.enter_context(open_video(footage.path, footage.rate))
         like = source.stream.codec_context
-        stream = add_video_stream(container, plan.codec, footage.rate, size, plan.pix_fmt)
+        num_frames = len(footage.times)
+        stream = add_video_stream(container, plan.codec, footage.rate, size, plan.pix_fmt, num_frames)
         context = stream.codec_context
         context.time_base = footage.time_base
         is_known = like.colorspace not in (0, UNSPECIFIED)

@@ -237,10 +237,19 @@ def write_gif(file: str, images: list[PIL.Image.Image], times: list[float], comm
 
 
 def add_video_stream(
-    container: av.container.OutputContainer, codec: str, rate: Fraction, size: tuple[int, int], pix_fmt: str
+    container: av.container.OutputContainer,
+    codec: str,
+    rate: Fraction,
+    size: tuple[int, int],
+    pix_fmt: str,
+    num_frames: int,
 ) -> av.VideoStream:
     """Adds a stream whose packets are the same each time and on any machine; `size` is width and height."""
-    stream = container.add_stream(codec, rate=rate.limit_denominator(1001), options=dict(ENCODER_OPTIONS[codec]))
+    options = dict(ENCODER_OPTIONS[codec])
+    if codec == "libx265" and num_frames < 3:
+        # Of so few, it waits for more before it knows their order, and in the end gives them any times.
+        options["x265-params"] += ":bframes=0"
+    stream = container.add_stream(codec, rate=rate.limit_denominator(1001), options=options)
     stream.width, stream.height = size
     stream.pix_fmt = pix_fmt
     stream.thread_count = NUM_THREADS
@@ -253,7 +262,7 @@ def _write_mp4(file: str, images: list[PIL.Image.Image], fps: float, show_progre
     options = {"fflags": "+bitexact", "movflags": "faststart"}
     with av.open(file, "w", format="mp4", options=options) as container:
         container.metadata["comment"] = comment
-        stream = add_video_stream(container, "libx264", Fraction(fps), images[0].size, "yuv420p")
+        stream = add_video_stream(container, "libx264", Fraction(fps), images[0].size, "yuv420p", len(images))
         context = stream.codec_context
         # BT.709, and luma from 16 to 235, in the numbers of H.273: players guess what is not written down.
         context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1
