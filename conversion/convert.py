@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, ModelMixin, UniPCMultistepScheduler
 from huggingface_hub import ModelCard, snapshot_download
-from tqdm import tqdm
 from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor
 
 from ..files import DiskFullError, lock_beside, reason_of_full_disk
 from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_hub import write_remote_code
+from ..progress import progress_bar
 from ..transformer_loomvideo import FLOAT32_MODULES, LoomVideoTransformer3DModel
 from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 from .checkpoints import Entry, check_tensors, find_checkpoint, list_tensors, modified, name_transformer
@@ -308,7 +308,7 @@ def verify(plan: Plan, folder: Path) -> None:
                 f"{folder} was made with other {name} ({json.dumps(record.get(name))} and not "
                 f"{json.dumps(plan.record[name])}): choose another folder, or replace it with --force."
             )
-    with tqdm(total=plan.num_bytes, unit="B", unit_scale=True, desc="Comparing") as progress:
+    with progress_bar(total=plan.num_bytes, unit="B", unit_scale=True, desc="Comparing") as progress:
         for part, weights in plan.weights.items():
             compare_weights(weights, folder / part, progress.update)
 
@@ -353,7 +353,7 @@ def _write(plan: Plan, output_dir: Path, license: str | None, force: bool) -> bo
         state_file.write_text(state, encoding="utf-8")
         # Before the weights, which take long: a processor or a scheduler that is missing is found now.
         _write_configs(plan, unfinished, output_dir.absolute().name)
-        with tqdm(total=plan.num_bytes, unit="B", unit_scale=True) as progress:
+        with progress_bar(total=plan.num_bytes, unit="B", unit_scale=True) as progress:
             for part, weights in plan.weights.items():
                 progress.set_description(f"Converting the {part.replace('_', ' ')}")
                 write_weights(weights, unfinished / part, progress.update)

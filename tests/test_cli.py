@@ -186,7 +186,7 @@ def test_a_killed_edit_goes_on(model_folder, tmp_path, monkeypatch):
     """What a killed command has done, the same command does not do again; the result is that of an unbroken one."""
     from diffusers import UniPCMultistepScheduler
 
-    whole, output, unfinished = (tmp_path / name for name in ("a.mp4", "b.mp4", ".unfinished-b.mp4.safetensors"))
+    whole, output, unfinished = (tmp_path / name for name in ("a.mp4", "b.mp4", ".unfinished-b.safetensors"))
     options = ["--model", model_folder, "--height", 64, "--width", 96, "--steps", 20, "--window", 17, "--seed", 1]
     arguments = [[str(word) for word in ("edit", CLIP, "blue", "-o", path, *options)] for path in (whole, output)]
     assert cli.main(arguments[0]) == 0

@@ -153,13 +153,16 @@ def test_one_clear_line(num_seeds, model_folder, address, tmp_path):
     harmless = []
     for path, status, lines, left, seconds in outcomes:
         assert seconds < 10, path
+        if path.startswith("named-wrongly"):  # What a file is counts.
+            assert status == 0, lines
+            continue
         if status == 0:
             harmless.append(path)
             continue
         assert (status, left) == (2, []), path
         assert len(lines) == 1, path
         assert lines[0].startswith("loomvideo: error: "), path
-        assert path in lines[0] or "out.mp4 must end in .png" in lines[0], lines
+        assert path in lines[0], lines
     print(f"{len(files)} files, of which these can be played all the same: {', '.join(harmless)}")
     # No decoder notices what leaves a file as good as whole.
     assert all(name.startswith(("cut", "flipped", "torn", "overwritten")) for name in harmless)

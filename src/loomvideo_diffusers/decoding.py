@@ -164,6 +164,7 @@ class VideoReader:
     def __init__(self, path: str | os.PathLike, container: av.container.InputContainer, rate: Fraction | None = None):
         self.path = path
         self.container = container
+        self.notes = []
         self.stream = self._find_stream()
         flags = int(container.format.flags)
         # Streams without a container say it within.
@@ -173,7 +174,6 @@ class VideoReader:
         self.origin = Fraction(container.start_time or 0, av.time_base)
         self.orientation = orientations.UPRIGHT
         self.size = None
-        self.notes = []
         self.may_jump = bool(flags & TIMES_MAY_JUMP)
         self._reformatter = VideoReformatter()  # takes longer to make than to use
 
@@ -190,7 +190,11 @@ class VideoReader:
         known = [stream for stream in streams if stream.codec_context is not None]
         if not known:
             raise ValueError(f"{self.path} is in a format that cannot be decoded: choose another video.")
-        return best if best in known else known[0]
+        stream = best if best in known else known[0]
+        if len(streams) > 1:
+            number = streams.index(stream) + 1
+            self.note(f"{self.path} has {len(streams)} tracks of video: number {number} is used.")
+        return stream
 
     @property
     def time_base(self) -> Fraction:

@@ -63,10 +63,10 @@ class OutputPlan:
     notes: tuple[str, ...]
 
 
-def check_footage_path(path: str | os.PathLike) -> None:
+def check_footage_path(path: str | os.PathLike, why: str = "") -> None:
     """Raises ValueError if a clip, or an image sequence by its pattern, could not be written there."""
     is_numbered = FRAME_NUMBER.search(Path(path).name)
-    check_output_path(path, SEQUENCE_SUFFIXES if is_numbered else FOOTAGE_SUFFIXES)
+    check_output_path(path, SEQUENCE_SUFFIXES if is_numbered else FOOTAGE_SUFFIXES, why)
 
 
 def plan_output(

@@ -223,11 +223,11 @@ def _open_lock(file: Path, what: Path) -> int:
         _let_go(handle)  # Another run removed it in the moment before it was locked.
 
 
-def check_output_path(path: str | os.PathLike, suffixes: tuple[str, ...]) -> None:
-    """Raises ValueError if a file of one of these kinds could not be written there."""
+def check_output_path(path: str | os.PathLike, suffixes: tuple[str, ...], why: str = "") -> None:
+    """Raises ValueError if a file of one of these kinds, which `why` explains, could not be written there."""
     path = Path(path)
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path} must end in {' or '.join(suffixes)}.")
+        raise ValueError(f"{why}{path} must end in {' or '.join(suffixes)}.")
     if path.is_dir():
         raise ValueError(f"{path} is a folder: choose the name of a file.")
     check_writable(path)

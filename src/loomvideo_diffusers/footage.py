@@ -169,6 +169,8 @@ def survey(
         raise ValueError(f"{path} has {len(times)} frames, but {num_frames} were asked for.")
     with open_video(path, sequence_rate) as reader:
         tracks = usable_tracks(reader)
+        if reader.container.streams.subtitles:
+            reader.note(f"The subtitles of {path} are left out.")
         notes += [note for note in reader.notes if note not in notes]
     usual = max(1, round(1 / (rate * time_base)))
     footage = Footage(

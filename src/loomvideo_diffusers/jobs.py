@@ -109,9 +109,9 @@ def _check_files(job: Job) -> None:
         elif not file.is_file():
             raise ValueError(f"{file} is not there.")
     if not is_sequence(job.input) and is_image(job.input):
-        check_output_path(job.output, IMAGE_SUFFIXES)
+        check_output_path(job.output, IMAGE_SUFFIXES, f"{job.input} is an image: ")
     else:
-        check_footage_path(job.output)
+        check_footage_path(job.output, f"{job.input} is no image: ")
 
 
 def identity(path: Path) -> tuple[int, int] | str:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Files: reading footage at LoomVideo's 24 frames a second, and writing videos, images and contact sheets."""
 
+import functools
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -97,7 +98,7 @@ def sample_frame_indices(
     return indices[: (len(indices) - 1) // 4 * 4 + 1]
 
 
-def read_video(path: str | os.PathLike, show_progress: bool = False, max_frames: int = MAX_FRAMES) -> np.ndarray:
+def read_video(path: str | os.PathLike, show_progress: bool = False, max_frames: int | None = None) -> np.ndarray:
     """
     Reads the beginning of a video, by default the first 5 seconds, or all of a shorter one, at 24 frames a second.
 
@@ -107,7 +108,7 @@ def read_video(path: str | os.PathLike, show_progress: bool = False, max_frames:
     Args:
         path: a file in any format that FFmpeg reads.
         show_progress: whether to show a progress bar.
-        max_frames: the result's greatest length, 4k + 1.
+        max_frames: the result's greatest length, 4k + 1; by default 121, and a warning says if the video is longer.
 
     Returns:
         `np.ndarray`: uint8 `[F, H, W, 3]`, F = 4k + 1 and at most `max_frames`.
@@ -115,12 +116,13 @@ def read_video(path: str | os.PathLike, show_progress: bool = False, max_frames:
     Raises:
         ValueError: if the file cannot be read, is truncated or has no frames.
     """
-    rate, is_constant, _ = _look_ahead(path, max_frames)
+    most = MAX_FRAMES if max_frames is None else max_frames
+    rate, is_constant, _ = _look_ahead(path, most)
     with open_video(path) as reader:
-        sampled = _sample(reader, rate, is_constant, max_frames)
+        sampled = _sample(reader, rate, is_constant, most, warns_of_rest=max_frames is None)
         frames = list(progress_bar(sampled, desc="Reading frames", disable=not show_progress))
     for note in reader.notes:
-        logger.warning(note)
+        _warn_once(note)
     if not frames:
         raise ValueError(f"{path} has no frames: choose another video.")
     return np.stack(frames[: (len(frames) - 1) // 4 * 4 + 1])
@@ -157,7 +159,15 @@ def _look_ahead(path: str | os.PathLike, max_frames: int) -> tuple[Fraction, boo
         return *measure_rate(seconds, reader.declared_rate), seconds
 
 
-def _sample(reader: VideoReader, rate: Fraction, is_constant: bool, max_frames: int) -> Iterator[np.ndarray]:
+@functools.lru_cache
+def _warn_once(note: str) -> None:
+    """Says what is odd about a video, which may be read many times."""
+    logger.warning(note)
+
+
+def _sample(
+    reader: VideoReader, rate: Fraction, is_constant: bool, max_frames: int, warns_of_rest: bool
+) -> Iterator[np.ndarray]:
     """Yields the frames that are nearest to the moments of the result."""
     fps = float(rate)
     # With a constant rate, the frame that is nearest to a position is the one with its number.
@@ -176,7 +186,8 @@ def _sample(reader: VideoReader, rate: Fraction, is_constant: bool, max_frames: 
             yield pixels
             moment = next(moments, None)
             if moment is None:
-                logger.warning(f"{reader.path} is longer than {time:.1f} seconds: using only its beginning.")
+                if warns_of_rest:
+                    logger.warning(f"{reader.path} is longer than {time:.1f} seconds: using only its beginning.")
                 return
         previous, previous_time = frame, time
     while previous is not None and moment is not None and moment <= previous_time + 0.5 / fps:

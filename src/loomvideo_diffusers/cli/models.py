@@ -15,7 +15,6 @@
 
 import argparse
 import json
-import logging
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -72,8 +71,6 @@ def push(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     silence_libraries()
-    # That only the beginning of a clip is used is said of all of them.
-    logging.getLogger("loomvideo_diffusers.video").setLevel(logging.ERROR)
     try:
         from ..training import load_config
         from ..training import train as run_training

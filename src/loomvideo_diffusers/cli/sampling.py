@@ -125,7 +125,7 @@ def _prepare_image(arguments: argparse.Namespace, references: list[Any], stopwat
             raise ValueError(
                 f"{arguments.input} is an image: leave out --{name.replace('_', '-')}, which is for videos."
             )
-    check_output_path(arguments.output, IMAGE_SUFFIXES)
+    check_output_path(arguments.output, IMAGE_SUFFIXES, f"{arguments.input} is an image: ")
     with stopwatch.stage("read"):
         image = read_image(arguments.input)
 
@@ -151,7 +151,7 @@ def _prepare_footage(
     audio = arguments.audio or "copy"
     outputs = [path for path in (arguments.output, arguments.compare) if path is not None]
     for path in outputs:
-        check_footage_path(path)
+        check_footage_path(path, f"{arguments.input} is no image: ")
     if arguments.rate is not None and not is_sequence(arguments.input):
         raise ValueError(f"{arguments.input} has a rate of its own: leave out --rate, which is for image sequences.")
     with stopwatch.stage("read"):

@@ -23,11 +23,11 @@ import PIL.Image
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from ..files import write_whole
 from ..pipelines import LoomVideoEditPipeline
 from ..pipelines.loomvideo_frames import mllm_frames
+from ..progress import progress_bar
 from .data import Clip, Dropped, Record, read_frames
 
 
@@ -220,8 +220,8 @@ def hash_inputs(model: str, files: list[str]) -> dict[str, str]:
         for part, names in folders.items()
     }
     digests = {}
-    with tqdm([*files, *weights["vae"], *weights["mllm"]], desc="Hashing files") as progress_bar:
-        for file in progress_bar:
+    with progress_bar([*files, *weights["vae"], *weights["mllm"]], desc="Hashing files") as progress:
+        for file in progress:
             digest = hashlib.sha256()
             try:
                 with open(file, "rb") as opened:

@@ -46,14 +46,14 @@ from peft import LoraConfig
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import Qwen3VLModel
 
 from ..defaults import read_default_options
 from ..files import check_writable, lock_folder, remove_leftovers_in, replace_folder, write_whole
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
+from ..progress import progress_bar
 from ..transformer_loomvideo import LoomVideoTransformer3DModel
-from ..video import read_image, read_video
+from ..video import MAX_FRAMES, read_image, read_video
 from .checkpoints import (
     LORA_FILE,
     find_checkpoints,
@@ -330,7 +330,7 @@ def _train(
         accelerator.end_training()
         raise SystemExit(TERMINATED)
 
-    progress = tqdm(total=config.steps, initial=first_step, desc="Training", unit="step", disable=not is_main)
+    progress = progress_bar(total=config.steps, initial=first_step, desc="Training", unit="step", disable=not is_main)
     # Closed before an error is told, which would stand in the bar's line otherwise
     with termination, progress:
         # A run that ended while it validated has its checkpoint already. All processes validate, or none.
@@ -411,7 +411,7 @@ def _read_records(config: TrainingConfig, strict: bool) -> tuple[list[dict[str, 
     """The rows of `read_records`, and what is left out, of which it is said why."""
     records, failures = read_records(config.data, strict)
     for where, reason in failures.items():
-        tqdm.write(f"Skipping {where}: {reason}")
+        print(f"Skipping {where}: {reason}")
     return records.to_list(), failures
 
 
@@ -511,7 +511,7 @@ def _check(
                 raise ValueError(f"`validation.samples.{index}` names {file}, which is not there.")
         try:
             if sample.video is not None:
-                read_video(sample.video)
+                read_video(sample.video, max_frames=MAX_FRAMES)
             for file in ([] if sample.image is None else [sample.image]) + sample.reference_images:
                 read_image(file)
         except ValueError as error:
@@ -568,7 +568,7 @@ def _precompute(
     failures = {}
     share = missing[accelerator.process_index :: accelerator.num_processes]
     is_shown = accelerator.is_main_process and share
-    with tqdm(share, desc="Computing features", disable=not is_shown) as progress:
+    with progress_bar(share, desc="Computing features", disable=not is_shown) as progress:
         for index in progress:
             record = record_of(records[index])
             try:
@@ -686,7 +686,7 @@ def _collect_failures(failures: dict[str, str], items: list[list[Item]], strict:
             if strict:
                 raise ValueError(f"{where}: {reason}")
             if where not in failures:
-                tqdm.write(f"Skipping {where}: {reason}")
+                print(f"Skipping {where}: {reason}")
             failures[where] = reason
         if item.content is None:
             where, reason = item.failures[-1]

@@ -14,6 +14,7 @@
 """Samples on the way: what the pipelines make with the weights of the moment, as videos and contact sheets."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from diffusers import AutoencoderKLWan, SchedulerMixin
 
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
+from ..progress import progress_bar
 from ..video import MAX_FRAMES, contact_sheet, read_image, read_video, write_image, write_video
 from .config import ValidationSample, ValidationSettings
 
@@ -123,7 +125,7 @@ class Validation:
             pipe = pipeline_class(
                 text_encoder=None, processor=None, vae=vae, transformer=transformer, scheduler=scheduler
             )
-            pipe.set_progress_bar_config(desc=f"Sample {index + 1}", leave=False)
+            pipe.progress_bar = partial(progress_bar, desc=f"Sample {index + 1}", leave=False)
             generator = torch.Generator().manual_seed(settings.seed)
             try:
                 frames = pipe(**inputs, **options, generator=generator, callback_on_step_end=stop).frames[0]
