@@ -212,6 +212,20 @@ def test_a_killed_edit_goes_on(model_folder, tmp_path, monkeypatch):
     assert not unfinished.exists()
 
 
+def test_two_edits_of_one_output(model_folder, tmp_path, capsys):
+    """The second is refused at the start, and the first goes on; in the end there is no trace of a lock."""
+    output = tmp_path / "out.mp4"
+    options = ["--model", str(model_folder), "--height", "64", "--width", "96", "--steps", "20", "--seed", "1"]
+    command = ["edit", str(CLIP), "blue", "-o", str(output), *options]
+    process = subprocess.Popen([COMMAND, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".unfinished-*")) and process.poll() is None:
+        time.sleep(0.01)
+    assert cli.main(command) == 2
+    assert f"Another run is writing to {output}" in capsys.readouterr().err
+    assert process.wait() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
 BOUNDED = """
 import contextlib, io, os, re, sys
 from loomvideo_diffusers import cli

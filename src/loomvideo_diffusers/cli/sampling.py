@@ -146,12 +146,15 @@ def _prepare_footage(
     from ..decoding import is_sequence
     from ..editing import Edit, edit_footage, edit_preview
     from ..encoding import check_footage_path, plan_output
+    from ..files import lock_beside
     from ..footage import survey
 
     audio = arguments.audio or "copy"
     outputs = [path for path in (arguments.output, arguments.compare) if path is not None]
     for path in outputs:
         check_footage_path(path, f"{arguments.input} is no image: ")
+        with lock_beside(path):
+            pass  # Another run that is writing it is noticed now, not when the model is there.
     if arguments.rate is not None and not is_sequence(arguments.input):
         raise ValueError(f"{arguments.input} has a rate of its own: leave out --rate, which is for image sequences.")
     with stopwatch.stage("read"):
