@@ -119,6 +119,9 @@ UNKNOWN_SETTINGS = (
 # Others change the model's own weights before they train.
 INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 # Of others PEFT makes no layers: those of 8 bits are for storing.
+# What float16, which trainers save in, can hold
+LARGEST_NUMBER = 65504
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PARTS_OF_KINDS = {
     "lora": ["lora_A", "lora_B"],
@@ -410,8 +413,8 @@ def _make_adapter(
     for part, tensor in parts.items():
         if tensor.is_complex() or (part != "alpha" and not tensor.is_floating_point()):
             raise ValueError(f"has numbers of the type {str(tensor.dtype).removeprefix('torch.')}")
-        if not torch.isfinite(tensor.float()).all():
-            raise ValueError("has numbers that are no numbers or infinite")
+        if not (tensor.float().abs() <= LARGEST_NUMBER).all():
+            raise ValueError("has numbers that are no numbers, infinite, or too large to be right")
     parts = {part: tensor if tensor.dtype in DTYPES else tensor.float() for part, tensor in parts.items()}
     alpha, magnitude, bias, bias_difference = (
         parts.pop(part, None) for part in ("alpha", "magnitude", "bias", "diff_b")

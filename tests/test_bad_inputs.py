@@ -155,3 +155,20 @@ def test_generate(pipe):
 )
 def test_edit(inputs, message, edit):
     check(edit, message, **({"prompt": "make it blue"} | inputs))
+
+
+def test_weights_that_are_damaged(pipe):
+    """What is no number is noticed at the first step, not when all is done."""
+    with torch.no_grad():
+        pipe.transformer.proj_out.weight[0, 0] = float("nan")
+    steps = []
+    with pytest.raises(ValueError, match=r"latents of step 1 hold NaN or infinite values: see that the weights"):
+        pipe(
+            "a",
+            height=32,
+            width=32,
+            num_frames=1,
+            num_inference_steps=5,
+            callback_on_step_end=lambda *_: steps.append(1),
+        )
+    assert not steps

@@ -550,9 +550,10 @@ BROKEN = {
     "wide": (replaced("lora_A.weight", torch.ones(4, 5120)), "for another model: it has 5120 channels instead of 48"),
     "high": (replaced("lora_B.weight", torch.ones(5120, 4)), "for another model: it has 5120 channels instead of 48"),
     "vector": (replaced("lora_A.weight", torch.ones(48)), "no matrices"),
-    "nan": (replaced("lora_A.weight", torch.full((4, 48), torch.nan)), "no numbers or infinite"),
-    "inf": (replaced("lora_B.weight", torch.full((48, 4), torch.inf)), "no numbers or infinite"),
-    "nan alpha": (replaced("alpha", torch.tensor(torch.nan)), "no numbers or infinite"),
+    "nan": (replaced("lora_A.weight", torch.full((4, 48), torch.nan)), "no numbers, infinite"),
+    "inf": (replaced("lora_B.weight", torch.full((48, 4), torch.inf)), "no numbers, infinite"),
+    "huge": (replaced("lora_B.weight", torch.full((48, 4), 3e38)), "too large to be right"),
+    "nan alpha": (replaced("alpha", torch.tensor(torch.nan)), "no numbers, infinite"),
     "alphas": (replaced("alpha", torch.ones(2)), "more than one alpha"),
     "integers": (replaced("lora_A.weight", torch.ones(4, 48, dtype=torch.int8)), "numbers of the type int8"),
     "two adapters": (

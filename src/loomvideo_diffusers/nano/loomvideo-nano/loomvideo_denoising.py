@@ -552,6 +552,12 @@ class LoomVideoDenoisingMixin:
                         progress_bar.update()
 
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
+                # At each step, asking would make a GPU wait.
+                if i in (first_step, len(timesteps) - 1) and not latents.isfinite().all():
+                    raise ValueError(
+                        f"The latents of step {i + 1} hold NaN or infinite values: see that the weights and LoRAs are "
+                        "intact, and their precision enough, or lower the guidance scales."
+                    )
 
                 if callback_on_step_end is not None:
                     tensors = {"latents": latents}
