@@ -154,6 +154,18 @@ def test_a_track_of_an_unknown_codec_is_left_out(tmp_path):
         assert len(container.streams) == 1
 
 
+def test_a_track_without_sound_is_left_out(tmp_path):
+    """Such as of a recording that broke off at once."""
+    data = (FIELD / "joined.ts").read_bytes()
+    (tmp_path / "clip.ts").write_bytes(data[: 188 * 20])
+    notes = rewrite(tmp_path / "clip.ts", tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "clip.ts")) as container:
+        assert not [packet for packet in container.demux(audio=0) if packet.size]
+    assert any("is empty: it is left out" in note for note in notes)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert len(container.streams) == 1
+
+
 def test_a_cover_is_not_the_video():
     footage = survey(FIELD / "cover_first.mp4")
     assert len(footage.times) == 144

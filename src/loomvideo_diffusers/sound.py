@@ -78,6 +78,8 @@ def usable_tracks(reader: VideoReader) -> tuple[int, ...]:
                     "is left out."
                 )
             last[index] = max(last.get(index, seconds), seconds)
+    for index in [index for index in tracks if index not in last]:
+        reader.note(f"Track {tracks.pop(index)} of the sound of {reader.path} is empty: it is left out.")
     return tuple(tracks)
 
 
