@@ -25,13 +25,15 @@ import PIL.Image
 import pytest
 from clips import QUICK, flashes_and_beeps, make_clip
 from conftest import FIXTURES
-from oriented import make_oriented_clip, upright_picture
+from oriented import make_oriented_clip, make_oriented_photo, upright_picture
 
 from loomvideo_diffusers import cli
 from loomvideo_diffusers.decoding import convert_pixels, measure_rate
 from loomvideo_diffusers.editing import Edit, edit_footage
 from loomvideo_diffusers.encoding import plan_output, write_footage
 from loomvideo_diffusers.footage import Footage, read_frames, read_model_frames, survey
+from loomvideo_diffusers.images import probe_image, read_image
+from loomvideo_diffusers.training.data import Record, read_clip
 from loomvideo_diffusers.video import probe_video, read_video, write_gif, write_video
 
 
@@ -208,8 +210,8 @@ def test_recordings_with_losses(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientations(orientation, edit, tmp_path):
-    """A clip comes out as a player shows it, whatever its matrix, by every way in."""
+def test_orientations(orientation, tmp_path):
+    """Clips and photos come in as a player shows them, whatever their matrix or EXIF, by every way."""
     clip = make_oriented_clip(tmp_path / "clip.mp4", orientation)
     expected = upright_picture().astype(int)
     height, width = expected.shape[:2]
@@ -220,6 +222,14 @@ def test_orientations(orientation, edit, tmp_path):
     assert np.abs(next(read_model_frames(footage)) - expected).mean() < 3
     rewrite(clip, tmp_path / "out.mov")
     assert np.abs(read_video(tmp_path / "out.mov")[0] - expected).mean() < 4
+    photo = make_oriented_photo(tmp_path / "photo.png", orientation)
+    assert probe_image(photo) == (width, height)
+    assert np.array_equal(np.asarray(read_image(photo)), expected)
+    for target, is_video in ((clip, True), (photo, False)):
+        record = Record("", "a", str(target), None, [str(photo)], is_video, width, height, 1, "")
+        sample = read_clip(record, "nothing")
+        assert np.abs(sample.target[0].numpy() - expected).mean() < 3
+        assert np.array_equal(sample.references[0].numpy(), expected)
 
 
 def test_a_mirrored_clip():
