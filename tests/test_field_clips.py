@@ -14,6 +14,7 @@
 """Clips of the kinds that people have: their rates, tracks, times, orientation, depth, and what is written of them."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -166,6 +167,33 @@ def test_a_track_without_sound_is_left_out(tmp_path):
     assert any("is empty: it is left out" in note for note in notes)
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert len(container.streams) == 1
+
+
+def test_damaged_packets_of_sound_are_left_out(tmp_path):
+    """Those of a recording whose heads are broken, which no muxer takes."""
+    data = bytearray((FIELD / "joined.ts").read_bytes())
+    with av.open(str(FIELD / "joined.ts")) as container:
+        sound = container.streams.audio[0].id
+    places = [place for place in range(0, len(data), 188) if (data[place + 1] & 0x1F) << 8 | data[place + 2] == sound]
+    for place in places[5:60:5]:
+        data[place + 60 : place + 180] = bytes(120)
+    (tmp_path / "clip.ts").write_bytes(data)
+    for suffix in (".mp4", ".mov", ".mkv"):
+        notes = rewrite(tmp_path / "clip.ts", tmp_path / f"out{suffix}")
+        assert any(re.search(r"has \d+ damaged packets: they are left out", note) for note in notes), notes
+        assert len(survey(tmp_path / f"out{suffix}").times) == 100
+
+
+def test_errors_of_decoders_are_not_hidden(tmp_path):
+    """With a thread for each frame, the decoder of VP8 gives out frames that it failed to decode."""
+    data = bytearray((FIELD / "browser.webm").read_bytes())
+    with av.open(str(FIELD / "browser.webm")) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    start = data.index(packets[30])
+    data[start : start + 12] = bytes(12)
+    (tmp_path / "clip.webm").write_bytes(data)
+    with pytest.raises(ValueError, match=r"clip.webm cannot be read as a video"):
+        survey(tmp_path / "clip.webm")
 
 
 def test_a_cover_is_not_the_video():

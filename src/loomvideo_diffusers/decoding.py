@@ -295,7 +295,8 @@ class VideoReader:
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         stream = self.stream
-        stream.thread_type = "AUTO"
+        # With a thread for each frame, these decoders give out what they failed to decode.
+        stream.thread_type = "SLICE" if stream.codec_context.name in ("vp8", "vp9") else "AUTO"
         if stream.codec_context.name == "hevc" and not self.may_jump:
             # This decoder does not mark the frames that are damaged, but drops them, if it is not told to stop there.
             stream.codec_context.options = {"err_detect": "explode"}

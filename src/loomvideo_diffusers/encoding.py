@@ -27,7 +27,7 @@ from PIL import Image
 from .decoding import FRAME_NUMBER, PIXEL_FORMATS, open_video, silence_av
 from .files import whole_file
 from .footage import Footage
-from .sound import AUDIO_MODES, CONTAINERS, Track, add_sound, plan_sound
+from .sound import AUDIO_MODES, CONTAINERS, Track, add_sound, plan_sound, write_packet
 from .video import add_video_stream, check_output_path, write_gif
 
 
@@ -177,7 +177,7 @@ class FootageWriter:
             packet = self.next_sound
             if until is not None and packet.dts * packet.time_base > until:
                 return
-            self.container.mux(packet)
+            write_packet(self.container, packet)
             self.next_sound = next(self.sound, None)
 
     def close(self) -> None:

@@ -109,26 +109,43 @@ def plan_sound(
         encoder = LOSSLESS_ENCODERS[kind] if is_lossless else "aac"
         number = f"Track {all_tracks.index(index) + 1} of the sound" if len(all_tracks) > 1 else "The sound"
         name = f"{number} of {path} ({codec})"
-        if audio == "copy" and _is_possible(path, Track(index), kind):
+        num_damaged = _try(path, Track(index), kind) if audio == "copy" else None
+        if num_damaged is not None:
             tracks.append(Track(index))
-        elif _is_possible(path, Track(index, encoder), kind):
+            if num_damaged:
+                notes.append(f"{name} has {num_damaged} damaged packets: they are left out.")
+        elif _try(path, Track(index, encoder), kind) is not None:
             tracks.append(Track(index, encoder))
             if audio == "copy":
-                notes.append(
-                    f"{name} cannot be copied into a {kind}: it is encoded as {encoder.split('_')[0].upper()}."
-                )
+                words = encoder.split("_")[0].upper()
+                notes.append(f"{name} cannot be copied into a {kind}: it is encoded as {words}.")
         else:
             notes.append(f"{name} cannot be read: it is left out.")
     return tuple(tracks), notes
 
 
-def _is_possible(path: str | os.PathLike, track: Track, kind: str) -> bool:
-    """Whether the beginning of a track can be written into such a file."""
+def _try(path: str | os.PathLike, track: Track, kind: str) -> int | None:
+    """Writes the beginning of a track, or all of a recording's. Returns how many packets fail, or None if all do."""
+    num_written = num_damaged = 0
     try:
         with open_video(path) as reader, av.open(io.BytesIO(), "w", format=CONTAINERS[kind]) as container:
-            for packet in islice(add_sound(reader, container, (track,), kind), TRIED_PACKETS):
-                container.mux(packet)
+            sound = add_sound(reader, container, (track,), kind)
+            tries_all = reader.may_jump and track.encoder is None
+            for packet in sound if tries_all else islice(sound, TRIED_PACKETS):
+                if write_packet(container, packet):
+                    num_written += 1
+                else:
+                    num_damaged += 1
     except (av.error.FFmpegError, ValueError, OSError):
+        return None
+    return num_damaged if num_written else None
+
+
+def write_packet(container: av.container.OutputContainer, packet: av.Packet) -> bool:
+    """Writes a packet of sound, and says whether it is intact, or damaged and left out."""
+    try:
+        container.mux(packet)
+    except av.error.InvalidDataError:
         return False
     return True
 
