@@ -200,6 +200,11 @@ class VideoReader:
     def time_base(self) -> Fraction:
         return self.stream.time_base or 1 / (self.declared_rate or USUAL_RATE)
 
+    @property
+    def frame_seconds(self) -> Fraction:
+        """How long a frame lasts, as the file has it."""
+        return 1 / Fraction(self.declared_rate or USUAL_RATE)
+
     def note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
@@ -257,7 +262,7 @@ class VideoReader:
             ValueError: if a frame is damaged, or the file ends before it should.
         """
         graph, last = None, None
-        step = max(1, round(1 / ((self.declared_rate or USUAL_RATE) * self.time_base)))
+        step = max(1, round(self.frame_seconds / self.time_base))
         for frame in self._decoded():
             if self.size is None:
                 self.size = (frame.width, frame.height)
@@ -300,19 +305,20 @@ class VideoReader:
         if stream.codec_context.name == "hevc" and not self.may_jump:
             # This decoder does not mark the frames that are damaged, but drops them, if it is not told to stop there.
             stream.codec_context.options = {"err_detect": "explode"}
-        is_matroska, end, num_frames = "matroska" in self.container.format.name, 0.0, 0
+        is_matroska, end, num_frames, last_sent = "matroska" in self.container.format.name, 0.0, 0, 0
         for packet in self.packets(*(self._known_streams() if is_matroska else [stream])):
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream is not stream:
                 continue
+            if packet.pts is not None and not packet.is_discard:
+                last_sent = max(last_sent, packet.pts)
             try:
-                frames = packet.decode()
-            except av.error.FFmpegError as error:
+                with reading(self.path):
+                    frames = packet.decode()
+            except ValueError:
                 if not self.may_jump:
-                    with reading(self.path):
-                        raise
-                del error
+                    raise
                 self._note_loss(end)
                 continue
             for frame in frames:
@@ -321,7 +327,15 @@ class VideoReader:
                         raise ValueError(f"{self.path} is damaged at {end:.2f} seconds: choose an intact file.")
                     self._note_loss(end)
                 num_frames += 1
+                last_shown = frame.pts if frame.pts is not None else last_sent
                 yield frame
+        # Decoders with a thread for each frame say nothing of the last ones that they fail to decode.
+        if (
+            num_frames
+            and not self.may_jump
+            and (last_sent - last_shown) * stream.time_base > 0.75 * self.frame_seconds
+        ):
+            raise ValueError(f"{self.path} is damaged at its end: choose an intact file.")
         # Matroska and WebM say how long they are, and can end anywhere. A last frame may last where the rate varies.
         length = float(Fraction(self.container.duration or 0, av.time_base) - self.origin)
         declares_length = is_matroska and num_frames and self._declares_constant_rate()
