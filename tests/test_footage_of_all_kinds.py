@@ -31,7 +31,8 @@ CLIPS = {}
 for codec in ("libx264", "libx265"):
     CLIPS |= {f"{codec}, {number} frames": {"codec": codec, "num_frames": number} for number in (1, 2, 15, 16, 17, 29)}
     CLIPS |= {f"{codec}, {number} frames": {"codec": codec, "num_frames": number} for number in (30, 121, 122, 500)}
-CLIPS["libx265, 2 frames"]["options"] = {"x265-params": "bframes=0"}
+for number in (1, 2):  # of which the encoder gives any times otherwise
+    CLIPS[f"libx265, {number} frames"]["options"] = {"x265-params": "bframes=0"}
 for rate in (12, 23.976, 25, 29.97, 50, 60, 120):
     CLIPS[f"{rate} a second"] = {"rate": rate, "num_frames": 31}
 for rate in (23.976, 29.97, 59.94):
