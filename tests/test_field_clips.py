@@ -29,7 +29,7 @@ from conftest import FIXTURES
 from oriented import make_oriented_clip, make_oriented_photo, upright_picture
 
 from loomvideo_diffusers import cli
-from loomvideo_diffusers.decoding import convert_pixels, measure_rate
+from loomvideo_diffusers.decoding import convert_pixels, measure_rate, sequence_files
 from loomvideo_diffusers.editing import Edit, edit_footage
 from loomvideo_diffusers.encoding import plan_output, write_footage
 from loomvideo_diffusers.footage import Footage, read_frames, read_model_frames, survey
@@ -380,6 +380,24 @@ def test_image_sequences(model_folder, tmp_path, capsys):
     assert "f_1005.png" in said
     assert cli.main(["edit", str(tmp_path / "h_%d.png"), "blue", "-o", str(tmp_path / "out.mp4"), *options]) == 2
     assert "names no files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("%d.png", ["8.png", "9.png", "10.png"]),
+        ("100%_%04d.png", ["100%_0000.png", "100%_0001.png", "100%_0002.png"]),
+        ("%03dof%d.png", ["998of%d.png", "999of%d.png", "1000of%d.png"]),
+        ("50% of it/f%02d.png", ["50% of it/f07.png", "50% of it/f08.png", "50% of it/f09.png"]),
+    ],
+)
+def test_names_of_image_sequences(pattern, names, tmp_path):
+    for index, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        PIL.Image.new("RGB", (64, 48), (100 * index, 0, 0)).save(tmp_path / name)
+    assert sequence_files(tmp_path / pattern) == [tmp_path / name for name in names]
+    frames = list(read_frames(survey(tmp_path / pattern)))
+    assert [frame[0, 0, 0] for frame in frames] == [0, 100, 200]
 
 
 def test_gifs_last_as_long(tmp_path):

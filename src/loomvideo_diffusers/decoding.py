@@ -77,22 +77,24 @@ def sequence_files(path: str | os.PathLike) -> list[Path]:
         ValueError: if there is none, or one in between is missing.
     """
     path = Path(path)
-    pattern = FRAME_NUMBER.search(path.name)
-    digits = rf"\d{{{int(pattern[1])},}}" if pattern[1] else r"\d+"
-    name = re.compile(f"{re.escape(path.name[: pattern.start()])}({digits}){re.escape(path.name[pattern.end() :])}")
-    numbers = [int(match[1]) for file in _names(path.parent) if (match := name.fullmatch(file))]
+    before, width, after = FRAME_NUMBER.split(path.name, maxsplit=1)
+    width = int(width or 1)
+    name = re.compile(rf"{re.escape(before)}(\d{{{width}}}|[1-9]\d{{{width},}}){re.escape(after)}")
+    files = os.listdir(path.parent) if path.parent.is_dir() else []
+    numbers = {int(match[1]) for file in files if (match := name.fullmatch(file))}
     if not numbers:
-        raise ValueError(f"{path} names no files: number them as in {path.name % 1}.")
+        raise ValueError(f"{path} names no files: number them as in {sequence_file(path, 1)}.")
     for number in range(min(numbers), max(numbers)):
-        if number not in set(numbers):
-            raise ValueError(
-                f"The image sequence {path} lacks {path.name % number}: add it, or name a part without it."
-            )
-    return [path.with_name(path.name % number) for number in sorted(numbers)]
+        if number not in numbers:
+            missing = sequence_file(path, number)
+            raise ValueError(f"The image sequence {path} lacks {missing.name}: add it, or leave out the rest.")
+    return [sequence_file(path, number) for number in sorted(numbers)]
 
 
-def _names(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.is_dir() else []
+def sequence_file(path: str | os.PathLike, number: int) -> Path:
+    """The file of an image sequence with a number."""
+    before, width, after = FRAME_NUMBER.split(Path(path).name, maxsplit=1)
+    return Path(path).with_name(f"{before}{number:0{int(width or 1)}d}{after}")
 
 
 @contextmanager
@@ -126,22 +128,25 @@ def open_video(path: str | os.PathLike, rate: Fraction | None = None) -> Iterato
         ValueError: if it cannot be read, or holds no video.
     """
     silence_av()
-    options = READ_OPTIONS
+    source, options, file_format = os.fspath(path), READ_OPTIONS, None
     if is_sequence(path):
+        file_format = "image2"
+        before, _, after = FRAME_NUMBER.split(Path(path).name, maxsplit=1)
         first = sequence_files(path)[0].name
-        number = FRAME_NUMBER.search(Path(path).name).start()
+        pattern = FRAME_NUMBER.search(Path(path).name)[0]
+        # Any other percent sign stands for itself.
+        source = os.path.join(Path(path).parent, before).replace("%", "%%") + pattern + after.replace("%", "%%")
         options = {
             "protocol_whitelist": "file",
-            "format_whitelist": "image2",
+            "format_whitelist": file_format,
             "framerate": str(rate or USUAL_RATE),
-            "start_number": re.match(r"\d+", first[number:])[0],
+            "start_number": re.match(r"\d+", first[len(before) :])[0],
         }
-    source = os.fspath(path)
-    if images.is_animated_webp(path):
+    elif images.is_animated_webp(path):
         # FFmpeg cannot read these.
         source = io.BytesIO(images.animation_as_png(path))
     with reading(path):
-        container = av.open(source, options=dict(options), metadata_errors="replace")
+        container = av.open(source, format=file_format, options=dict(options), metadata_errors="replace")
     with container:
         yield VideoReader(path, container, rate)
 

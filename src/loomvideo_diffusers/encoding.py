@@ -24,7 +24,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from .decoding import FRAME_NUMBER, PIXEL_FORMATS, open_video, silence_av
+from .decoding import FRAME_NUMBER, PIXEL_FORMATS, open_video, sequence_file, silence_av
 from .files import whole_file
 from .footage import Footage
 from .sound import AUDIO_MODES, CONTAINERS, Track, add_sound, plan_sound, write_packet
@@ -215,7 +215,7 @@ class SequenceWriter:
 
     def write(self, pixels: np.ndarray) -> None:
         self.num_written += 1
-        path = self.file.with_name(self.file.name % self.num_written)
+        path = sequence_file(self.file, self.num_written)
         if pixels.dtype == np.uint8:
             Image.fromarray(pixels).save(path, quality=95)
             return
