@@ -15,6 +15,7 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -466,3 +467,16 @@ def test_the_output_is_checked_before_the_work(edit, tmp_path):
     with pytest.raises(ValueError, match="copy, encode, none"):
         edit_footage(edit, footage, Edit(**QUICK), tmp_path / "out.mp4", audio="mute")
     assert plan_output(replace(footage, sound_tracks=()), tmp_path / "out.gif").notes == ()
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.gif", "%d.png"])
+def test_errors_of_writing_are_not_those_of_reading(name, tmp_path):
+    clip = make_clip(tmp_path / "clip.mp4", num_frames=24, size=(128, 96))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"could not be written \(File too large\): make room"):
+            rewrite(clip, tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == ["clip.mp4"]
