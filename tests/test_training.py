@@ -1086,8 +1086,8 @@ def test_terminated(make_config, tmp_path, num_workers):
 
 def test_terminated_while_it_validates(make_config, tmp_path):
     """Samples that take long are given up, and made when the run goes on."""
-    sample = {"prompt": "a cat", "height": 64, "width": 64, "num_frames": 1}
-    validation = {"samples": [sample], "every": 2, "num_inference_steps": 500}
+    sample = {"prompt": "a cat", "height": 256, "width": 256, "num_frames": 1}
+    validation = {"samples": [sample], "every": 2, "num_inference_steps": 1000}
     config = make_config(steps=4, validation=validation)
     outer, inner = pty.openpty()  # where bars show at once what is being done
     process = subprocess.Popen(
