@@ -665,7 +665,7 @@ def test_killed_at_random_moments(make_config, clips, tmp_path):
                 time.sleep(0.001)
         else:
             process.stdout.readline()
-        time.sleep(rng.uniform(0, 3 if number >= 3 else 0.1))
+        time.sleep(rng.uniform(0, 0.5 if number >= 3 else 0.1))
         process.kill()
         num_killed += process.wait() == -signal.SIGKILL
     assert num_killed >= 10
