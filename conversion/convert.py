@@ -26,11 +26,11 @@ from diffusers import AutoencoderKLWan, ModelMixin, UniPCMultistepScheduler
 from huggingface_hub import ModelCard, snapshot_download
 from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor
 
-from ..files import DiskFullError, lock_beside, reason_of_full_disk
+from ..media.files import DiskFullError, lock_beside, reason_of_full_disk
+from ..models.transformer_loomvideo import FLOAT32_MODULES, LoomVideoTransformer3DModel
 from ..pipelines import LoomVideoPipeline
-from ..pipelines.loomvideo_hub import write_remote_code
+from ..pipelines.loomvideo_repository import write_remote_code
 from ..progress import progress_bar
-from ..transformer_loomvideo import FLOAT32_MODULES, LoomVideoTransformer3DModel
 from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 from .checkpoints import Entry, check_tensors, find_checkpoint, list_tensors, modified, name_transformer
 from .weights import Weights, compare_weights, plan_weights, write_weights

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from ..pipelines.loomvideo_hub import push_folder
+from ..pipelines.loomvideo_repository import push_folder
 from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 
 

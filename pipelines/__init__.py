@@ -23,6 +23,6 @@ __all__ = ["LoomVideoEditPipeline", "LoomVideoPipeline", "LoomVideoPipelineOutpu
 # Installed as part of the package, the pipelines use its transformer and never run a folder's own code.
 for _pipeline_class in (LoomVideoPipeline, LoomVideoEditPipeline):
     _pipeline_class._installed_transformer = (
-        "loomvideo_diffusers.transformer_loomvideo",
+        "loomvideo_diffusers.models.transformer_loomvideo",
         "LoomVideoTransformer3DModel",
     )

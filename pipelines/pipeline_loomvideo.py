@@ -33,12 +33,12 @@ if __name__.startswith("diffusers_modules."):
     _module, __name__ = sys.modules.pop(__name__), f"{__name__}_{time.time_ns()}"
     sys.modules[__name__] = _module
 
-from .loomvideo_denoising import LoomVideoDenoisingMixin
+from .loomvideo_base import LoomVideoDenoisingMixin
 from .loomvideo_frames import Image, fit_all, nearest_trained_size, read_references
-from .loomvideo_hub import LoomVideoHubMixin
 from .loomvideo_lora import LoomVideoLoraLoaderMixin
+from .loomvideo_mllm import LoomVideoPromptMixin
 from .loomvideo_output import LoomVideoPipelineOutput
-from .loomvideo_prompts import LoomVideoPromptMixin
+from .loomvideo_repository import LoomVideoHubMixin
 from .loomvideo_sharing import LoomVideoSharingMixin, one_call_at_a_time
 
 

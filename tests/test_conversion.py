@@ -38,7 +38,7 @@ from transformers import Qwen3VLConfig, Qwen3VLModel
 from loomvideo_diffusers import LoomVideoPipeline, LoomVideoTransformer3DModel, cli
 from loomvideo_diffusers.conversion import convert, weights
 from loomvideo_diffusers.conversion.checkpoints import Entry, name_transformer
-from loomvideo_diffusers.files import lock_beside
+from loomvideo_diffusers.media.files import lock_beside
 
 
 SOURCES = {"loomvideo": GOLDEN / "LoomVideo", "mllm": GOLDEN / "Qwen3-VL", "wan": GOLDEN / "Wan2.2-TI2V"}

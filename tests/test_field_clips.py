@@ -30,13 +30,13 @@ from conftest import FIXTURES
 from oriented import make_oriented_clip, make_oriented_photo, upright_picture
 
 from loomvideo_diffusers import cli
-from loomvideo_diffusers.decoding import convert_pixels, measure_rate, sequence_files
-from loomvideo_diffusers.editing import Edit, edit_footage
-from loomvideo_diffusers.encoding import plan_output, write_footage
-from loomvideo_diffusers.footage import Footage, read_frames, read_model_frames, survey
-from loomvideo_diffusers.images import probe_image, read_image
+from loomvideo_diffusers.footage.editing import Edit, edit_footage
+from loomvideo_diffusers.footage.survey import Footage, read_frames, read_model_frames, survey
+from loomvideo_diffusers.media.decoding import convert_pixels, measure_rate, sequence_files
+from loomvideo_diffusers.media.encoding import plan_output, write_footage
+from loomvideo_diffusers.media.images import probe_image, read_image
+from loomvideo_diffusers.media.video import probe_video, read_video, write_gif, write_video
 from loomvideo_diffusers.training.data import Record, read_clip
-from loomvideo_diffusers.video import probe_video, read_video, write_gif, write_video
 
 
 FIELD = FIXTURES / "field"
@@ -441,7 +441,7 @@ def test_same_bytes_on_any_number_of_processors(tmp_path):
 
 def test_what_was_denoised_is_found_under_another_suffix(edit, tmp_path, monkeypatch):
     footage = survey(make_clip(tmp_path / "source.mp4", num_frames=9))
-    monkeypatch.setattr("loomvideo_diffusers.editing._results", lambda *_: iter([1 / 0]))
+    monkeypatch.setattr("loomvideo_diffusers.footage.editing._results", lambda *_: iter([1 / 0]))
     with pytest.raises(ZeroDivisionError):
         edit_footage(edit, footage, Edit(**QUICK), tmp_path / "out.mov")
     monkeypatch.undo()

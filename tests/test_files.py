@@ -28,15 +28,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loomvideo_diffusers.files import DiskFullError, lock_beside, lock_folder, remove_leftovers_in, write_whole
-from loomvideo_diffusers.video import write_video
+from loomvideo_diffusers.media.files import DiskFullError, lock_beside, lock_folder, remove_leftovers_in, write_whole
+from loomvideo_diffusers.media.video import write_video
 
 
 # Writes a file slowly, in a process of its own, and says when it has begun.
 SLOW_WRITER = """
 import sys, time
 from pathlib import Path
-from loomvideo_diffusers.files import write_whole
+from loomvideo_diffusers.media.files import write_whole
 
 def write(file):
     Path(file).write_text("half")
@@ -47,7 +47,7 @@ write_whole(sys.argv[1], write)
 """
 HOLDER = """
 import sys, time
-from loomvideo_diffusers import files
+from loomvideo_diffusers.media import files
 
 with getattr(files, sys.argv[1])(sys.argv[2]):
     print("begun", flush=True)
@@ -55,7 +55,7 @@ with getattr(files, sys.argv[1])(sys.argv[2]):
 """
 PARENT = """
 import os, sys, time
-from loomvideo_diffusers.files import lock_folder
+from loomvideo_diffusers.media.files import lock_folder
 
 with lock_folder(sys.argv[1]):
     child = os.fork()
@@ -247,7 +247,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
 KILLED_WRITER = """
 import sys
 from pathlib import Path
-from loomvideo_diffusers.files import write_whole
+from loomvideo_diffusers.media.files import write_whole
 
 print("begun", flush=True)
 while True:

@@ -22,9 +22,9 @@ import pytest
 from clips import QUICK, make_clip
 from PIL import Image
 
-from loomvideo_diffusers.editing import Edit, Fit, edit_footage, edit_preview
-from loomvideo_diffusers.encoding import plan_output, write_footage
-from loomvideo_diffusers.footage import Footage, read_frames, read_model_frames, survey
+from loomvideo_diffusers.footage.editing import Edit, Fit, edit_footage, edit_preview
+from loomvideo_diffusers.footage.survey import Footage, read_frames, read_model_frames, survey
+from loomvideo_diffusers.media.encoding import plan_output, write_footage
 
 
 def sound_of(path):
@@ -174,7 +174,8 @@ def test_what_did_not_change_comes_from_the_clip(edit, tmp_path, monkeypatch):
             changed[20:, 50:] = (0, 255, 0)
             yield changed
 
-    monkeypatch.setattr("loomvideo_diffusers.editing._decode", lambda pipe, latents, dtype: paint_corner(latents))
+    paint = lambda pipe, latents, dtype: paint_corner(latents)  # noqa: E731
+    monkeypatch.setattr("loomvideo_diffusers.footage.editing._decode", paint)
     for keep_unchanged in (False, True):
         edit_footage(edit, footage, Edit(**QUICK, keep_unchanged=keep_unchanged), tmp_path / "out.mp4")
         before, after = (
@@ -263,7 +264,7 @@ def test_a_broken_off_edit_goes_on(edit, tmp_path, monkeypatch):
     assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
     assert not (tmp_path / ".unfinished-out.safetensors").exists()
 
-    monkeypatch.setattr("loomvideo_diffusers.editing._results", lambda *_: iter([1 / 0]))
+    monkeypatch.setattr("loomvideo_diffusers.footage.editing._results", lambda *_: iter([1 / 0]))
     with pytest.raises(ZeroDivisionError):
         edit_footage(edit, footage, settings, tmp_path / "again.mp4")
     monkeypatch.undo()
@@ -272,7 +273,7 @@ def test_a_broken_off_edit_goes_on(edit, tmp_path, monkeypatch):
     assert not num_calls
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
     # What was broken off is of no use for fewer frames, or for another model.
-    monkeypatch.setattr("loomvideo_diffusers.editing._results", lambda *_: iter([1 / 0]))
+    monkeypatch.setattr("loomvideo_diffusers.footage.editing._results", lambda *_: iter([1 / 0]))
     with pytest.raises(ZeroDivisionError):
         edit_footage(edit, footage, settings, tmp_path / "fewer.mp4")
     monkeypatch.undo()

@@ -20,8 +20,8 @@ import av
 import pytest
 from clips import QUICK, make_clip
 
-from loomvideo_diffusers.editing import Edit, edit_footage
-from loomvideo_diffusers.footage import survey
+from loomvideo_diffusers.footage.editing import Edit, edit_footage
+from loomvideo_diffusers.footage.survey import survey
 
 
 TALL, WIDE = {"height": 64, "width": 32}, {"height": 32, "width": 64}

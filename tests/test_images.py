@@ -29,11 +29,12 @@ import pytest
 from conftest import FIXTURES
 from oriented import make_oriented_photo, upright_picture
 
-from loomvideo_diffusers import images, nano
+from loomvideo_diffusers import nano
 from loomvideo_diffusers.cli import main
-from loomvideo_diffusers.images import is_animation, is_image, probe_image, read_image, write_image
+from loomvideo_diffusers.media import images
+from loomvideo_diffusers.media.images import is_animation, is_image, probe_image, read_image, write_image
+from loomvideo_diffusers.media.video import read_comment, read_video
 from loomvideo_diffusers.pipelines import loomvideo_frames
-from loomvideo_diffusers.video import read_comment, read_video
 
 
 FIELD = FIXTURES / "field"

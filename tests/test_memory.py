@@ -33,8 +33,8 @@ import resource, sys
 from pathlib import Path
 
 from loomvideo_diffusers import LoomVideoEditPipeline
-from loomvideo_diffusers.editing import Edit, edit_footage
-from loomvideo_diffusers.footage import survey
+from loomvideo_diffusers.footage.editing import Edit, edit_footage
+from loomvideo_diffusers.footage.survey import survey
 
 model, source, output = sys.argv[1:]
 pipe = LoomVideoEditPipeline.from_pretrained(model)

@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 from loomvideo_diffusers import LoomVideoPipeline
+from loomvideo_diffusers.media.video import read_image, read_video, write_whole
 from loomvideo_diffusers.nano import NUM_FRAMES, SIDE, autoencoder, denoised, evaluation, export
 from loomvideo_diffusers.nano.autoencoder import Stage, refine_decoder, train_autoencoder
 from loomvideo_diffusers.nano.curves import plot_curves
@@ -56,9 +57,8 @@ from loomvideo_diffusers.nano.world import (
     render,
     sample_scene,
 )
-from loomvideo_diffusers.pipelines.loomvideo_prompts import DEFAULT_NEGATIVE_PROMPT, NEGATIVE_PROMPT_PREFIX
+from loomvideo_diffusers.pipelines.loomvideo_mllm import DEFAULT_NEGATIVE_PROMPT, NEGATIVE_PROMPT_PREFIX
 from loomvideo_diffusers.training import TrainingConfig, load_config, train
-from loomvideo_diffusers.video import read_image, read_video, write_whole
 
 
 # World

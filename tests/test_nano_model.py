@@ -18,19 +18,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, cli
-from loomvideo_diffusers.editing import Edit, edit_footage
-from loomvideo_diffusers.footage import read_frames, read_model_frames, survey
+from loomvideo_diffusers.footage.editing import Edit, edit_footage
+from loomvideo_diffusers.footage.survey import read_frames, read_model_frames, survey
+from loomvideo_diffusers.media.video import read_video, write_video
 from loomvideo_diffusers.nano import DEFAULT_OPTIONS, MODEL, NUM_FRAMES, OPTIONS, SIDE
 from loomvideo_diffusers.nano.evaluation import call, evaluate_task
 from loomvideo_diffusers.nano.judge import PATH_TOLERANCE, look
 from loomvideo_diffusers.nano.tasks import sample_held_out
 from loomvideo_diffusers.nano.world import Scene, draw_frame, sample_thing
-from loomvideo_diffusers.pipelines.loomvideo_denoising import divide_into_windows
-from loomvideo_diffusers.video import read_video, write_video
+from loomvideo_diffusers.pipelines.loomvideo_base import divide_into_windows
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def share(judged, name="success"):
 
 
 def test_the_folder_is_small_and_whole():
-    """Below 40 MB in half precision, and with its own code, it loads where the package is not known."""
+    """Below 40 MB in half precision; what saves or uploads it adds the code."""
     files = list(MODEL.rglob("*.safetensors"))
     assert sum(file.stat().st_size for file in files) < 40e6
     for path in files:
@@ -52,8 +51,8 @@ def test_the_folder_is_small_and_whole():
     index = json.loads((MODEL / "model_index.json").read_text())
     assert {"text_encoder", "processor", "vae", "transformer", "scheduler"} < set(index)
     assert (MODEL / "README.md").is_file()
-    remote = DiffusionPipeline.from_pretrained(MODEL, trust_remote_code=True)
-    assert type(remote).__module__.startswith("diffusers_modules")
+    assert index["_class_name"] == "LoomVideoPipeline"
+    assert not list(MODEL.rglob("*.py"))
 
 
 def test_the_command_line_makes_what_is_asked_for(tmp_path):

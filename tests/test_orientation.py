@@ -27,8 +27,8 @@ from oriented import (
     upright_picture,
 )
 
-from loomvideo_diffusers import orientation as orientations
-from loomvideo_diffusers.video import write_video
+from loomvideo_diffusers.media import orientation as orientations
+from loomvideo_diffusers.media.video import write_video
 
 
 ALL = range(1, 9)

@@ -30,8 +30,8 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.hooks import apply_group_offloading
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline
-from loomvideo_diffusers.pipelines.loomvideo_denoising import guidance_coefficients
-from loomvideo_diffusers.pipelines.loomvideo_prompts import DEFAULT_NEGATIVE_PROMPT
+from loomvideo_diffusers.pipelines.loomvideo_base import guidance_coefficients
+from loomvideo_diffusers.pipelines.loomvideo_mllm import DEFAULT_NEGATIVE_PROMPT
 
 
 SMALL = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "pt"}

@@ -28,7 +28,6 @@ from conftest import call_inputs
 from diffusers import DiffusionPipeline
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel
-from loomvideo_diffusers.nano import MODEL
 
 
 ROOT = Path(__file__).parent.parent
@@ -161,14 +160,5 @@ def test_what_goes_to_the_hub_stands_alone(file):
 
 
 def test_the_transformer_stands_alone():
-    file = ROOT / "src" / "loomvideo_diffusers" / "transformer_loomvideo.py"
+    file = ROOT / "src" / "loomvideo_diffusers" / "models" / "transformer_loomvideo.py"
     assert {module for module, level in imports(file)} <= {*sys.stdlib_module_names, "diffusers", "torch"}
-
-
-def test_the_code_in_nano():
-    """The model that is part of the package has the package's own code with it."""
-    files = list(MODEL.rglob("*.py"))
-    assert len(files) > 5
-    for file in files:
-        folder = "pipelines" if file.parent == MODEL else "src/loomvideo_diffusers"
-        assert file.read_text() == (ROOT / folder / file.name).read_text(), file.name

@@ -25,9 +25,9 @@ from conftest import FIXTURES, messages
 from terminal import run_in_terminal
 
 from loomvideo_diffusers import cli
-from loomvideo_diffusers.jobs import read_jobs
-from loomvideo_diffusers.pipelines.loomvideo_prompts import check_prompt
-from loomvideo_diffusers.records import read_json_records
+from loomvideo_diffusers.fleet.jobs import read_jobs
+from loomvideo_diffusers.media.records import read_json_records
+from loomvideo_diffusers.pipelines.loomvideo_mllm import check_prompt
 from loomvideo_diffusers.training.config import DatasetSettings, ValidationSample
 from loomvideo_diffusers.training.data import _read_dataset
 

@@ -41,6 +41,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import Qwen3VLModel
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel
+from loomvideo_diffusers.media.video import read_image, read_video, write_image, write_video
 from loomvideo_diffusers.training import TrainingConfig, load_config, train
 from loomvideo_diffusers.training import features as features_module
 from loomvideo_diffusers.training.checkpoints import find_checkpoints
@@ -62,7 +63,6 @@ from loomvideo_diffusers.training.objective import (
     squared_error,
 )
 from loomvideo_diffusers.training.trainer import make_sample
-from loomvideo_diffusers.video import read_image, read_video, write_image, write_video
 
 
 ALL_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "linear_1", "linear_2", "time_proj"]

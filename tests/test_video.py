@@ -26,7 +26,7 @@ import pytest
 import torch
 from conftest import FIXTURES
 
-from loomvideo_diffusers.video import (
+from loomvideo_diffusers.media.video import (
     LABEL_HEIGHT,
     check_output_path,
     contact_sheet,
@@ -305,7 +305,7 @@ def test_logging_does_not_lock_up():
     """Older versions of torchvision turn on PyAV's logging, with which decoders lock up when they are closed early."""
     program = (
         "import av.logging; av.logging.set_level(av.logging.ERROR)\n"
-        "from loomvideo_diffusers.video import probe_video\n"
+        "from loomvideo_diffusers.media.video import probe_video\n"
         f"[probe_video({str(FIXTURES / 'cat.mp4')!r}) for _ in range(50)]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

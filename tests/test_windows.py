@@ -21,7 +21,7 @@ import pytest
 import torch
 from test_savings import counted
 
-from loomvideo_diffusers.pipelines.loomvideo_denoising import divide_into_windows
+from loomvideo_diffusers.pipelines.loomvideo_base import divide_into_windows
 from loomvideo_diffusers.pipelines.loomvideo_frames import mllm_frame_indices
 
 

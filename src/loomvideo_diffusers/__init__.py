@@ -25,14 +25,14 @@ _MODULES = {
     "LoomVideoEditPipeline": ".pipelines",
     "LoomVideoPipeline": ".pipelines",
     "LoomVideoPipelineOutput": ".pipelines",
-    "LoomVideoTransformer3DModel": ".transformer_loomvideo",
+    "LoomVideoTransformer3DModel": ".models.transformer_loomvideo",
 }
 
 __all__ = ["LoomVideoEditPipeline", "LoomVideoPipeline", "LoomVideoPipelineOutput", "LoomVideoTransformer3DModel"]
 
 if TYPE_CHECKING:
+    from .models.transformer_loomvideo import LoomVideoTransformer3DModel
     from .pipelines import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoPipelineOutput
-    from .transformer_loomvideo import LoomVideoTransformer3DModel
 
 
 def __getattr__(name: str) -> Any:

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 
 def generate(arguments: argparse.Namespace) -> None:
-    from ..jobs import identity
-    from ..video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
+    from ..fleet.jobs import identity
+    from ..media.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
 
     if arguments.output is None:
         raise ValueError("the following arguments are required: -o/--output")
@@ -88,7 +88,7 @@ def edit(arguments: argparse.Namespace) -> None:
 
 def _check_words(arguments: argparse.Namespace) -> None:
     """Raises ValueError if a prompt of the command line cannot be one."""
-    from ..pipelines.loomvideo_prompts import check_prompt
+    from ..pipelines.loomvideo_mllm import check_prompt
 
     if arguments.prompt is not None:
         check_prompt(arguments.prompt)
@@ -98,9 +98,9 @@ def _check_words(arguments: argparse.Namespace) -> None:
 
 def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callable[..., None]:
     """Checks all that an edit needs, and returns what does it with a pipeline."""
-    from ..decoding import is_sequence
-    from ..jobs import identity
-    from ..video import IMAGE_SUFFIXES, check_output_path, is_image, read_image
+    from ..fleet.jobs import identity
+    from ..media.decoding import is_sequence
+    from ..media.video import IMAGE_SUFFIXES, check_output_path, is_image, read_image
 
     _choose_seed(arguments)
     results = [path for name in FILES_OF_AN_EDIT if (path := getattr(arguments, name)) is not None]
@@ -118,7 +118,7 @@ def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callab
 
 
 def _prepare_image(arguments: argparse.Namespace, references: list[Any], stopwatch: Stopwatch) -> Callable[..., None]:
-    from ..video import IMAGE_SUFFIXES, check_output_path, read_image
+    from ..media.video import IMAGE_SUFFIXES, check_output_path, read_image
 
     for name in OPTIONS_OF_FOOTAGE:
         if getattr(arguments, name):
@@ -143,11 +143,11 @@ def _prepare_image(arguments: argparse.Namespace, references: list[Any], stopwat
 def _prepare_footage(
     arguments: argparse.Namespace, references: list[Any], stopwatch: Stopwatch
 ) -> Callable[..., None]:
-    from ..decoding import is_sequence
-    from ..editing import Edit, edit_footage, edit_preview
-    from ..encoding import check_footage_path, plan_output
-    from ..files import lock_beside
-    from ..footage import survey
+    from ..footage.editing import Edit, edit_footage, edit_preview
+    from ..footage.survey import survey
+    from ..media.decoding import is_sequence
+    from ..media.encoding import check_footage_path, plan_output
+    from ..media.files import lock_beside
 
     audio = arguments.audio or "copy"
     outputs = [path for path in (arguments.output, arguments.compare) if path is not None]
@@ -212,7 +212,7 @@ def _prepare_footage(
 
 def _edit_jobs(arguments: argparse.Namespace) -> None:
     """Does one job after the other; those that fail are named, and stop no other."""
-    from ..jobs import read_jobs, share_of_process, wait_for_other_processes
+    from ..fleet.jobs import read_jobs, share_of_process, wait_for_other_processes
 
     if any(getattr(arguments, name) is not None for name in ("input", *FILES_OF_AN_EDIT)):
         raise ValueError("with --jobs, inputs, prompts and outputs are in the file: leave them out here.")
@@ -265,7 +265,7 @@ def _use_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _choose_seed(arguments: argparse.Namespace) -> None:
     """Where none is said, takes that of the edit that was broken off there, or a new one."""
-    from ..editing import unfinished_seed
+    from ..footage.editing import unfinished_seed
 
     if arguments.seed is None:
         found = None if arguments.output is None else unfinished_seed(arguments.output)
@@ -403,7 +403,7 @@ def _write(
     frames: "np.ndarray", pipe: "DiffusionPipeline", arguments: argparse.Namespace, stopwatch: Stopwatch
 ) -> None:
     """Writes the result and says what was written and how long each stage took."""
-    from ..video import FRAMES_PER_SECOND, IMAGE_SUFFIXES, write_image, write_video
+    from ..media.video import FRAMES_PER_SECOND, IMAGE_SUFFIXES, write_image, write_video
 
     path, comment = arguments.output, _describe(pipe, arguments)
     with stopwatch.stage("write"):
@@ -418,7 +418,7 @@ def _write(
 
 
 def _write_contact_sheet(source: Any, result: Any, path: Path, comment: str = "") -> None:
-    from ..video import contact_sheet, write_image
+    from ..media.video import contact_sheet, write_image
 
     write_image(path, contact_sheet([source, result]), comment)
     print(f"Wrote {path}: the source above the result.")

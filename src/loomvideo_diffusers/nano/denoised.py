@@ -22,8 +22,8 @@ from diffusers import UniPCMultistepScheduler
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from ..media.video import write_whole
 from ..pipelines import LoomVideoPipeline
-from ..video import write_whole
 from . import OPTIONS, SEED
 from .evaluation import call
 from .tasks import TASKS, Example

@@ -28,8 +28,8 @@ import PIL.Image
 import torch
 from tqdm import tqdm
 
+from ..media.video import contact_sheet, write_image, write_whole
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
-from ..video import contact_sheet, write_image, write_whole
 from . import OPTIONS, SIDE
 from .judge import judge
 from .tasks import TASKS, Example, sample_held_out

@@ -22,9 +22,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file
 from transformers import Qwen3VLModel
 
-from ..files import replace_folder, write_whole
+from ..media.files import replace_folder, write_whole
+from ..models.transformer_loomvideo import LoomVideoTransformer3DModel
 from ..pipelines import LoomVideoPipeline
-from ..transformer_loomvideo import LoomVideoTransformer3DModel
 from . import OPTIONS
 from .evaluation import EVALUATIONS, NUM_COMPARED, NUM_EXAMPLES, SEEDS
 from .world import BACKGROUNDS, COLORS, SHAPES, SIZES

@@ -29,10 +29,10 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from ..files import replace_folder
+from ..media.files import replace_folder
+from ..models.transformer_loomvideo import LoomVideoTransformer3DModel
 from ..pipelines import LoomVideoPipeline
-from ..pipelines.loomvideo_prompts import DEFAULT_NEGATIVE_PROMPT, NEGATIVE_PROMPT_PREFIX, PROMPT_PREFIXES
-from ..transformer_loomvideo import LoomVideoTransformer3DModel
+from ..pipelines.loomvideo_mllm import DEFAULT_NEGATIVE_PROMPT, NEGATIVE_PROMPT_PREFIX, PROMPT_PREFIXES
 from . import DEFAULT_OPTIONS, SEED
 from .tasks import sample_family
 

@@ -28,7 +28,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..files import reason_of_full_disk
+from ..media.files import reason_of_full_disk
 from ..pipelines import LoomVideoPipeline
 
 

@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from ..pipelines.loomvideo_frames import MAX_SOURCE_FRAMES, TRAINED_SIZES_480P, TRAINED_SIZES_720P
-from ..pipelines.loomvideo_prompts import check_prompt
+from ..pipelines.loomvideo_mllm import check_prompt
 
 
 def _check_num_frames(num_frames: int) -> int:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..pipelines.loomvideo_prompts import run_mllm
+from ..pipelines.loomvideo_mllm import run_mllm
 
 
 # Keeps a trace of noise in the clean end of the path.

@@ -21,8 +21,8 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from ..conversion.cards import measure_part, stated_license
-from ..files import write_whole
-from ..pipelines.loomvideo_hub import push_folder
+from ..media.files import write_whole
+from ..pipelines.loomvideo_repository import push_folder
 from .checkpoints import LORA_FILE
 from .config import TrainingConfig
 

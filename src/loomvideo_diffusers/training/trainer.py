@@ -49,11 +49,11 @@ from torch.utils.data import DataLoader
 from transformers import Qwen3VLModel
 
 from ..defaults import read_default_options
-from ..files import check_writable, lock_folder, remove_leftovers_in, replace_folder, write_whole
+from ..media.files import check_writable, lock_folder, remove_leftovers_in, replace_folder, write_whole
+from ..media.video import MAX_FRAMES, read_image, read_video
+from ..models.transformer_loomvideo import LoomVideoTransformer3DModel
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..progress import progress_bar
-from ..transformer_loomvideo import LoomVideoTransformer3DModel
-from ..video import MAX_FRAMES, read_image, read_video
 from .checkpoints import (
     LORA_FILE,
     find_checkpoints,

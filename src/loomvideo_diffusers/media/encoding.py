@@ -24,9 +24,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
+from ..footage.survey import Footage
 from .decoding import FRAME_NUMBER, PIXEL_FORMATS, open_video, sequence_file, silence_av
 from .files import whole_file
-from .footage import Footage
 from .sound import AUDIO_MODES, CONTAINERS, Track, add_sound, plan_sound, write_packet
 from .video import add_video_stream, check_output_path, write_gif
 

@@ -27,6 +27,8 @@ import PIL.ImageFont
 from av.video.reformatter import Colorspace, VideoReformatter
 from diffusers.utils import logging
 
+from ..pipelines import loomvideo_frames
+from ..progress import progress_bar
 from .decoding import VideoReader, measure_rate, open_video, silence_av
 from .files import check_output_path, write_whole
 from .images import (  # noqa: F401, for who reads or writes files of all kinds
@@ -39,8 +41,6 @@ from .images import (  # noqa: F401, for who reads or writes files of all kinds
     write_image,
 )
 from .orientation import swaps_sides
-from .pipelines import loomvideo_frames
-from .progress import progress_bar
 
 
 logger = logging.get_logger(__name__)

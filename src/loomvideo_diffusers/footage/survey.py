@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .decoding import PIXEL_FORMATS, convert_pixels, measure_rate, open_video
-from .orientation import swaps_sides
-from .progress import progress_bar
-from .sound import usable_tracks
-from .video import FRAMES_PER_SECOND
+from ..media.decoding import PIXEL_FORMATS, convert_pixels, measure_rate, open_video
+from ..media.orientation import swaps_sides
+from ..media.sound import usable_tracks
+from ..media.video import FRAMES_PER_SECOND
+from ..progress import progress_bar
 
 
 # A picture that stands for longer than a second is shown to the model for one second.

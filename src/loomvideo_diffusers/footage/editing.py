@@ -31,20 +31,20 @@ from diffusers import SchedulerMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .decoding import PIXEL_FORMATS, convert_pixels, is_sequence, sequence_files
-from .encoding import plan_output, write_footage
-from .files import lock_beside, remove_leftovers, write_whole
-from .footage import Footage, read_frames, read_model_frames, spread_frames, spread_indices
-from .pipelines import LoomVideoEditPipeline
-from .pipelines.loomvideo_frames import (
+from ..media.decoding import PIXEL_FORMATS, convert_pixels, is_sequence, sequence_files
+from ..media.encoding import plan_output, write_footage
+from ..media.files import lock_beside, remove_leftovers, write_whole
+from ..pipelines import LoomVideoEditPipeline
+from ..pipelines.loomvideo_frames import (
     TRAINED_SIZES_480P,
     fit_all,
     mllm_frame_indices,
     nearest_size,
     read_references,
 )
-from .pipelines.loomvideo_sharing import one_call_at_a_time
-from .progress import progress_bar, stage
+from ..pipelines.loomvideo_sharing import one_call_at_a_time
+from ..progress import progress_bar, stage
+from .survey import Footage, read_frames, read_model_frames, spread_frames, spread_indices
 
 
 # A change of color that is no more than this is the VAE's, not the edit's; what surrounds a change may have changed

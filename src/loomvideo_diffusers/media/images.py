@@ -37,9 +37,9 @@ import PIL.Image
 import PIL.ImageCms
 from PIL.JpegImagePlugin import JpegImageFile
 
+from ..pipelines import loomvideo_frames
 from . import orientation as orientations
 from .files import check_output_path, write_whole
-from .pipelines import loomvideo_frames
 
 
 # What is read as an image, and of that what is written

@@ -21,11 +21,11 @@ from typing import Annotated
 import torch.distributed
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .decoding import is_sequence, sequence_files
-from .encoding import check_footage_path
-from .pipelines.loomvideo_prompts import check_prompt
-from .records import read_json_records
-from .video import IMAGE_SUFFIXES, check_output_path, is_image
+from ..media.decoding import is_sequence, sequence_files
+from ..media.encoding import check_footage_path
+from ..media.records import read_json_records
+from ..media.video import IMAGE_SUFFIXES, check_output_path, is_image
+from ..pipelines.loomvideo_mllm import check_prompt
 
 
 def _check_words(words: str) -> str:
