@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..errors import LoomVideoError
 from ..pipelines.loomvideo_lora import LAYER_NAMES
 
 
@@ -95,7 +96,7 @@ def find_checkpoint(source: Path, use_ema: bool) -> Path:
     The file of the transformer's weights in a folder: of a training the moving average, if that is wanted.
 
     Raises:
-        ValueError: if there is none.
+        LoomVideoError: if there is none.
     """
     if source.is_file():
         return source
@@ -107,7 +108,7 @@ def find_checkpoint(source: Path, use_ema: bool) -> Path:
     indexes = sorted(source.glob("*.safetensors.index.json"))
     if len(indexes) == 1 or len(found) == 1:
         return (indexes or found)[0]
-    raise ValueError(f"{source} has no {', '.join(names)} and no single .safetensors: name the file itself.")
+    raise LoomVideoError(f"{source} has no {', '.join(names)} and no single .safetensors: name the file itself.")
 
 
 def list_tensors(path: Path) -> dict[str | int, Entry]:
@@ -115,7 +116,7 @@ def list_tensors(path: Path) -> dict[str | int, Entry]:
     Lists the tensors of a file, or of all files that an index of shards names, without reading them.
 
     Raises:
-        ValueError: if it is damaged, holds anything but tensors, or an index names what is not beside it.
+        LoomVideoError: if it is damaged, holds anything but tensors, or an index names what is not beside it.
     """
     if path.name.endswith(".index.json"):
         entries = {}
@@ -134,10 +135,10 @@ def list_tensors(path: Path) -> dict[str | int, Entry]:
         items = enumerate(loaded) if isinstance(loaded, list) else loaded.items()
         tensors = {key: Entry(path, key, tuple(tensor.shape), tensor.dtype) for key, tensor in items}
     else:
-        raise ValueError(f"{path} is no checkpoint: it must end in .safetensors, {', '.join(PICKLED)}.")
+        raise LoomVideoError(f"{path} is no checkpoint: it must end in .safetensors, {', '.join(PICKLED)}.")
     for key, entry in tensors.items():
         if entry.dtype not in FLOAT_DTYPES.values():
-            raise ValueError(f"{path} holds {key} as {entry.dtype}: convert from weights in 16 or 32 bits.")
+            raise LoomVideoError(f"{path} holds {key} as {entry.dtype}: convert from weights in 16 or 32 bits.")
     return tensors
 
 
@@ -145,10 +146,10 @@ def _read_index(path: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no index of shards ({error}): download it again.") from error
+        raise LoomVideoError(f"{path} is no index of shards ({error}): download it again.") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not (path.parent / name).is_file():
-            raise ValueError(f"{path} names {name!r}, which is not beside it: download the whole folder again.")
+            raise LoomVideoError(f"{path} names {name!r}, which is not beside it: download the whole folder again.")
     return [path.parent / name for name in names]
 
 
@@ -156,7 +157,7 @@ def _open_safetensors(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged ({error}): download it again.") from error
+        raise LoomVideoError(f"{path} is damaged ({error}): download it again.") from error
 
 
 def load_pickled(path: Path) -> dict[str, torch.Tensor] | list[torch.Tensor]:
@@ -165,13 +166,17 @@ def load_pickled(path: Path) -> dict[str, torch.Tensor] | list[torch.Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as plain tensors, and no code in it is run ({reason}).") from error
+        raise LoomVideoError(
+            f"{path} cannot be read as plain tensors, and no code in it is run ({reason})."
+        ) from error
     if isinstance(loaded, dict) and isinstance(loaded.get("shadow_params"), list):
         loaded = loaded["shadow_params"]
     values = loaded.values() if isinstance(loaded, dict) else loaded if isinstance(loaded, list) else [loaded]
     wrong = next((type(value).__name__ for value in values if not isinstance(value, torch.Tensor)), None)
     if wrong is not None or not isinstance(loaded, (dict, list)):
-        raise ValueError(f"{path} is not a LoomVideo checkpoint: it holds a {wrong or 'tensor'} where tensors belong.")
+        raise LoomVideoError(
+            f"{path} is not a LoomVideo checkpoint: it holds a {wrong or 'tensor'} where tensors belong."
+        )
     return loaded
 
 
@@ -192,7 +197,7 @@ def name_transformer(
         whole model, all other parts.
 
     Raises:
-        ValueError: if one is missing, unknown or of another shape; the message lists them.
+        LoomVideoError: if one is missing, unknown or of another shape; the message lists them.
     """
     if entries and all(isinstance(key, int) for key in entries):
         order = sorted(expected, key=_published_place)
@@ -200,7 +205,7 @@ def name_transformer(
             place = next(index for index, name in enumerate(order) if _published_place(name) > (2, 2))
             order[place:place] = [f"{UNUSED}linear_{layer}.{kind}" for layer in (1, 2) for kind in ("weight", "bias")]
         if len(entries) != len(order):
-            raise ValueError(
+            raise LoomVideoError(
                 f"The moving average has {len(entries)} tensors, but the transformer has {len(order)} parameters: it "
                 "belongs to a model of another size."
             )
@@ -216,7 +221,7 @@ def name_transformer(
 
 
 def check_tensors(entries: dict[str, Entry], expected: dict[str, tuple[int, ...]], what: str) -> None:
-    """Raises ValueError if tensors are missing, unknown or of other shapes than a model has them."""
+    """Raises LoomVideoError if tensors are missing, unknown or of other shapes than a model has them."""
     problems = [f"{name} {list(shape)} is missing" for name, shape in expected.items() if name not in entries]
     problems += [f"{name} {list(entry.shape)} is unknown" for name, entry in entries.items() if name not in expected]
     problems += [
@@ -226,7 +231,7 @@ def check_tensors(entries: dict[str, Entry], expected: dict[str, tuple[int, ...]
     ]
     if problems:
         listed = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise ValueError(f"This is not a {what} checkpoint of the expected sizes: {listed}.")
+        raise LoomVideoError(f"This is not a {what} checkpoint of the expected sizes: {listed}.")
 
 
 def _published_place(name: str) -> tuple[int, ...]:
@@ -263,14 +268,14 @@ class Reader:
         Yields a tensor in a precision, flat and in pieces.
 
         Raises:
-            ValueError: if the file is damaged, or a number is infinite or none (NaN), now or in this precision.
+            LoomVideoError: if the file is damaged, or a number is infinite or none (NaN), now or in this precision.
         """
         tensor = self._get(entry).reshape(-1)
         for piece in tensor.split(PIECE_ELEMENTS):
             piece = piece.to(dtype)
             # One NaN makes both NaN, in a fiftieth of the time of `isfinite`, which would be most of a conversion's.
             if not torch.stack(piece.aminmax()).isfinite().all():
-                raise ValueError(
+                raise LoomVideoError(
                     f"{entry.key} in {entry.file} has values that are not finite in {str(dtype).split('.')[-1]}: the "
                     "file is damaged, or another --dtype is needed."
                 )
@@ -287,7 +292,7 @@ class Reader:
             else:
                 tensor = self._tensors.get_tensor(entry.key)
         except (OSError, KeyError, IndexError, SafetensorError) as error:
-            raise ValueError(f"{entry.file} changed while it was read ({error}).") from error
+            raise LoomVideoError(f"{entry.file} changed while it was read ({error}).") from error
         self._mapped_bytes += tensor.nbytes
         return tensor
 

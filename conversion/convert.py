@@ -26,6 +26,7 @@ from diffusers import AutoencoderKLWan, ModelMixin, UniPCMultistepScheduler
 from huggingface_hub import ModelCard, snapshot_download
 from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor
 
+from ..errors import LoomVideoError
 from ..media.files import DiskFullError, lock_beside, reason_of_full_disk
 from ..models.transformer_loomvideo import FLOAT32_MODULES, LoomVideoTransformer3DModel
 from ..pipelines import LoomVideoPipeline
@@ -135,7 +136,7 @@ def convert(
         The folder.
 
     Raises:
-        ValueError: if a source lacks what is needed, is damaged or of other sizes, `output_dir` has other content, or
+        LoomVideoError: if a source lacks what is needed, is damaged or of other sizes, `output_dir` has other content, or
             another run is writing it.
         OSError: if there is no room.
     """
@@ -163,7 +164,7 @@ def find_sources(
     for name, given in {"loomvideo": loomvideo, "mllm": mllm, "wan": wan}.items():
         source = _find(given, patterns[name], token, cache_dir)
         if name in needed and not (source.path / needed[name]).is_file():
-            raise ValueError(f"{given} has no {needed[name]}: is it the right source?")
+            raise LoomVideoError(f"{given} has no {needed[name]}: is it the right source?")
         card_file = (source.path if source.path.is_dir() else source.path.parent) / CARD_FILE
         if card_file.is_file():
             source.license = stated_license(ModelCard.load(card_file, ignore_metadata_errors=True))
@@ -180,7 +181,7 @@ def _find(
         return Source(path, path.absolute().name)
     repo_id, _, revision = str(given).partition("@")
     if len(Path(repo_id).parts) != 2 or path.is_absolute():
-        raise ValueError(f"{given} is neither a file or folder here nor the name of a repository (OWNER/NAME).")
+        raise LoomVideoError(f"{given} is neither a file or folder here nor the name of a repository (OWNER/NAME).")
     folder = Path(
         snapshot_download(
             repo_id, revision=revision or None, allow_patterns=patterns, token=token, cache_dir=cache_dir
@@ -230,7 +231,7 @@ def plan_conversion(
 def _plan_transformer(checkpoint: Path, wan: Path) -> tuple[dict[str, Entry], dict[str, Any], list[str]]:
     config_file = wan / "transformer" / "config.json"
     if not config_file.is_file():
-        raise ValueError(f"{wan} has no transformer/config.json: is it the right source?")
+        raise LoomVideoError(f"{wan} has no transformer/config.json: is it the right source?")
     entries = list_tensors(checkpoint)
     wan_config = LoomVideoTransformer3DModel.load_config(wan, subfolder="transformer")
     arguments = LoomVideoTransformer3DModel._get_init_keys(LoomVideoTransformer3DModel)
@@ -252,9 +253,9 @@ def _plan_text_encoder(folder: Path, config: dict[str, Any]) -> tuple[dict[str, 
         text_config = Qwen3VLConfig.from_pretrained(folder)
         size, num_layers = text_config.text_config.hidden_size, text_config.text_config.num_hidden_layers
     except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{folder} is no Qwen3-VL ({error}).") from error
+        raise LoomVideoError(f"{folder} is no Qwen3-VL ({error}).") from error
     if size != config["mllm_dim"] or num_layers < config["num_layers"]:
-        raise ValueError(
+        raise LoomVideoError(
             f"{folder} is a Qwen3-VL of another size: expected one of width {config['mllm_dim']} with at least "
             f"{config['num_layers']} layers, but it is {size} wide and has {num_layers}."
         )
@@ -275,7 +276,7 @@ def _plan_vae(folder: Path, in_channels: int) -> tuple[dict[str, Entry], dict[st
     with torch.device("meta"):
         model = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder))
     if model.config.z_dim != in_channels:
-        raise ValueError(
+        raise LoomVideoError(
             f"{folder} is a VAE of another size: expected one of {in_channels} channels, but it has "
             f"{model.config.z_dim}."
         )
@@ -288,7 +289,7 @@ def _list_folder(folder: Path, stem: str) -> dict[str, Entry]:
     for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors"):
         if (folder / name).is_file():
             return list_tensors(folder / name)
-    raise ValueError(f"{folder} has no {stem}.safetensors: is it the right source?")
+    raise LoomVideoError(f"{folder} has no {stem}.safetensors: is it the right source?")
 
 
 def verify(plan: Plan, folder: Path) -> None:
@@ -296,15 +297,15 @@ def verify(plan: Plan, folder: Path) -> None:
     Compares every tensor of a converted folder with its source, bit for bit in its precision.
 
     Raises:
-        ValueError: if one differs, or the folder was made from other sources or with other settings.
+        LoomVideoError: if one differs, or the folder was made from other sources or with other settings.
     """
     record_file = folder / RECORD_FILE
     if not record_file.is_file():
-        raise ValueError(f"{folder} has no {RECORD_FILE}: it was not made by this conversion.")
+        raise LoomVideoError(f"{folder} has no {RECORD_FILE}: it was not made by this conversion.")
     record = json.loads(record_file.read_text(encoding="utf-8"))
     for name in ("sources", "dtype", "variant"):
         if record.get(name) != plan.record[name]:
-            raise ValueError(
+            raise LoomVideoError(
                 f"{folder} was made with other {name} ({json.dumps(record.get(name))} and not "
                 f"{json.dumps(plan.record[name])}): choose another folder, or replace it with --force."
             )
@@ -335,7 +336,7 @@ def _write(plan: Plan, output_dir: Path, license: str | None, force: bool) -> bo
     is_there = output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir()))
     if is_there and not force:
         if not (output_dir / RECORD_FILE).is_file():
-            raise ValueError(f"{output_dir} has other content: choose another folder, or replace it with --force.")
+            raise LoomVideoError(f"{output_dir} has other content: choose another folder, or replace it with --force.")
         verify(plan, output_dir)
         return False
     state_file = unfinished / "state.json"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
+from ..errors import LoomVideoError
 from ..pipelines.loomvideo_repository import push_folder
 from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 
@@ -42,17 +43,19 @@ def push(
         The address of what was uploaded.
 
     Raises:
-        ValueError: if the folder has no card, or the card states no licence and none is given.
+        LoomVideoError: if the folder has no card, or the card states no licence and none is given.
         OSError: if the Hub refuses or cannot be reached, or has other files than were sent.
     """
     folder = Path(folder)
     card_file = folder / CARD_FILE
     if not card_file.is_file():
-        raise ValueError(f"{folder} has no {CARD_FILE}: push what `loomvideo convert` or `loomvideo train` wrote.")
+        raise LoomVideoError(f"{folder} has no {CARD_FILE}: push what `loomvideo convert` or `loomvideo train` wrote.")
     card = ModelCard.load(card_file)
     stated = stated_license(card)
     if not stated and license is None:
-        raise ValueError(f"The card of {folder} states no licence: say which one with --license, such as apache-2.0.")
+        raise LoomVideoError(
+            f"The card of {folder} states no licence: say which one with --license, such as apache-2.0."
+        )
     # A card that nobody has changed is made anew, for the repository; of another, only the licence is set.
     is_ours = (folder / RECORD_FILE).is_file() and card_file.read_text(encoding="utf-8") == render_base_card(
         folder, None, stated

@@ -24,6 +24,7 @@ from typing import BinaryIO
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 
+from ..errors import LoomVideoError
 from .checkpoints import FLOAT_DTYPES, Entry, Reader, list_tensors
 
 
@@ -133,16 +134,16 @@ def compare_weights(weights: Weights, folder: Path, progress: Callable[[int], No
     Compares every tensor with its source, bit for bit in its precision here.
 
     Raises:
-        ValueError: if one differs, is missing, or is there though it should not be.
+        LoomVideoError: if one differs, is missing, or is there though it should not be.
     """
     source_reader, reader = Reader(), Reader()
     for file, names in weights.files.items():
         path = folder / file
         if not path.is_file():
-            raise ValueError(f"{path} is missing: convert again, with --force.")
+            raise LoomVideoError(f"{path} is missing: convert again, with --force.")
         written = list_tensors(path)
         if set(written) != set(names):
-            raise ValueError(f"{path} does not hold the tensors that it should: convert again, with --force.")
+            raise LoomVideoError(f"{path} does not hold the tensors that it should: convert again, with --force.")
         for name in names:
             entry, dtype = weights.entries[name], weights.dtypes[name]
             is_same = written[name].shape == entry.shape and written[name].dtype == dtype
@@ -153,4 +154,4 @@ def compare_weights(weights: Weights, folder: Path, progress: Callable[[int], No
                     is_same = is_same and torch.equal(expected.view(torch.uint8), piece.view(torch.uint8))
                     progress(piece.nbytes)
             if not is_same:
-                raise ValueError(f"{name} in {path} is not what its source says: convert again, with --force.")
+                raise LoomVideoError(f"{name} in {path} is not what its source says: convert again, with --force.")

@@ -17,6 +17,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .errors import LoomVideoError
+
 
 # What a model may say, and of what kind that is
 OPTIONS = {
@@ -43,7 +45,7 @@ def read_default_options(model: str) -> dict[str, Any]:
         which are right for the released model, of which nothing is said.
 
     Raises:
-        ValueError: if the folder is no model, or it says what cannot be.
+        LoomVideoError: if the folder is no model, or it says what cannot be.
         OSError: if a repository cannot be read.
     """
     file = Path(model) / "model_index.json"
@@ -51,18 +53,18 @@ def read_default_options(model: str) -> dict[str, Any]:
         try:
             index = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{file} cannot be read ({error}): choose the folder of a model.") from error
+            raise LoomVideoError(f"{file} cannot be read ({error}): choose the folder of a model.") from error
     else:
         from .pipelines import LoomVideoPipeline
 
         index = LoomVideoPipeline.load_config(model)
     options = index.get("default_options") or {}
     if not isinstance(options, dict):
-        raise ValueError(f"`default_options` in {file} must be an object, but is {json.dumps(options)}.")
+        raise LoomVideoError(f"`default_options` in {file} must be an object, but is {json.dumps(options)}.")
     for name, value in options.items():
         is_number = isinstance(value, (int, OPTIONS.get(name, int))) and not isinstance(value, bool)
         if name not in OPTIONS or not is_number or value < (0 if name == "window_overlap" else 1):
-            raise ValueError(f"`default_options` in {file} say {name} = {json.dumps(value)}, which cannot be.")
+            raise LoomVideoError(f"`default_options` in {file} say {name} = {json.dumps(value)}, which cannot be.")
     if ("height" in options) != ("width" in options):
-        raise ValueError(f"`default_options` in {file} have only one of height and width: give both, or neither.")
+        raise LoomVideoError(f"`default_options` in {file} have only one of height and width: give both, or neither.")
     return options

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .. import nano
+from ..errors import LoomVideoError
 
 
 class Stopwatch:
@@ -65,9 +66,9 @@ def find_model(model: str) -> str:
         model = str(nano.MODEL)
     folder = Path(model)
     if folder.exists() and not (folder / "model_index.json").is_file():
-        raise ValueError(f"{model} has no model_index.json: make a model folder with `loomvideo convert`.")
+        raise LoomVideoError(f"{model} has no model_index.json: make a model folder with `loomvideo convert`.")
     if not folder.exists() and (len(folder.parts) != 2 or folder.is_absolute()):
-        raise ValueError(f"{model} is neither a folder here nor the name of a repository (OWNER/NAME).")
+        raise LoomVideoError(f"{model} is neither a folder here nor the name of a repository (OWNER/NAME).")
     return model
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from .. import nano
 from ..defaults import read_default_options
+from ..errors import LoomVideoError
 from .common import Stopwatch, find_model, silence_libraries
 
 
@@ -75,7 +76,7 @@ def train(arguments: argparse.Namespace) -> None:
         from ..training import load_config
         from ..training import train as run_training
     except ImportError as error:
-        raise ValueError(
+        raise LoomVideoError(
             f"Training needs {error.name}: install it with `pip install loomvideo-diffusers[train]`."
         ) from error
 
@@ -109,7 +110,7 @@ def info(arguments: argparse.Namespace) -> None:
         return
     folder = Path(nano.MODEL if arguments.path == "nano" else arguments.path)
     if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} has no model_index.json: make a model folder with `loomvideo convert`.")
+        raise LoomVideoError(f"{folder} has no model_index.json: make a model folder with `loomvideo convert`.")
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     for name, value in sorted(index.items()):
         if not isinstance(value, list) or name.startswith("_"):
@@ -135,7 +136,7 @@ def _print_description(path: str) -> None:
         description = json.loads(read_comment(path))
         print(description.pop("command"))
     except (json.JSONDecodeError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path} does not say how it was made: choose a file that `loomvideo` wrote.") from error
+        raise LoomVideoError(f"{path} does not say how it was made: choose a file that `loomvideo` wrote.") from error
     for name, value in description.items():
         if value not in (None, []):
             print(f"{name:22} {' '.join(value) if isinstance(value, list) else value}")

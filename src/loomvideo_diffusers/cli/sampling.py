@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..defaults import read_default_options
+from ..errors import LoomVideoError
 from ..progress import message, progress_bar, stage
 from .common import Stopwatch, find_model, one_line, silence_libraries
 
@@ -51,11 +52,11 @@ def generate(arguments: argparse.Namespace) -> None:
     from ..media.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
 
     if arguments.output is None:
-        raise ValueError("the following arguments are required: -o/--output")
+        raise LoomVideoError("the following arguments are required: -o/--output")
     _check_words(arguments)
     for reference in arguments.reference:
         if identity(reference) == identity(arguments.output):
-            raise ValueError(f"{reference} is a reference, and would be overwritten: choose another --output.")
+            raise LoomVideoError(f"{reference} is a reference, and would be overwritten: choose another --output.")
     options = _use_defaults(arguments)
     if arguments.frames is None:
         is_image = arguments.output.suffix.lower() in IMAGE_SUFFIXES
@@ -80,14 +81,14 @@ def edit(arguments: argparse.Namespace) -> None:
     result = "preview" if arguments.preview is not None else "output"
     missing = [name for name in ("input", "prompt", result) if getattr(arguments, name) is None]
     if missing:
-        raise ValueError(f"the following arguments are required: {', '.join(missing)}")
+        raise LoomVideoError(f"the following arguments are required: {', '.join(missing)}")
     stopwatch = Stopwatch()
     run = _prepare_edit(arguments, stopwatch)
     run(_load("LoomVideoEditPipeline", arguments, stopwatch))
 
 
 def _check_words(arguments: argparse.Namespace) -> None:
-    """Raises ValueError if a prompt of the command line cannot be one."""
+    """Raises LoomVideoError if a prompt of the command line cannot be one."""
     from ..pipelines.loomvideo_mllm import check_prompt
 
     if arguments.prompt is not None:
@@ -107,7 +108,9 @@ def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callab
     named = [identity(path) for path in (*results, arguments.input, *arguments.reference)]
     for path in results:
         if named.count(identity(path)) > 1:
-            raise ValueError(f"{path} is named twice: give the source, references and each result names of their own.")
+            raise LoomVideoError(
+                f"{path} is named twice: give the source, references and each result names of their own."
+            )
     for sheet in (arguments.contact_sheet, arguments.preview):
         if sheet is not None:
             check_output_path(sheet, IMAGE_SUFFIXES)
@@ -122,7 +125,7 @@ def _prepare_image(arguments: argparse.Namespace, references: list[Any], stopwat
 
     for name in OPTIONS_OF_FOOTAGE:
         if getattr(arguments, name):
-            raise ValueError(
+            raise LoomVideoError(
                 f"{arguments.input} is an image: leave out --{name.replace('_', '-')}, which is for videos."
             )
     check_output_path(arguments.output, IMAGE_SUFFIXES, f"{arguments.input} is an image: ")
@@ -156,7 +159,9 @@ def _prepare_footage(
         with lock_beside(path):
             pass  # Another run that is writing it is noticed now, not when the model is there.
     if arguments.rate is not None and not is_sequence(arguments.input):
-        raise ValueError(f"{arguments.input} has a rate of its own: leave out --rate, which is for image sequences.")
+        raise LoomVideoError(
+            f"{arguments.input} has a rate of its own: leave out --rate, which is for image sequences."
+        )
     with stopwatch.stage("read"):
         footage = survey(arguments.input, arguments.frames, show_progress=True, rate=arguments.rate)
         notes = [*footage.notes]
@@ -215,7 +220,7 @@ def _edit_jobs(arguments: argparse.Namespace) -> None:
     from ..fleet.jobs import read_jobs, share_of_process, wait_for_other_processes
 
     if any(getattr(arguments, name) is not None for name in ("input", *FILES_OF_AN_EDIT)):
-        raise ValueError("with --jobs, inputs, prompts and outputs are in the file: leave them out here.")
+        raise LoomVideoError("with --jobs, inputs, prompts and outputs are in the file: leave them out here.")
     jobs = share_of_process(read_jobs(arguments.jobs))
     pipe = _load("LoomVideoEditPipeline", arguments, Stopwatch())
     num_failed = 0
@@ -233,7 +238,7 @@ def _edit_jobs(arguments: argparse.Namespace) -> None:
             message(f"loomvideo: job {number} of {len(jobs)}, {job.output}: {one_line(error)}")
     wait_for_other_processes()
     if num_failed:
-        raise ValueError(f"{num_failed} of {len(jobs)} jobs failed: the others are done.")
+        raise LoomVideoError(f"{num_failed} of {len(jobs)} jobs failed: the others are done.")
 
 
 def _encode_negative_prompt(pipe: "DiffusionPipeline", negative_prompt: str | None) -> "torch.Tensor":
@@ -314,7 +319,7 @@ def _load(pipeline_name: str, arguments: argparse.Namespace, stopwatch: Stopwatc
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"{device} is no device of this machine: choose cpu, or leave --device out.") from error
+        raise LoomVideoError(f"{device} is no device of this machine: choose cpu, or leave --device out.") from error
     if arguments.max_memory is not None:
         _bound_memory(device, arguments.max_memory)
     dtype = getattr(torch, arguments.dtype or ("float32" if device == "cpu" else "bfloat16"))
@@ -367,12 +372,12 @@ def _bound_memory(device: str, gigabytes: float) -> None:
         taken = int(re.search(r"VmData:\s+(\d+)", status)[1]) * 1024
         most, least = int(gigabytes * 1e9), taken + SMALLEST_MEMORY
         if most < least:
-            raise ValueError(
+            raise LoomVideoError(
                 f"--max-memory must be {least / 1e9:.1f} or more: the libraries take {taken / 1e9:.1f} GB."
             )
         resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     else:
-        raise ValueError(f"--max-memory works on cuda, and on cpu in Linux, not on {device}: leave it out.")
+        raise LoomVideoError(f"--max-memory works on cuda, and on cpu in Linux, not on {device}: leave it out.")
 
 
 def _run(

@@ -21,6 +21,7 @@ from typing import Annotated
 import torch.distributed
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from ..errors import LoomVideoError
 from ..media.decoding import is_sequence, sequence_files
 from ..media.encoding import check_footage_path
 from ..media.records import read_json_records
@@ -35,7 +36,7 @@ def _check_words(words: str) -> str:
 
 def _check_name(path: Path) -> Path:
     if not path.name or "\0" in str(path):
-        raise ValueError("it must be the name of a file")
+        raise LoomVideoError("it must be the name of a file")
     return path
 
 
@@ -68,7 +69,7 @@ def read_jobs(path: Path) -> list[Job]:
     Reads all jobs of a file.
 
     Raises:
-        ValueError: naming the line, if one is no job, or reads what is not there, or writes what cannot be written,
+        LoomVideoError: naming the line, if one is no job, or reads what is not there, or writes what cannot be written,
             or what another one reads or writes.
     """
     jobs, written, read = [], {}, {}
@@ -79,35 +80,35 @@ def read_jobs(path: Path) -> list[Job]:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             message = first["msg"].removeprefix("Value error, ").removesuffix(".")
-            raise ValueError(f"{where}: {key + ': ' if key else ''}{message}.") from error
+            raise LoomVideoError(f"{where}: {key + ': ' if key else ''}{message}.") from error
         job.input, job.output = path.parent / job.input, path.parent / job.output
         job.reference = [path.parent / reference for reference in job.reference]
         try:
             _check_files(job)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise LoomVideoError(f"{where}: {error}") from error
         output = identity(job.output)
         if output in written:
-            raise ValueError(f"{where}: {written[output]} writes {job.output} too: choose another output.")
+            raise LoomVideoError(f"{where}: {written[output]} writes {job.output} too: choose another output.")
         written[output] = where
         read |= {identity(file): (where, file) for file in (job.input, *job.reference)}
         jobs.append(job)
     for output, where in written.items():
         if output in read:
             reader, file = read[output]
-            raise ValueError(f"{where} writes {file}, which {reader} reads: choose another output.")
+            raise LoomVideoError(f"{where} writes {file}, which {reader} reads: choose another output.")
     if not jobs:
-        raise ValueError(f"{path} has no jobs: write one a line, such as {EXAMPLE}.")
+        raise LoomVideoError(f"{path} has no jobs: write one a line, such as {EXAMPLE}.")
     return jobs
 
 
 def _check_files(job: Job) -> None:
-    """Raises a ValueError if a job could not begin."""
+    """Raises a LoomVideoError if a job could not begin."""
     for file in (job.input, *job.reference):
         if file == job.input and is_sequence(file):
             sequence_files(file)
         elif not file.is_file():
-            raise ValueError(f"{file} is not there.")
+            raise LoomVideoError(f"{file} is not there.")
     if not is_sequence(job.input) and is_image(job.input):
         check_output_path(job.output, IMAGE_SUFFIXES, f"{job.input} is an image: ")
     else:

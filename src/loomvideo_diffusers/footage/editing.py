@@ -31,6 +31,7 @@ from diffusers import SchedulerMixin
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..errors import LoomVideoError
 from ..media.decoding import PIXEL_FORMATS, convert_pixels, is_sequence, sequence_files
 from ..media.encoding import plan_output, write_footage
 from ..media.files import lock_beside, remove_leftovers, write_whole
@@ -157,10 +158,10 @@ class Edit:
     def fit(self, footage: Footage) -> Fit:
         """How the pictures of a clip are laid into the model's frame."""
         if not 0 <= self.max_crop < 1:
-            raise ValueError(f"`max_crop` must be at least 0 and below 1, but is {self.max_crop}.")
+            raise LoomVideoError(f"`max_crop` must be at least 0 and below 1, but is {self.max_crop}.")
         width, height = self.width, self.height
         if (height is None) != (width is None):
-            raise ValueError("Only one of `height` and `width` was given: give both, or neither.")
+            raise LoomVideoError("Only one of `height` and `width` was given: give both, or neither.")
         if height is None:
             sizes = TRAINED_SIZES_480P + [(height, width) for width, height in TRAINED_SIZES_480P]
             width, height = nearest_size(footage.width, footage.height, sizes)
@@ -213,7 +214,7 @@ def edit_footage(
         A few frames from all over the clip, and what became of them, uint8 `[H, W, 3]`.
 
     Raises:
-        ValueError: if an argument is wrong, or the clip cannot be read.
+        LoomVideoError: if an argument is wrong, or the clip cannot be read.
         OSError: if a file cannot be written. What was denoised stays, and the next call goes on with it.
     """
     output_plan = plan_output(footage, output, audio)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import LoomVideoError
 from ..media.decoding import PIXEL_FORMATS, convert_pixels, measure_rate, open_video
 from ..media.orientation import swaps_sides
 from ..media.sound import usable_tracks
@@ -136,10 +137,10 @@ def survey(
         rate: frames a second of an image sequence, by default 24.
 
     Raises:
-        ValueError: if it cannot be read, is truncated, damaged or has no frames, or not so many.
+        LoomVideoError: if it cannot be read, is truncated, damaged or has no frames, or not so many.
     """
     if num_frames is not None and num_frames < 1:
-        raise ValueError(f"The number of frames must be positive, but is {num_frames}.")
+        raise LoomVideoError(f"The number of frames must be positive, but is {num_frames}.")
     sequence_rate = None if rate is None else Fraction(rate).limit_denominator(1001)
     times, durations, goes_on, has_alpha = [], [], False, False
     with open_video(path, sequence_rate) as reader:
@@ -156,7 +157,7 @@ def survey(
                 has_alpha = reader.to_pixels(frame, "rgba")[..., 3].min() < 255
             durations.append(round((frame.duration or 0) * frame.time_base / time_base))
         if not times:
-            raise ValueError(f"{path} has no frames: choose another video.")
+            raise LoomVideoError(f"{path} has no frames: choose another video.")
         is_turned = swaps_sides(reader.orientation)
         width, height = reader.size[::-1] if is_turned else reader.size
         pixel_aspect = reader.stream.sample_aspect_ratio or None
@@ -166,7 +167,7 @@ def survey(
         pixel_format, num_bits = PIXEL_FORMATS[reader.num_bits > 8, bool(has_alpha)], reader.num_bits
         notes = reader.notes
     if num_frames is not None and len(times) < num_frames:
-        raise ValueError(f"{path} has {len(times)} frames, but {num_frames} were asked for.")
+        raise LoomVideoError(f"{path} has {len(times)} frames, but {num_frames} were asked for.")
     with open_video(path, sequence_rate) as reader:
         tracks = usable_tracks(reader)
         if reader.container.streams.subtitles:

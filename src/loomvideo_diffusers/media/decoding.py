@@ -27,6 +27,7 @@ import av.logging
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from ..errors import LoomVideoError
 from . import images
 from . import orientation as orientations
 
@@ -74,7 +75,7 @@ def sequence_files(path: str | os.PathLike) -> list[Path]:
     The files of an image sequence, by number.
 
     Raises:
-        ValueError: if there is none, or one in between is missing.
+        LoomVideoError: if there is none, or one in between is missing.
     """
     path = Path(path)
     before, width, after = FRAME_NUMBER.split(path.name, maxsplit=1)
@@ -83,11 +84,11 @@ def sequence_files(path: str | os.PathLike) -> list[Path]:
     files = os.listdir(path.parent) if path.parent.is_dir() else []
     numbers = {int(match[1]) for file in files if (match := name.fullmatch(file))}
     if not numbers:
-        raise ValueError(f"{path} names no files: number them as in {sequence_file(path, 1)}.")
+        raise LoomVideoError(f"{path} names no files: number them as in {sequence_file(path, 1)}.")
     for number in range(min(numbers), max(numbers)):
         if number not in numbers:
             missing = sequence_file(path, number)
-            raise ValueError(f"The image sequence {path} lacks {missing.name}: add it, or leave out the rest.")
+            raise LoomVideoError(f"The image sequence {path} lacks {missing.name}: add it, or leave out the rest.")
     return [sequence_file(path, number) for number in sorted(numbers)]
 
 
@@ -104,7 +105,7 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         yield
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror or type(error).__name__
-        raise ValueError(f"{path} cannot be read as a video ({reason}): is it complete, and a video?") from error
+        raise LoomVideoError(f"{path} cannot be read as a video ({reason}): is it complete, and a video?") from error
 
 
 def silence_av() -> None:
@@ -125,7 +126,7 @@ def open_video(path: str | os.PathLike, rate: Fraction | None = None) -> Iterato
         rate: frames a second of an image sequence, by default 24.
 
     Raises:
-        ValueError: if it cannot be read, or holds no video.
+        LoomVideoError: if it cannot be read, or holds no video.
     """
     silence_av()
     source, options, file_format = os.fspath(path), READ_OPTIONS, None
@@ -190,11 +191,11 @@ class VideoReader:
         ]
         if not streams:
             what = "but a cover picture" if self.container.streams.video else "at all"
-            raise ValueError(f"{self.path} has no video {what}: choose a video file.")
+            raise LoomVideoError(f"{self.path} has no video {what}: choose a video file.")
         best = self.container.streams.best("video")
         known = [stream for stream in streams if stream.codec_context is not None]
         if not known:
-            raise ValueError(f"{self.path} is in a format that cannot be decoded: choose another video.")
+            raise LoomVideoError(f"{self.path} is in a format that cannot be decoded: choose another video.")
         stream = best if best in known else known[0]
         if len(streams) > 1:
             number = streams.index(stream) + 1
@@ -231,7 +232,7 @@ class VideoReader:
             if packet is None:
                 return
             if packet.is_corrupt and not self.may_jump:
-                raise ValueError(f"{self.path} is truncated: choose a complete file.")
+                raise LoomVideoError(f"{self.path} is truncated: choose a complete file.")
             if packet.dts is not None and self.may_jump:
                 stream = packet.stream.index
                 part = parts.setdefault(stream, 0)
@@ -264,7 +265,7 @@ class VideoReader:
         Yields all frames, deinterlaced, each with the time that it is shown at, in units of `time_base`, ascending.
 
         Raises:
-            ValueError: if a frame is damaged, or the file ends before it should.
+            LoomVideoError: if a frame is damaged, or the file ends before it should.
         """
         graph, last = None, None
         step = max(1, round(self.frame_seconds / self.time_base))
@@ -329,7 +330,7 @@ class VideoReader:
             for frame in frames:
                 if frame.is_corrupt:
                     if not self.may_jump:
-                        raise ValueError(f"{self.path} is damaged at {end:.2f} seconds: choose an intact file.")
+                        raise LoomVideoError(f"{self.path} is damaged at {end:.2f} seconds: choose an intact file.")
                     self._note_loss(end)
                 num_frames += 1
                 last_shown = frame.pts if frame.pts is not None else last_sent
@@ -340,12 +341,12 @@ class VideoReader:
             and not self.may_jump
             and (last_sent - last_shown) * stream.time_base > 0.75 * self.frame_seconds
         ):
-            raise ValueError(f"{self.path} is damaged at its end: choose an intact file.")
+            raise LoomVideoError(f"{self.path} is damaged at its end: choose an intact file.")
         # Matroska and WebM say how long they are, and can end anywhere. A last frame may last where the rate varies.
         length = float(Fraction(self.container.duration or 0, av.time_base) - self.origin)
         declares_length = is_matroska and num_frames and self._declares_constant_rate()
         if declares_length and end + 1.5 / float(self.declared_rate) < length:
-            raise ValueError(f"{self.path} is truncated: choose a complete file.")
+            raise LoomVideoError(f"{self.path} is truncated: choose a complete file.")
 
     def _known_streams(self) -> list[av.stream.Stream]:
         streams = [*self.container.streams.video, *self.container.streams.audio]

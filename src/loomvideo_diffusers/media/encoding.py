@@ -24,6 +24,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
+from ..errors import LoomVideoError
 from ..footage.survey import Footage
 from .decoding import FRAME_NUMBER, PIXEL_FORMATS, open_video, sequence_file, silence_av
 from .files import whole_file
@@ -64,7 +65,7 @@ class OutputPlan:
 
 
 def check_footage_path(path: str | os.PathLike, why: str = "") -> None:
-    """Raises ValueError if a clip, or an image sequence by its pattern, could not be written there."""
+    """Raises LoomVideoError if a clip, or an image sequence by its pattern, could not be written there."""
     is_numbered = FRAME_NUMBER.search(Path(path).name)
     check_output_path(path, SEQUENCE_SUFFIXES if is_numbered else FOOTAGE_SUFFIXES, why)
 
@@ -82,10 +83,10 @@ def plan_output(
         width: of the frames, if not that of the clip.
 
     Raises:
-        ValueError: if the file cannot be written, or is of another kind.
+        LoomVideoError: if the file cannot be written, or is of another kind.
     """
     if audio not in AUDIO_MODES:
-        raise ValueError(f"The sound can be handled by {', '.join(AUDIO_MODES)}, not by {audio!r}.")
+        raise LoomVideoError(f"The sound can be handled by {', '.join(AUDIO_MODES)}, not by {audio!r}.")
     path = Path(path)
     check_footage_path(path)
     is_numbered = bool(FRAME_NUMBER.search(path.name))

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ..errors import LoomVideoError
+
 
 try:
     import fcntl
@@ -59,7 +61,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         path: where to, or the pattern of the names of several files; the folder is made if needed.
 
     Raises:
-        ValueError: if there can be no file at `path`.
+        LoomVideoError: if there can be no file at `path`.
         DiskFullError: if there is no room; then as after any other error, nothing is left behind.
     """
     path = Path(path)
@@ -98,7 +100,7 @@ def _unfinished(path: Path) -> Iterator[Path]:
         remove_leftovers(path)
         folder, handle = _make_unfinished(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
+        raise LoomVideoError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
     try:
         yield folder / path.name
     except Exception as error:
@@ -162,7 +164,7 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
     A run that is killed leaves the file, but not the lock on it, so that the next run goes on.
 
     Raises:
-        ValueError: if another run has the folder, or it cannot be written to.
+        LoomVideoError: if another run has the folder, or it cannot be written to.
     """
     folder = Path(folder)
     with _lock(folder / ".lock", folder):
@@ -175,7 +177,7 @@ def lock_beside(path: str | os.PathLike) -> Iterator[None]:
     Has a file or folder that is to be written to itself, by a hidden file beside it; see `lock_folder`.
 
     Raises:
-        ValueError: if another run is writing it, or it cannot be written.
+        LoomVideoError: if another run is writing it, or it cannot be written.
     """
     path = Path(path)
     with _lock(path.with_name(f".lock-{_short_name(path)}"), path):
@@ -224,17 +226,17 @@ def _open_lock(file: Path, what: Path) -> int:
 
 
 def check_output_path(path: str | os.PathLike, suffixes: tuple[str, ...], why: str = "") -> None:
-    """Raises ValueError if a file of one of these kinds, which `why` explains, could not be written there."""
+    """Raises LoomVideoError if a file of one of these kinds, which `why` explains, could not be written there."""
     path = Path(path)
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{why}{path} must end in {' or '.join(suffixes)}.")
+        raise LoomVideoError(f"{why}{path} must end in {' or '.join(suffixes)}.")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: choose the name of a file.")
+        raise LoomVideoError(f"{path} is a folder: choose the name of a file.")
     check_writable(path)
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raises ValueError if a file or folder could not be made there, in folders that may have to be made first."""
+    """Raises LoomVideoError if a file or folder could not be made there, in folders that may have to be made first."""
     _check_folder(Path(path).absolute().parent, path)
 
 
@@ -245,7 +247,7 @@ def _check_folder(folder: Path, what: str | os.PathLike) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"{what} cannot be written: {folder} is not a folder that can be written to.") from error
+        raise LoomVideoError(f"{what} cannot be written: {folder} is not a folder that can be written to.") from error
 
 
 def _unfinished_prefix(path: Path) -> str:

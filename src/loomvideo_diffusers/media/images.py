@@ -91,7 +91,7 @@ def read_image(path: str | os.PathLike) -> PIL.Image.Image:
     What is transparent is laid on white. Images of more than `MAX_PIXELS_KEPT` are scaled down.
 
     Raises:
-        ValueError: if it cannot be read, with the reason in one sentence.
+        LoomVideoError: if it cannot be read, with the reason in one sentence.
     """
     with _open_image(path) as image:
         return _read_picture(path, image)
@@ -146,7 +146,7 @@ def animation_as_png(path: str | os.PathLike) -> bytes:
     times. A picture that says nothing of its time, or 0, is shown for a tenth of a second, as browsers do.
 
     Raises:
-        ValueError: if it cannot be read.
+        LoomVideoError: if it cannot be read.
     """
 
     def pictures() -> Iterator[PIL.Image.Image]:

@@ -18,6 +18,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..errors import LoomVideoError
+
 
 # The marks that Windows' editors put before a text; that of UTF-32 begins with that of UTF-16.
 ENCODINGS = {
@@ -42,7 +44,7 @@ def read_json_records(path: Path) -> list[tuple[str, Any]]:
         The place of each value, such as `jobs.jsonl:3`, or in a list `jobs.json[0]`, and the value.
 
     Raises:
-        ValueError: naming the file, and the line if one is wrong.
+        LoomVideoError: naming the file, and the line if one is wrong.
     """
     text = _read_text(path)
     if path.suffix.lower() == ".json" and text.strip():
@@ -65,15 +67,15 @@ def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: name a JSON or JSONL file.") from error
+        raise LoomVideoError(f"{path} cannot be read: name a JSON or JSONL file.") from error
     encoding = next((encoding for mark, encoding in ENCODINGS.items() if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         number = len(LINE_END.split(data[: error.start].decode("latin-1")))
-        raise ValueError(f"{path}:{number} is not in {encoding.upper()}: save the file as UTF-8.") from error
+        raise LoomVideoError(f"{path}:{number} is not in {encoding.upper()}: save the file as UTF-8.") from error
     if "\0" in text:
-        raise ValueError(f"{path} is no text in UTF-8: save it as UTF-8.")
+        raise LoomVideoError(f"{path} is no text in UTF-8: save it as UTF-8.")
     return text
 
 
@@ -84,14 +86,14 @@ def _parse(text: str, where: str) -> Any:
         )
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds half a character: save the file as UTF-8, without escapes.") from error
+        raise LoomVideoError(f"{where} holds half a character: save the file as UTF-8, without escapes.") from error
     except RecursionError as error:
-        raise ValueError(f"{where} is not JSON of records: it is nested too deeply.") from error
+        raise LoomVideoError(f"{where} is not JSON of records: it is nested too deeply.") from error
     except json.JSONDecodeError as error:
         kind = _MoreThanOneValue if error.msg == "Extra data" else ValueError
         raise kind(f"{where} is not JSON: {error.msg} at column {error.colno}.") from error
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON of records: {error}.") from error
+        raise LoomVideoError(f"{where} is not JSON of records: {error}.") from error
     return value
 
 
@@ -99,22 +101,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"it has the key `{next(key for key in keys if keys.count(key) > 1)}` twice")
+        raise LoomVideoError(f"it has the key `{next(key for key in keys if keys.count(key) > 1)}` twice")
     return values
 
 
 def _int(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
-        raise ValueError(f"it holds a number of {len(digits)} digits")
+        raise LoomVideoError(f"it holds a number of {len(digits)} digits")
     return int(digits)
 
 
 def _float(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise ValueError(f"it holds the number {text[:40]}, which is too large")
+        raise LoomVideoError(f"it holds the number {text[:40]}, which is too large")
     return number
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is no number")
+    raise LoomVideoError(f"it holds {name}, which is no number")

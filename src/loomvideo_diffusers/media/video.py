@@ -27,6 +27,7 @@ import PIL.ImageFont
 from av.video.reformatter import Colorspace, VideoReformatter
 from diffusers.utils import logging
 
+from ..errors import LoomVideoError
 from ..pipelines import loomvideo_frames
 from ..progress import progress_bar
 from .decoding import VideoReader, measure_rate, open_video, silence_av
@@ -114,7 +115,7 @@ def read_video(path: str | os.PathLike, show_progress: bool = False, max_frames:
         `np.ndarray`: uint8 `[F, H, W, 3]`, F = 4k + 1 and at most `max_frames`.
 
     Raises:
-        ValueError: if the file cannot be read, is truncated or has no frames.
+        LoomVideoError: if the file cannot be read, is truncated or has no frames.
     """
     most = MAX_FRAMES if max_frames is None else max_frames
     rate, is_constant, _ = _look_ahead(path, most)
@@ -124,7 +125,7 @@ def read_video(path: str | os.PathLike, show_progress: bool = False, max_frames:
     for note in reader.notes:
         _warn_once(note)
     if not frames:
-        raise ValueError(f"{path} has no frames: choose another video.")
+        raise LoomVideoError(f"{path} has no frames: choose another video.")
     return np.stack(frames[: (len(frames) - 1) // 4 * 4 + 1])
 
 
@@ -134,12 +135,12 @@ def probe_video(path: str | os.PathLike, max_frames: int = MAX_FRAMES) -> tuple[
     first is decoded. Where a file does not say how long it is, the number is `max_frames`.
 
     Raises:
-        ValueError: if the file cannot be read or has no frames.
+        LoomVideoError: if the file cannot be read or has no frames.
     """
     rate, is_constant, seconds = _look_ahead(path, max_frames)
     with open_video(path) as reader:
         if next(reader.frames(), None) is None:
-            raise ValueError(f"{path} has no frames: choose another video.")
+            raise LoomVideoError(f"{path} has no frames: choose another video.")
         width, height = reader.size[::-1] if swaps_sides(reader.orientation) else reader.size
         duration = float(Fraction(reader.container.duration or 0, av.time_base))
         length = len(seconds) or reader.stream.frames or round(duration * float(rate))
@@ -214,7 +215,7 @@ def write_video(
         comment: what the file says of itself, which `read_comment` reads.
 
     Raises:
-        ValueError: if the frames or the ending are wrong, or the file cannot be written.
+        LoomVideoError: if the frames or the ending are wrong, or the file cannot be written.
     """
     check_output_path(path, VIDEO_SUFFIXES)
     images = loomvideo_frames.read_video(frames, "frames")
@@ -224,7 +225,9 @@ def write_video(
         return
     width, height = images[0].size
     if width % 2 or height % 2:
-        raise ValueError(f"An mp4 needs even sides, but the frames are {width} x {height}: crop them or write a gif.")
+        raise LoomVideoError(
+            f"An mp4 needs even sides, but the frames are {width} x {height}: crop them or write a gif."
+        )
     write_whole(path, lambda file: _write_mp4(file, images, fps, show_progress, comment))
 
 

@@ -117,7 +117,7 @@ def load_checkpoint(accelerator: Accelerator, path: Path, state: dict[str, Any],
     Puts everything back as it was when a checkpoint was written; `state` is what `read_state` returned.
 
     Raises:
-        ValueError: if a file of the checkpoint is missing or damaged.
+        LoomVideoError: if a file of the checkpoint is missing or damaged.
     """
     try:
         if accelerator.process_index < state["num_processes"]:

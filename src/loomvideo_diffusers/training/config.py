@@ -30,13 +30,14 @@ from pydantic import (
     model_validator,
 )
 
+from ..errors import LoomVideoError
 from ..pipelines.loomvideo_frames import MAX_SOURCE_FRAMES, TRAINED_SIZES_480P, TRAINED_SIZES_720P
 from ..pipelines.loomvideo_mllm import check_prompt
 
 
 def _check_num_frames(num_frames: int) -> int:
     if num_frames % 4 != 1:
-        raise ValueError("must be 4k + 1")
+        raise LoomVideoError("must be 4k + 1")
     return num_frames
 
 
@@ -61,7 +62,7 @@ class Settings(BaseModel):
             # YAML reads `no` as false.
             if info.field_name == "mixed_precision" and not value:
                 return "no"
-            raise ValueError("must not be true or false")
+            raise LoomVideoError("must not be true or false")
         return value
 
 
@@ -128,9 +129,9 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _goes_together(self) -> "DataSettings":
         if len({dataset.weight is None for dataset in self.datasets}) > 1:
-            raise ValueError("give all datasets a `weight`, or none")
+            raise LoomVideoError("give all datasets a `weight`, or none")
         if self.drop_all + self.drop_text > 1:
-            raise ValueError("`drop_all` and `drop_text` must not be more than 1 together")
+            raise LoomVideoError("`drop_all` and `drop_text` must not be more than 1 together")
         return self
 
     def variants(self) -> list[str]:
@@ -173,7 +174,9 @@ class OptimizerSettings(Settings):
     @model_validator(mode="after")
     def _decays_once(self) -> "OptimizerSettings":
         if self.lr_decay_steps and not self.lr_scheduler.startswith("constant"):
-            raise ValueError(f"`lr_decay_steps` are for constant schedules, and `lr_scheduler` is {self.lr_scheduler}")
+            raise LoomVideoError(
+                f"`lr_decay_steps` are for constant schedules, and `lr_scheduler` is {self.lr_scheduler}"
+            )
         return self
 
 
@@ -195,9 +198,9 @@ class ValidationSample(Settings):
     @model_validator(mode="after")
     def _has_one_source(self) -> "ValidationSample":
         if self.video is not None and self.image is not None:
-            raise ValueError("there must not be both `video` and `image`")
+            raise LoomVideoError("there must not be both `video` and `image`")
         if (self.height is None) != (self.width is None):
-            raise ValueError("there must be both `height` and `width`, or neither")
+            raise LoomVideoError("there must be both `height` and `width`, or neither")
         return self
 
 
@@ -269,7 +272,7 @@ class TrainingConfig(Settings):
     @model_validator(mode="after")
     def _goes_together(self) -> "TrainingConfig":
         if self.train_text_encoder and self.lora is not None:
-            raise ValueError("`train_text_encoder` trains all weights: leave `lora` out")
+            raise LoomVideoError("`train_text_encoder` trains all weights: leave `lora` out")
         return self
 
     def with_defaults(self, options: dict[str, Any]) -> "TrainingConfig":
@@ -295,24 +298,24 @@ def load_config(path: str | os.PathLike) -> TrainingConfig:
     Reads the settings of a YAML file.
 
     Raises:
-        ValueError: if the file cannot be read, or a key is unknown, missing or of a wrong value; it names the key.
+        LoomVideoError: if the file cannot be read, or a key is unknown, missing or of a wrong value; it names the key.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: pass the path of a YAML file.") from error
+        raise LoomVideoError(f"{path} cannot be read: pass the path of a YAML file.") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise LoomVideoError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} has no keys: it needs `model`, `output_dir` and `data`.")
+        raise LoomVideoError(f"{path} has no keys: it needs `model`, `output_dir` and `data`.")
     for key in ("lora", "optimizer"):
         if key in values and values[key] is None:
             without = "to train all weights" if key == "lora" else "for the defaults"
-            raise ValueError(f"{path}: `{key}` is empty: give it keys, or leave it out {without}.")
+            raise LoomVideoError(f"{path}: `{key}` is empty: give it keys, or leave it out {without}.")
     try:
         return TrainingConfig.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{path}: {'; '.join(map(_describe, error.errors()))}") from error
+        raise LoomVideoError(f"{path}: {'; '.join(map(_describe, error.errors()))}") from error
 
 
 def _describe(error: dict[str, Any]) -> str:

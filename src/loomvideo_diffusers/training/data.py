@@ -28,6 +28,7 @@ import PIL.Image
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from ..errors import LoomVideoError
 from ..media.images import is_image, probe_image, read_image
 from ..media.records import read_json_records
 from ..media.video import probe_video, read_video
@@ -101,13 +102,13 @@ def read_records(settings: DataSettings, strict: bool = False) -> tuple[datasets
         and what is wrong with the others, by the file and place of the record.
 
     Raises:
-        ValueError: for the first record that is wrong, with the file and the line, or if no file can be read.
+        LoomVideoError: for the first record that is wrong, with the file and the line, or if no file can be read.
     """
     rows = []
     for number, dataset in enumerate(settings.datasets):
         found = list(_read_dataset(dataset))
         if not found:
-            raise ValueError(
+            raise LoomVideoError(
                 f"{dataset.records} has no records: each is a JSON object, on a line of its own in JSONL."
             )
         rows += [row | {"dataset": number, "drop_all_prompt": settings.drop_all_prompt} for row in found]
@@ -123,7 +124,7 @@ def read_records(settings: DataSettings, strict: bool = False) -> tuple[datasets
     for where, problem in failures.items():
         if strict or len(failures) == len(rows):
             first = "" if strict else "None of the clips can be read, the first is that of "
-            raise ValueError(f"{first}{where}: {problem}")
+            raise LoomVideoError(f"{first}{where}: {problem}")
     readable = [index for index, problem in enumerate(rows["problem"]) if not problem]
     return rows.select(readable).remove_columns("problem"), failures
 
@@ -150,18 +151,18 @@ def _read_dataset(settings: DatasetSettings) -> Iterator[dict[str, Any]]:
 
 def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise ValueError(f"{where} is not a JSON object.")
+        raise LoomVideoError(f"{where} is not a JSON object.")
     # Tables exported by other libraries have a null where there is nothing.
     record = {key: value for key, value in record.items() if value is not None}
     for key, value in record.items():
         if key not in (*PROMPT_KEYS, *TARGET_KEYS, *SOURCE_KEYS, REFERENCES_KEY):
-            raise ValueError(
+            raise LoomVideoError(
                 f"{where} has the unknown key `{key}`: there are "
                 f"{', '.join((*PROMPT_KEYS, *TARGET_KEYS, *SOURCE_KEYS, REFERENCES_KEY))}."
             )
         values = value if key == REFERENCES_KEY and isinstance(value, list) else [value]
         if (key == REFERENCES_KEY) != isinstance(value, list) or not all(isinstance(item, str) for item in values):
-            raise ValueError(
+            raise LoomVideoError(
                 f"{where}: `{key}` must be {'a list of strings' if key == REFERENCES_KEY else 'a string'}."
             )
     prompt = _one_of(record, PROMPT_KEYS, where)
@@ -170,7 +171,7 @@ def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
     source = _one_of(record, SOURCE_KEYS, where, required=False)
     is_video = target[0] == "target_video_path" or (target[0] == "path" and not is_image(root / target[1]))
     if source is not None and is_video != (source[0] == "source_video_path"):
-        raise ValueError(
+        raise LoomVideoError(
             f"{where}: `{source[0]}` does not go with `{target[0]}`: both must be videos, or both images."
         )
 
@@ -187,7 +188,7 @@ def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
     named += [] if source is None else [(source[0], row["source"])]
     for key, file in named:
         if not os.path.isfile(file):
-            raise ValueError(
+            raise LoomVideoError(
                 f"{where}: `{key}` names {file}, which is {'no file' if os.path.exists(file) else 'not there'}."
             )
     return row
@@ -199,7 +200,7 @@ def _one_of(
     present = [key for key in keys if key in record]
     if len(present) > 1 or (required and not present):
         problem = f"has both `{present[0]}` and `{present[1]}`" if present else "has no prompt or no target"
-        raise ValueError(f"{where} {problem}: it needs one of {', '.join(keys)}.")
+        raise LoomVideoError(f"{where} {problem}: it needs one of {', '.join(keys)}.")
     return (present[0], record[present[0]]) if present else None
 
 
@@ -251,7 +252,7 @@ def read_frames(path: str, record: Record) -> torch.Tensor:
 
 
 def read_clip(record: Record, dropped: Dropped) -> Clip:
-    """Reads a record's files, cut to one length and fitted to its size. Raises ValueError if a file is corrupt."""
+    """Reads a record's files, cut to one length and fitted to its size. Raises LoomVideoError if a file is corrupt."""
     target, source, references = read_frames(record.target, record), None, []
     if dropped != "all":
         if record.source is not None:

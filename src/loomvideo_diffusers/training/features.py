@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..errors import LoomVideoError
 from ..media.files import write_whole
 from ..pipelines import LoomVideoEditPipeline
 from ..pipelines.loomvideo_frames import mllm_frames
@@ -182,7 +183,7 @@ class FeatureStore:
                 _write(path, encoders.prompt(replace(seen, prompt=record.full_prompt(dropped))))
 
     def read(self, record: Record, dropped: Dropped) -> Features:
-        """Reads a record's features. Raises ValueError if a file is damaged."""
+        """Reads a record's features. Raises LoomVideoError if a file is damaged."""
         latents = _read(self._latents_path(record.target, record, record.num_frames))["latents"]
         source_latents, references = None, []
         if dropped != "all":
@@ -209,7 +210,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): delete it, and it will be made again.") from error
+        raise LoomVideoError(f"{path} cannot be read ({error}): delete it, and it will be made again.") from error
 
 
 def hash_inputs(model: str, files: list[str]) -> dict[str, str]:

@@ -49,6 +49,7 @@ from torch.utils.data import DataLoader
 from transformers import Qwen3VLModel
 
 from ..defaults import read_default_options
+from ..errors import LoomVideoError
 from ..media.files import check_writable, lock_folder, remove_leftovers_in, replace_folder, write_whole
 from ..media.video import MAX_FRAMES, read_image, read_video
 from ..models.transformer_loomvideo import LoomVideoTransformer3DModel
@@ -125,7 +126,7 @@ def train(
         None if nothing was to be trained.
 
     Raises:
-        ValueError: if something in the settings or the data is wrong, another run is writing to the output folder, or
+        LoomVideoError: if something in the settings or the data is wrong, another run is writing to the output folder, or
             the loss is no longer a number.
         OSError: if a checkpoint cannot be written; the previous one stays.
     """
@@ -196,7 +197,7 @@ def _train(
         records = records.select([index for index, where in enumerate(records["where"]) if where not in failures])
         if len(records) == 0:
             where, reason = next(iter(failures.items()))
-            raise ValueError(f"None of the clips can be read, the first is that of {where}: {reason}")
+            raise LoomVideoError(f"None of the clips can be read, the first is that of {where}: {reason}")
         read = store.read
     if precompute_only:
         _report(failures, is_main)
@@ -259,7 +260,7 @@ def _train(
         path = find_checkpoints(checkpoints)[-1]
         state = read_state(path)
         if state["records"] != records_digest:
-            raise ValueError(
+            raise LoomVideoError(
                 f"The records are not those that {path} was written with: set them back, or choose another "
                 "`output_dir` to begin anew."
             )
@@ -367,7 +368,7 @@ def _train(
                 what = "loss" if not math.isfinite(loss) else "norm of the gradients"
                 if not is_main:
                     raise SystemExit(2)  # The main process says why.
-                raise ValueError(
+                raise LoomVideoError(
                     f"The {what} of step {step} is no longer a number: try a lower `optimizer.learning_rate`"
                     f"{_last_checkpoint(checkpoints)}."
                 )
@@ -478,15 +479,17 @@ def _check(
 ) -> None:
     """Raises ValueError for what is wrong apart from the records and the model, before hours have gone into it."""
     if push and config.hub_model_id is None:
-        raise ValueError("`hub_model_id` is missing in the settings: name the repository to push to.")
+        raise LoomVideoError("`hub_model_id` is missing in the settings: name the repository to push to.")
     if push and not find_license(config):
-        raise ValueError(f"The card of {config.model} states no licence: say one by `license`, such as apache-2.0.")
+        raise LoomVideoError(
+            f"The card of {config.model} states no licence: say one by `license`, such as apache-2.0."
+        )
     if precompute_only and config.data.features is None:
-        raise ValueError("`data.features` is missing in the settings: name the folder to keep features in.")
+        raise LoomVideoError("`data.features` is missing in the settings: name the folder to keep features in.")
     checkpoints = Path(config.output_dir) / "checkpoints"
     found = find_checkpoints(checkpoints)
     if found and not (resume or precompute_only):
-        raise ValueError(
+        raise LoomVideoError(
             f"{config.output_dir} has checkpoints already: go on from the last one with --resume, or choose another "
             "`output_dir`."
         )
@@ -498,24 +501,26 @@ def _check(
             check_writable(Path(config.data.features) / kind / "features")
     for key in ("ema_decay", "train_text_encoder"):
         if getattr(config, key) and is_sharded:
-            raise ValueError(f"`{key}` does not work with FSDP: leave it out.")
+            raise LoomVideoError(f"`{key}` does not work with FSDP: leave it out.")
     if config.optimizer.name == "muon" and not hasattr(torch.optim, "Muon"):
-        raise ValueError(f"`optimizer.name` muon needs PyTorch 2.9, this is {torch.__version__}: choose adamw.")
+        raise LoomVideoError(f"`optimizer.name` muon needs PyTorch 2.9, this is {torch.__version__}: choose adamw.")
     if config.optimizer.name == "muon" and is_sharded:
-        raise ValueError("`optimizer.name` muon does not work with FSDP: choose adamw.")
+        raise LoomVideoError("`optimizer.name` muon does not work with FSDP: choose adamw.")
     if config.optimizer.name == "adamw8bit" and find_spec("bitsandbytes") is None:
-        raise ValueError("`optimizer.name` adamw8bit needs bitsandbytes: install it with `pip install bitsandbytes`.")
+        raise LoomVideoError(
+            "`optimizer.name` adamw8bit needs bitsandbytes: install it with `pip install bitsandbytes`."
+        )
     for index, sample in enumerate(config.validation.samples if config.validation is not None else []):
         for file in (sample.video, sample.image, *sample.reference_images):
             if file is not None and not Path(file).is_file():
-                raise ValueError(f"`validation.samples.{index}` names {file}, which is not there.")
+                raise LoomVideoError(f"`validation.samples.{index}` names {file}, which is not there.")
         try:
             if sample.video is not None:
                 read_video(sample.video, max_frames=MAX_FRAMES)
             for file in ([] if sample.image is None else [sample.image]) + sample.reference_images:
                 read_image(file)
         except ValueError as error:
-            raise ValueError(f"`validation.samples.{index}`: {error}") from error
+            raise LoomVideoError(f"`validation.samples.{index}`: {error}") from error
 
 
 def _check_targets(settings: LoraSettings, model_config: dict[str, Any]) -> None:
@@ -524,7 +529,7 @@ def _check_targets(settings: LoraSettings, model_config: dict[str, Any]) -> None
     names = [name for name, module in transformer.named_modules() if isinstance(module, (nn.Linear, nn.Conv3d))]
     for target in settings.target_modules:
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ValueError(f"`lora.target_modules`: no layer is called {target}, there are {', '.join(names)}.")
+            raise LoomVideoError(f"`lora.target_modules`: no layer is called {target}, there are {', '.join(names)}.")
 
 
 def _share(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
@@ -547,9 +552,9 @@ def _start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
     try:
         accelerator.init_trackers("loomvideo", config=_flatten(config.model_dump(mode="json")))
     except Exception as error:  # each tracker has errors of its own
-        raise ValueError(f"`tracker` {config.tracker} does not start: {error}") from error
+        raise LoomVideoError(f"`tracker` {config.tracker} does not start: {error}") from error
     if config.tracker is not None and not accelerator.log_with:
-        raise ValueError(f"`tracker` {config.tracker} is not installed: install it, or leave `tracker` out.")
+        raise LoomVideoError(f"`tracker` {config.tracker} is not installed: install it, or leave `tracker` out.")
 
 
 def _precompute(
@@ -575,7 +580,7 @@ def _precompute(
                 clip = read_clip(record, "nothing")
             except Exception as error:  # whatever is wrong with a file
                 if strict:
-                    raise ValueError(f"{record.where}: {describe_failure(error)}") from error
+                    raise LoomVideoError(f"{record.where}: {describe_failure(error)}") from error
                 failures[record.where] = describe_failure(error)
             else:
                 store.write(record, clip, load_encoders())
@@ -645,7 +650,7 @@ def _weights(config: TrainingConfig) -> list[float] | None:
 
 
 def _check_same(config: TrainingConfig, batches_per_step: int, path: Path) -> None:
-    """Raises ValueError if settings that the steps depend on are not what they were when a checkpoint was written."""
+    """Raises LoomVideoError if settings that the steps depend on are not what they were when a checkpoint was written."""
     state = read_state(path)
     advice = "set it back, or choose another `output_dir` to begin anew"
     # How many batches make a step is compared below, as processes count too.
@@ -657,16 +662,16 @@ def _check_same(config: TrainingConfig, batches_per_step: int, path: Path) -> No
         free |= {"steps", "optimizer.lr_decay_steps"}
     for key in sorted({*now, *before}):
         if not {key, key.split(".")[0]} & free and now.get(key) != before.get(key):
-            raise ValueError(
+            raise LoomVideoError(
                 f"`{key}` is {now.get(key)}, but was {before.get(key)} when {path} was written: {advice}."
             )
     if batches_per_step != state["batches_per_step"]:
-        raise ValueError(
+        raise LoomVideoError(
             f"Processes times `gradient_accumulation_steps` are {batches_per_step}, but were "
             f"{state['batches_per_step']} when {path} was written: {advice}."
         )
     if config.steps < state["step"]:
-        raise ValueError(f"`steps` is {config.steps}, but {path} is beyond that: {advice}.")
+        raise LoomVideoError(f"`steps` is {config.steps}, but {path} is beyond that: {advice}.")
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
@@ -684,13 +689,13 @@ def _collect_failures(failures: dict[str, str], items: list[list[Item]], strict:
     for item in (item for batch in items for item in batch):
         for where, reason in item.failures:
             if strict:
-                raise ValueError(f"{where}: {reason}")
+                raise LoomVideoError(f"{where}: {reason}")
             if where not in failures:
                 print(f"Skipping {where}: {reason}")
             failures[where] = reason
         if item.content is None:
             where, reason = item.failures[-1]
-            raise ValueError(f"No clip of the shape of {where} can be read: {reason}")
+            raise LoomVideoError(f"No clip of the shape of {where} can be read: {reason}")
 
 
 def _gather(failures: dict[str, str]) -> dict[str, str]:
