@@ -136,8 +136,8 @@ def convert(
         The folder.
 
     Raises:
-        LoomVideoError: if a source lacks what is needed, is damaged or of other sizes, `output_dir` has other content, or
-            another run is writing it.
+        LoomVideoError: if a source lacks what is needed, is damaged or of other sizes, `output_dir` has other content,
+            or another run is writing it.
         OSError: if there is no room.
     """
     sources = find_sources(loomvideo, mllm, wan, use_ema, token, cache_dir)

@@ -69,8 +69,8 @@ def read_jobs(path: Path) -> list[Job]:
     Reads all jobs of a file.
 
     Raises:
-        LoomVideoError: naming the line, if one is no job, or reads what is not there, or writes what cannot be written,
-            or what another one reads or writes.
+        LoomVideoError: naming the line, if one is no job, or reads what is not there,
+            or writes what cannot be written, or what another one reads or writes.
     """
     jobs, written, read = [], {}, {}
     for where, record in read_json_records(path):

@@ -126,8 +126,8 @@ def train(
         None if nothing was to be trained.
 
     Raises:
-        LoomVideoError: if something in the settings or the data is wrong, another run is writing to the output folder, or
-            the loss is no longer a number.
+        LoomVideoError: if something in the settings or the data is wrong, another run is writing to the output folder,
+            or the loss is no longer a number.
         OSError: if a checkpoint cannot be written; the previous one stays.
     """
     output_dir = Path(config.output_dir)
@@ -650,7 +650,7 @@ def _weights(config: TrainingConfig) -> list[float] | None:
 
 
 def _check_same(config: TrainingConfig, batches_per_step: int, path: Path) -> None:
-    """Raises LoomVideoError if settings that the steps depend on are not what they were when a checkpoint was written."""
+    """Raises LoomVideoError if settings that steps depend on are not what they were when a checkpoint was written."""
     state = read_state(path)
     advice = "set it back, or choose another `output_dir` to begin anew"
     # How many batches make a step is compared below, as processes count too.
