@@ -74,6 +74,19 @@ def stage(description: str) -> Iterator[None]:
             thread.join()
 
 
+class Stopwatch:
+    """Measures how long each stage of something takes, in `seconds`."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
 def message(text: str) -> None:
     """Prints a line to stderr, above the bar."""
     print(text, file=sys.stderr, flush=True)
