@@ -30,6 +30,8 @@ from diffusers.utils.peft_utils import _create_lokr_config
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
+from .loomvideo_errors import LoomVideoInputError
+
 
 logger = logging.get_logger(__name__)
 
@@ -157,9 +159,11 @@ def _read(source: str, options: dict[str, Any]) -> tuple[dict[str, torch.Tensor]
     try:
         settings = None if settings is None else json.loads(settings)
         if not isinstance(settings, dict | None):
-            raise ValueError("it is no JSON object")
+            raise LoomVideoInputError("it is no JSON object")
     except ValueError as error:
-        raise ValueError(f"the configuration of the adapter in {path.name} cannot be read: {error}.") from error
+        raise LoomVideoInputError(
+            f"the configuration of the adapter in {path.name} cannot be read: {error}."
+        ) from error
     if path == config:
         settings = {f"transformer.{name}": value for name, value in settings.items()}
     return state_dict, settings
@@ -169,18 +173,18 @@ def _read_tensors(path: Path, is_pickled: bool) -> tuple[dict[str, torch.Tensor]
     """The tensors of a file, and a safetensors file's metadata."""
     is_safetensors = path.suffix == SUFFIX
     if not is_safetensors and not is_pickled:
-        raise ValueError(f"{path.name} is no safetensors file: name one.")
+        raise LoomVideoInputError(f"{path.name} is no safetensors file: name one.")
     try:
         state_dict = load_state_dict(path)
         with open(path, "rb") as file:
             metadata = _read_header(file).get("__metadata__", {}) if is_safetensors else {}
     except Exception as error:  # what damaged files raise is of many classes
         kind = "safetensors: is it complete?" if is_safetensors else "tensors by their names: use a safetensors file."
-        raise ValueError(f"{path.name} cannot be read as {kind}") from error
+        raise LoomVideoInputError(f"{path.name} cannot be read as {kind}") from error
     if isinstance(state_dict, dict) and isinstance(state_dict.get("state_dict"), dict):
         state_dict = state_dict["state_dict"]
     if not isinstance(state_dict, dict) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise ValueError(f"{path.name} holds more than tensors by their names: use a safetensors file.")
+        raise LoomVideoInputError(f"{path.name} holds more than tensors by their names: use a safetensors file.")
     return state_dict, metadata
 
 
@@ -201,17 +205,17 @@ def _choose(names: list[str], weight_name: str | None, is_pickled: bool) -> tupl
     candidates = _weights_among(names, is_pickled)
     if weight_name is not None:
         if weight_name not in names:
-            raise ValueError(f"it has no {weight_name}, but {', '.join(candidates) or 'no such file'}.")
+            raise LoomVideoInputError(f"it has no {weight_name}, but {', '.join(candidates) or 'no such file'}.")
         return weight_name, candidates
     for name in candidates:
         if Path(name).stem in USUAL_NAMES:
             return name, candidates
     if len(candidates) > 1:
-        raise ValueError(f"it holds several files, {', '.join(candidates)}: name one of them.")
+        raise LoomVideoInputError(f"it holds several files, {', '.join(candidates)}: name one of them.")
     if not candidates:
         pickled = _weights_among(names, True)
         advice = f"name its {pickled[0]} to load a pickled file" if pickled else "name the file of a LoRA"
-        raise ValueError(f"it has no pytorch_lora_weights.safetensors or other safetensors file: {advice}.")
+        raise LoomVideoInputError(f"it has no pytorch_lora_weights.safetensors or other safetensors file: {advice}.")
     return candidates[0], candidates
 
 
@@ -221,7 +225,7 @@ def _download(
     """Fetches the file, and the `adapter_config.json` beside it, from OWNER/NAME, or the file OWNER/NAME/FILE."""
     match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", source)
     if match is None or (match[2] is None and source.endswith((SUFFIX, *PICKLE_SUFFIXES))):
-        raise ValueError("it is no file or folder here, and not the name of a repository (OWNER/NAME).")
+        raise LoomVideoInputError("it is no file or folder here, and not the name of a repository (OWNER/NAME).")
     repository = match[1]
     weight_name = weight_name or match[2]
     subfolder = f"{options['subfolder'].strip('/')}/" if options.get("subfolder") else ""
@@ -249,7 +253,7 @@ def _download(
         return Path(hf_hub_download(repository, subfolder + name, **where)), siblings
     except (HTTPError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"it is no file or folder here, and cannot be had from the Hub: {reason}") from error
+        raise LoomVideoInputError(f"it is no file or folder here, and cannot be had from the Hub: {reason}") from error
 
 
 # Names
@@ -314,7 +318,7 @@ def prepare_lora(
         tensors tell it), and a sentence about what is left out, or None.
 
     Raises:
-        ValueError: in one sentence, for all that cannot be applied as it was meant.
+        LoomVideoInputError: in one sentence, for all that cannot be applied as it was meant.
     """
     modules = {
         name: module.get_base_layer() if hasattr(module, "get_base_layer") else module
@@ -332,19 +336,25 @@ def prepare_lora(
         else:
             layer, part, names_there[layer] = parsed
             if part in layers.setdefault(layer, {}):
-                raise ValueError(
+                raise LoomVideoInputError(
                     f"{title} has two tensors for one part of a layer, {sources[layer, part]} and {name}: keep one."
                 )
             layers[layer][part], sources[layer, part] = tensor, name
     if not layers and not (unknown or of_wan):
-        raise ValueError(f"{title} has no effect: {'all its weights are zero' if state_dict else 'it is empty'}.")
+        raise LoomVideoInputError(
+            f"{title} has no effect: {'all its weights are zero' if state_dict else 'it is empty'}."
+        )
     if not layers and not any(pattern.fullmatch(name) for name in state_dict for pattern in PARTS.values()):
-        raise ValueError(f"{title} is no LoRA: it holds no tensor named as parts of one are, such as `lora_A.weight`.")
+        raise LoomVideoInputError(
+            f"{title} is no LoRA: it holds no tensor named as parts of one are, such as `lora_A.weight`."
+        )
     if not layers:
         first = next(iter([*unknown, *of_wan]))
-        raise ValueError(f"{title} has no effect: none of its layers is in LoomVideo's transformer, such as {first}.")
+        raise LoomVideoInputError(
+            f"{title} has no effect: none of its layers is in LoomVideo's transformer, such as {first}."
+        )
     if unknown and not allow_partial:
-        raise ValueError(
+        raise LoomVideoInputError(
             f"{title} has tensors that match no layer of LoomVideo or cannot be applied to one, {_some(unknown)}: "
             "`allow_partial=True` (`--lora-partial`) leaves them out."
         )
@@ -355,10 +365,10 @@ def prepare_lora(
         try:
             adapters[layer] = _make_adapter(parts, modules[layer], settings, (layer, names_there[layer]))
         except ValueError as error:
-            raise ValueError(f"{title} {error} in the layer {layer}.") from error
+            raise LoomVideoInputError(f"{title} {error} in the layer {layer}.") from error
     if not any(_has_effect(adapter) for adapter in adapters.values()):
         if not allow_zero:
-            raise ValueError(f"{title} has no effect: all its weights are zero.")
+            raise LoomVideoInputError(f"{title} has no effect: all its weights are zero.")
         logger.warning(f"{title} has no effect: all its weights are zero.")
     tensors, config = _pack(adapters, bool(settings.get("use_dora")), title)
     left_out = [f"{_some([*of_wan])} (layers of Wan that LoomVideo does not have)"] if of_wan else []
@@ -374,22 +384,24 @@ def _some(names: list[str]) -> str:
 def _check_settings(settings: dict[str, Any], title: str) -> None:
     kind = settings.get("peft_type") or "LORA"
     if kind not in ("LORA", "LOHA", "LOKR"):
-        raise ValueError(f"{title} is an adapter of the kind {kind}: only LoRA, LoHa and LoKr can be loaded.")
+        raise LoomVideoInputError(f"{title} is an adapter of the kind {kind}: only LoRA, LoHa and LoKr can be loaded.")
     try:
         for name in ("r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern"):
             value = settings.get(name)
             numbers = (value or {}).values() if name.endswith("pattern") else [] if value is None else [value]
             if not all(math.isfinite(number) for number in numbers):
-                raise ValueError("it is not finite")
+                raise LoomVideoInputError("it is not finite")
         for pattern in (*(settings.get("rank_pattern") or ()), *(settings.get("alpha_pattern") or ())):
             re.compile(pattern)
     except (TypeError, ValueError, AttributeError, re.error) as error:
-        raise ValueError(f"{title} cannot be loaded: its configuration has no good {name} ({error}).") from error
+        raise LoomVideoInputError(
+            f"{title} cannot be loaded: its configuration has no good {name} ({error})."
+        ) from error
     unknown = [name for name in UNKNOWN_SETTINGS if settings.get(name)]
     if unknown:
-        raise ValueError(f"{title} cannot be loaded: its configuration has {', '.join(unknown)}.")
+        raise LoomVideoInputError(f"{title} cannot be loaded: its configuration has {', '.join(unknown)}.")
     if settings.get("init_lora_weights") not in INITS:
-        raise ValueError(
+        raise LoomVideoInputError(
             f"{title} fits weights that {settings['init_lora_weights']} changed before the training: save it "
             "anew with PEFT's `path_initial_model_for_weight_conversion`."
         )
@@ -412,33 +424,35 @@ def _make_adapter(
     """
     for part, tensor in parts.items():
         if tensor.is_complex() or (part != "alpha" and not tensor.is_floating_point()):
-            raise ValueError(f"has numbers of the type {str(tensor.dtype).removeprefix('torch.')}")
+            raise LoomVideoInputError(f"has numbers of the type {str(tensor.dtype).removeprefix('torch.')}")
         if not (tensor.float().abs() <= LARGEST_NUMBER).all():
-            raise ValueError("has numbers that are no numbers, infinite, or too large to be right")
+            raise LoomVideoInputError("has numbers that are no numbers, infinite, or too large to be right")
     parts = {part: tensor if tensor.dtype in DTYPES else tensor.float() for part, tensor in parts.items()}
     alpha, magnitude, bias, bias_difference = (
         parts.pop(part, None) for part in ("alpha", "magnitude", "bias", "diff_b")
     )
     kinds = {part.split("_")[0] for part in parts}
     if len(kinds) > 1 or (bias is not None and bias_difference is not None):
-        raise ValueError("has parts of different kinds")
+        raise LoomVideoInputError("has parts of different kinds")
     if not kinds and bias_difference is None:
-        raise ValueError("is incomplete: it has no lora_A and no lora_B")
+        raise LoomVideoInputError("is incomplete: it has no lora_A and no lora_B")
     kind = kinds.pop() if kinds else "bias"
     missing = [part for part in PARTS_OF_KINDS.get(kind, []) if part not in parts]
     if missing:
-        raise ValueError(f"is incomplete: it has no {' and no '.join(missing)}")
+        raise LoomVideoInputError(f"is incomplete: it has no {' and no '.join(missing)}")
 
     is_convolution = isinstance(module, torch.nn.Conv3d)
     if not is_convolution and not hasattr(module, "in_features"):
-        raise ValueError("changes what is no linear layer and no convolution")
+        raise LoomVideoInputError("changes what is no linear layer and no convolution")
     sizes = (module.out_channels, module.in_channels) if is_convolution else (module.out_features, module.in_features)
     kernel = module.kernel_size if is_convolution else ()
     sizes = (sizes[0], sizes[1] * math.prod(kernel))
     adapter, rank = {}, None
     if kind == "lokr":
         if is_convolution or magnitude is not None or bias is not None or bias_difference is not None:
-            raise ValueError("is a LoKr of a convolution, or with magnitudes or biases, which cannot be loaded,")
+            raise LoomVideoInputError(
+                "is a LoKr of a convolution, or with magnitudes or biases, which cannot be loaded,"
+            )
         (first, rank_1), (second, rank_2) = (_kronecker_factor(parts, number) for number in (1, 2))
         rank = rank_2 or rank_1
         adapter = {"lokr_w1": first, "lokr_w2": second}
@@ -448,14 +462,14 @@ def _make_adapter(
         actual = (up.shape[0], down.shape[1])
     for width, expected in zip(actual, sizes, strict=True):
         if width != expected:
-            raise ValueError(f"was trained for another model: it has {width} channels instead of {expected}")
+            raise LoomVideoInputError(f"was trained for another model: it has {width} channels instead of {expected}")
 
     scale = 1.0
     if kind in ("lora", "hada", "lokr"):
         if kind == "lora" and _setting(settings, "rank_pattern", "r", names) not in (None, rank):
-            raise ValueError(f"has rank {rank}, and its configuration says another,")
+            raise LoomVideoInputError(f"has rank {rank}, and its configuration says another,")
         if alpha is not None and alpha.numel() != 1:
-            raise ValueError("has more than one alpha")
+            raise LoomVideoInputError("has more than one alpha")
         scale = _scale(kind, rank, None if alpha is None else alpha.item(), settings, names)
     if kind == "lokr":
         return adapter | {"scale": scale}
@@ -465,14 +479,16 @@ def _make_adapter(
         up, scale, bias = up.float() * scale, 1.0, bias_difference
     for part in (bias, magnitude):
         if part is not None and part.numel() != sizes[0]:
-            raise ValueError(f"was trained for another model: it has {part.numel()} channels instead of {sizes[0]}")
+            raise LoomVideoInputError(
+                f"was trained for another model: it has {part.numel()} channels instead of {sizes[0]}"
+            )
     if bias is not None and magnitude is not None:
-        raise ValueError("has a magnitude and a bias, which cannot be loaded together,")
+        raise LoomVideoInputError("has a magnitude and a bias, which cannot be loaded together,")
     if magnitude is not None:
         # Of rows, as PEFT has them; some trainers can have them of columns, which are `[1, in_features]`.
         expected = (sizes[0], *(1 for _ in range(magnitude.ndim - 1)))
         if magnitude.shape != expected and not (is_convolution and magnitude.shape[:2] == (1, sizes[0])):
-            raise ValueError("has a magnitude of another direction than PEFT has, which cannot be loaded,")
+            raise LoomVideoInputError("has a magnitude of another direction than PEFT has, which cannot be loaded,")
         magnitude = magnitude.reshape((1, sizes[0], 1, 1, 1) if is_convolution else (sizes[0],))
     if is_convolution:
         up = up[..., None, None, None]
@@ -510,7 +526,7 @@ def _halves(
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """The two matrices of which the difference of a layer's weights is the product, and their rank."""
     if any(part.ndim < 2 for part in parts.values()):
-        raise ValueError("has parts that are no matrices")
+        raise LoomVideoInputError("has parts that are no matrices")
     matrices = {part: tensor.flatten(1) for part, tensor in parts.items()}
     if kind == "bias":
         return torch.zeros(sizes[0], 1), torch.zeros(1, sizes[1]), 1
@@ -525,13 +541,13 @@ def _halves(
         pairs = [(matrices[f"hada_w{number}_a"].float(), matrices[f"hada_w{number}_b"].float()) for number in (1, 2)]
     ranks = {rank for up, down in pairs for rank in (up.shape[1], down.shape[0])}
     if len(ranks) > 1 or 0 in ranks:
-        raise ValueError(f"has halves that do not fit each other, of the ranks {sorted(ranks)},")
+        raise LoomVideoInputError(f"has halves that do not fit each other, of the ranks {sorted(ranks)},")
     if kind == "lora":
         return *pairs[0], ranks.pop()
     # A LoHa multiplies two products element by element: that is the product of all pairs of columns and of rows.
     (up_1, down_1), (up_2, down_2) = pairs
     if up_1.shape[0] != up_2.shape[0] or down_1.shape[1] != down_2.shape[1]:
-        raise ValueError("has factors of different sizes")
+        raise LoomVideoInputError("has factors of different sizes")
     up = torch.einsum("oi,oj->oij", up_1, up_2).flatten(1)
     down = torch.einsum("in,jn->ijn", down_1, down_2).flatten(0, 1)
     return up, down, ranks.pop()
@@ -541,13 +557,15 @@ def _kronecker_factor(parts: dict[str, torch.Tensor], number: int) -> tuple[torc
     """One of the two factors of a LoKr, and its rank if it is a product itself."""
     whole, up, down = (parts.get(f"lokr_w{number}{half}") for half in ("", "_a", "_b"))
     if whole is None and (up is None or down is None):
-        raise ValueError(f"is incomplete: it has no lokr_w{number}, or only a half of it,")
+        raise LoomVideoInputError(f"is incomplete: it has no lokr_w{number}, or only a half of it,")
     if any(factor is not None and factor.ndim != 2 for factor in (whole, up, down)):
-        raise ValueError("has parts that are no matrices")
+        raise LoomVideoInputError("has parts that are no matrices")
     if whole is not None:
         return whole, None
     if up.shape[1] != down.shape[0]:
-        raise ValueError(f"has halves that do not fit each other, of the ranks {[up.shape[1], down.shape[0]]},")
+        raise LoomVideoInputError(
+            f"has halves that do not fit each other, of the ranks {[up.shape[1], down.shape[0]]},"
+        )
     return up.float() @ down.float(), down.shape[0]
 
 
@@ -557,17 +575,19 @@ def _pack(
     """The tensors of all layers as PEFT has them, and its configuration: None if its own of the tensors will do."""
     is_lokr = {"lokr_w1" in adapter for adapter in adapters.values()}
     if len(is_lokr) > 1:
-        raise ValueError(f"{title} is a LoRA in some layers and a LoKr in others, which cannot be loaded together.")
+        raise LoomVideoInputError(
+            f"{title} is a LoRA in some layers and a LoKr in others, which cannot be loaded together."
+        )
     if is_lokr.pop():
         return _pack_lokr(adapters, title)
     has_magnitude = {adapter["magnitude"] is not None for adapter in adapters.values()}
     if len(has_magnitude) > 1:
-        raise ValueError(f"{title} is a DoRA with magnitudes of some layers only, which cannot be loaded.")
+        raise LoomVideoInputError(f"{title} is a DoRA with magnitudes of some layers only, which cannot be loaded.")
     has_bias = any(adapter["bias"] is not None for adapter in adapters.values())
     if use_dora and False in has_magnitude:
-        raise ValueError(f"{title} is a DoRA by its configuration, but without magnitudes: it is incomplete.")
+        raise LoomVideoInputError(f"{title} is a DoRA by its configuration, but without magnitudes: it is incomplete.")
     if has_bias and True in has_magnitude:
-        raise ValueError(f"{title} has magnitudes and biases, which cannot be loaded together.")
+        raise LoomVideoInputError(f"{title} has magnitudes and biases, which cannot be loaded together.")
     # PEFT multiplies by alpha / rank. All layers get one such scale, and what it is not goes into their weights, in
     # float32, where nothing underflows: adapters that are swapped in place need that.
     scale = Counter(adapter["scale"] for adapter in adapters.values() if adapter["scale"]).most_common(1)
@@ -612,7 +632,7 @@ def _pack_lokr(adapters: dict[str, dict[str, Any]], title: str) -> tuple[dict[st
     try:
         _create_lokr_config(tensors, None)  # PEFT's configuration has one number for the sizes of all factors
     except ValueError as error:
-        raise ValueError(f"{title} is a LoKr whose factors have sizes that PEFT does not know.") from error
+        raise LoomVideoInputError(f"{title} is a LoKr whose factors have sizes that PEFT does not know.") from error
     return tensors, None
 
 
@@ -625,7 +645,9 @@ def _fit_slot(
     """Gives an adapter the ranks, the scale and the settings of another whose place it takes, so that it fits."""
     old = getattr(transformer, "peft_config", {}).get(adapter_name)
     if old is None:
-        raise ValueError(f"There is no adapter {adapter_name} to take the place of: load one with `hotswap=False`.")
+        raise LoomVideoInputError(
+            f"There is no adapter {adapter_name} to take the place of: load one with `hotswap=False`."
+        )
     layers = {
         name: module
         for name, module in transformer.named_modules()
@@ -634,12 +656,14 @@ def _fit_slot(
     is_lora = config is not None and old.peft_type == "LORA" and not config["use_dora"] and not old.use_dora
     others = [layer for layer in config["target_modules"] if layer not in layers] if is_lora else []
     if others or not is_lora or config["lora_bias"] > old.lora_bias:
-        raise ValueError(
+        raise LoomVideoInputError(
             f"The LoRA cannot take the place of {adapter_name}, which has other layers or is of another kind"
             f"{f', such as {others[0]}' if others else ''}: use `hotswap=False`."
         )
     if any(adapter_name in module.merged_adapters for module in layers.values()):
-        raise ValueError(f"{adapter_name} is fused: call `unfuse_lora()` before another LoRA takes its place.")
+        raise LoomVideoInputError(
+            f"{adapter_name} is fused: call `unfuse_lora()` before another LoRA takes its place."
+        )
     first = next(iter(layers.values()))
     scale = first.lora_alpha[adapter_name] / first.r[adapter_name] ** (0.5 if old.use_rslora else 1)
     for layer in config["target_modules"]:
@@ -667,7 +691,7 @@ def _load(
 ) -> None:
     """Loads what `prepare_lora` returned."""
     if adapter_name is not None and ("." in adapter_name or not adapter_name):
-        raise ValueError(f"An adapter cannot be called {adapter_name!r}: choose a name without dots.")
+        raise LoomVideoInputError(f"An adapter cannot be called {adapter_name!r}: choose a name without dots.")
     if hotswap:
         state_dict, config = _fit_slot(transformer, state_dict, config, adapter_name)
     transformer.load_lora_adapter(
@@ -719,14 +743,14 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
                 The Hub's: `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
         Raises:
-            ValueError: if the file is not there, is one of several, or cannot be read.
+            LoomVideoInputError: if the file is not there, is one of several, or cannot be read.
         """
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
         source = pretrained_model_name_or_path_or_dict
         try:
             state_dict, metadata = (source, None) if isinstance(source, dict) else _read(os.fspath(source), kwargs)
         except ValueError as error:
-            raise ValueError(f"The LoRA {source} cannot be loaded: {error}") from error
+            raise LoomVideoInputError(f"The LoRA {source} cannot be loaded: {error}") from error
         return (state_dict, metadata) if return_lora_metadata else state_dict
 
     @classmethod
@@ -754,7 +778,7 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
             A sentence about what would be left out, or None.
 
         Raises:
-            ValueError: if `load_lora_weights` would refuse it, or if it changes nothing, all its weights being zero.
+            LoomVideoInputError: if `load_lora_weights` would refuse it, or if all its weights are zero.
         """
         source = pretrained_model_name_or_path_or_dict
         return cls._prepare(source, transformer, allow_partial, allow_zero=False, options=kwargs)[2]
@@ -799,14 +823,14 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
                 As for `lora_state_dict`.
 
         Raises:
-            ValueError: if PEFT is missing, or if the file cannot be read, is not a LoRA, is damaged or incomplete, has
-                other sizes, or holds what cannot be applied. The pipeline stays as it was.
+            LoomVideoInputError: if PEFT is missing, or the file cannot be read, is no LoRA, is damaged or incomplete,
+                has other sizes, or holds what cannot be applied. The pipeline stays as it was.
         """
         if not USE_PEFT_BACKEND:
-            raise ValueError("LoRA adapters need PEFT: install it with `pip install peft`.")
+            raise LoomVideoInputError("LoRA adapters need PEFT: install it with `pip install peft`.")
         transformer = getattr(self.transformer, "_orig_mod", self.transformer)
         if any(getattr(module, "fused_projections", False) for module in transformer.modules()):
-            raise ValueError(
+            raise LoomVideoInputError(
                 "A LoRA does not fit fused projections: call `pipe.transformer.unfuse_qkv_projections()` first."
             )
         state_dict, config, left_out = self._prepare(
@@ -864,7 +888,9 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
                 The adapter's configuration, `pipe.transformer.peft_config[name].to_dict()`, for the file's metadata.
         """
         if not transformer_lora_layers:
-            raise ValueError("There is nothing to save: pass the LoRA's tensors as `transformer_lora_layers`.")
+            raise LoomVideoInputError(
+                "There is nothing to save: pass the LoRA's tensors as `transformer_lora_layers`."
+            )
         if not is_main_process:
             return
         metadata = {

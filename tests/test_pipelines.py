@@ -30,7 +30,7 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.hooks import apply_group_offloading
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline
-from loomvideo_diffusers.pipelines.loomvideo_base import guidance_coefficients
+from loomvideo_diffusers.pipelines.loomvideo_guidance import guidance_coefficients
 from loomvideo_diffusers.pipelines.loomvideo_mllm import DEFAULT_NEGATIVE_PROMPT
 
 

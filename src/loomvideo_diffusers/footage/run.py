@@ -208,7 +208,7 @@ def _denoise(
 
 
 def _encode_clip(pipe: LoomVideoEditPipeline, plan: EditPlan) -> tuple[torch.Tensor, np.ndarray]:
-    """Encodes a clip while it is read. Returns its latents, and the frames that the MLLM sees, uint8 `[F, h, w, 3]`."""
+    """Encodes a clip while it is read. Returns its latents, and the frames for the MLLM, uint8 `[F, h, w, 3]`."""
     num_frames = plan.source.num_model_frames
     indices = mllm_frame_indices(num_frames, plan.settings.window_frames)
     seen = {}
