@@ -316,7 +316,7 @@ def test_a_preview_is_of_single_images(settings, edit, tmp_path):
 def test_clips_are_decoded_no_more_than_needed(edit, tmp_path, monkeypatch):
     """Once to be checked and once for the model; once more where the result needs the source's pixels."""
     source = make_clip(tmp_path / "source.mp4", num_frames=9)
-    counts = Counter()
+    counts, results = Counter(), {}
     decode = decoding.VideoReader.frames
 
     def frames(self):
@@ -334,6 +334,10 @@ def test_clips_are_decoded_no_more_than_needed(edit, tmp_path, monkeypatch):
         counts.clear()
         plan_edit(source, output=tmp_path / "out.mp4", **QUICK | options).run(edit)
         assert list(counts.values()) == [number], options
+        if "keep_unchanged" not in options and "max_crop" not in options:
+            assert (tmp_path / "out.mp4").read_bytes() == results.setdefault(
+                "out", (tmp_path / "out.mp4").read_bytes()
+            )
 
 
 def test_a_broken_off_edit_goes_on(edit, tmp_path, monkeypatch):
