@@ -13,6 +13,7 @@
 # limitations under the License.
 """The `loomvideo` command, as a shell runs it."""
 
+import json
 import os
 import shlex
 import shutil
@@ -454,11 +455,18 @@ def test_bad_input(model_folder, bad_files, monkeypatch):
         assert sorted(os.listdir(bad_files)) == before
 
 
-def test_a_damaged_model(bad_files):
+def test_a_damaged_model(model_folder, bad_files):
     arguments = ["generate", "a cat", "-o", bad_files / "out.mp4", "--model", bad_files / "damaged"]
     assert "damaged cannot be loaded: " in run_in_process(arguments)
-    (bad_files / "damaged" / "transformer" / "config.json").write_text("{")
-    assert "config.json" in run_in_process(arguments)
+    shutil.copy(model_folder / "text_encoder" / "model.safetensors", bad_files / "damaged" / "text_encoder")
+    config = bad_files / "damaged" / "transformer" / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps(json.loads(before) | {"num_layers": 4 + 1}))
+    assert "damaged lacks the weights of some layers" in run_in_process(arguments)
+    config.write_text(json.dumps(json.loads(before) | {"ffn_dim": 8}))
+    assert "damaged cannot be loaded: " in run_in_process(arguments)
+    config.write_text("{")
+    assert "damaged" in run_in_process(arguments)
 
 
 def run_in_process(arguments) -> str:

@@ -87,10 +87,13 @@ def load_pipeline(
         pipe.load_lora_weights(lora, allow_partial=lora_partial)
     if len(loras) > 1:
         pipe.set_adapters([name for names in pipe.get_list_adapters().values() for name in names])
-    if cpu_offload:
-        pipe.enable_model_cpu_offload(device=device)
-    else:
-        pipe.to(device)
+    try:
+        if cpu_offload:
+            pipe.enable_model_cpu_offload(device=device)
+        else:
+            pipe.to(device)
+    except NotImplementedError as error:  # what PyTorch raises for a layer that was given no weights
+        raise LoomVideoError(f"{model} lacks the weights of some layers: convert or download it again.") from error
     return pipe
 
 
