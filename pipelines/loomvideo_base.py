@@ -70,22 +70,6 @@ class LoomVideoBase:
 
     Components can be None where a call does not need them: prompts can be encoded by a pipeline that has nothing but
     the MLLM, for one that has no MLLM.
-
-    Args:
-        text_encoder (`Qwen3VLModel`):
-            The multimodal LLM whose decoder layers condition the transformer's blocks.
-        processor (`Qwen3VLProcessor`):
-            Its processor.
-        vae (`AutoencoderKLWan`):
-            The Wan2.2 VAE.
-        transformer (`LoomVideoTransformer3DModel`):
-            The diffusion transformer.
-        scheduler (`UniPCMultistepScheduler`):
-            UniPC, or any other flow-matching scheduler.
-        default_options (`dict`, *optional*):
-            What the model is best called with where that is not what the signature says: `height`, `width`,
-            `num_frames`, `num_inference_steps`, `guidance_scale`, ... It is saved with the pipeline, and the command
-            line and training go by it; a call in Python does not.
     """
 
     text_encoder: Qwen3VLModel

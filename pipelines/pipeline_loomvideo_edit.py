@@ -50,7 +50,12 @@ from .loomvideo_mllm import PROMPT_PREFIXES, PromptEmbeds
 from .loomvideo_output import LoomVideoPipelineOutput
 from .loomvideo_repository import LoomVideoHubMixin
 from .loomvideo_sharing import one_call_at_a_time
-from .loomvideo_vae import to_pixel_values  # noqa: F401, as diffusers copies only files that are named here
+
+
+# diffusers copies the files that this one names, and none that only those name.
+from .loomvideo_lora_files import read_lora_file  # noqa: F401 isort: skip
+from .loomvideo_lora_weights import prepare_lora  # noqa: F401 isort: skip
+from .loomvideo_vae import encode, decode  # noqa: F401 isort: skip
 
 
 EXAMPLE_DOC_STRING = """
