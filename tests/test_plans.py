@@ -81,6 +81,8 @@ def test_plans_are_frozen_and_settings_checked(tmp_path):
             EditSettings("blue", **settings)
     with pytest.raises(LoomVideoError, match="`output` or `preview`"):
         plan_edit(tmp_path / "clip.mp4", "blue")
+    with pytest.raises(LoomVideoError, match="surveyed already"):
+        plan_edit(survey(tmp_path / "clip.mp4"), "blue", tmp_path / "out.mp4", num_frames=5)
     with pytest.raises(TypeError, match="num_steps"):
         plan_edit(tmp_path / "clip.mp4", "blue", tmp_path / "out.mp4", num_steps=3)
 

@@ -181,55 +181,53 @@ def plan_edit(
     for name in ("contact_sheet", "preview"):
         if name in files:
             check_output_path(files[name], IMAGE_SUFFIXES)
-    settings = replace(settings, references=read_references(references))
-    plan = EditPlan(
-        source,
-        settings,
-        contact_sheet=files.get("contact_sheet"),
-        preview=files.get("preview"),
-        comment=comment,
-        model=model,
-    )
-    if isinstance(source, Footage) or is_sequence(path) or not is_image(path):
-        return _plan_clip(plan, path, files, num_frames, rate, audio or "copy")
-    for_clips = {
-        "preview": preview, "compare": compare, "num_frames": num_frames, "audio": audio, "rate": rate,
-        "max_crop": settings.max_crop, "keep_unchanged": settings.keep_unchanged,
-    }  # fmt: skip
-    for name, value in for_clips.items():
-        if value:
-            raise LoomVideoError(f"{path} is an image: leave out `{name}`, which is for videos.")
-    check_output_path(files["output"], IMAGE_SUFFIXES, f"{path} is an image: ")
-    return replace(plan, source=read_image(path), output=files["output"])
+    common = {
+        "settings": replace(settings, references=read_references(references)),
+        "contact_sheet": files.get("contact_sheet"),
+        "comment": comment,
+        "model": model,
+    }
+    if not isinstance(source, Footage) and not is_sequence(path) and is_image(path):
+        for_clips = {
+            "preview": preview, "compare": compare, "num_frames": num_frames, "audio": audio, "rate": rate,
+            "max_crop": settings.max_crop, "keep_unchanged": settings.keep_unchanged,
+        }  # fmt: skip
+        for name, value in for_clips.items():
+            if value:
+                raise LoomVideoError(f"{path} is an image: leave out `{name}`, which is for videos.")
+        check_output_path(files["output"], IMAGE_SUFFIXES, f"{path} is an image: ")
+        return EditPlan(read_image(path), output=files["output"], **common)
 
-
-def _plan_clip(
-    plan: EditPlan,
-    path: Path,
-    files: dict[str, Path],
-    num_frames: int | None,
-    rate: Fraction | float | None,
-    audio: str,
-) -> EditPlan:
     for name in files.keys() & {"output", "compare"}:
         check_footage_path(files[name], f"{path} is no image: ")
         with lock_beside(files[name]):
             pass  # If another run is writing it, that is noticed now and not after the model was loaded.
-    if rate is not None and not is_sequence(path):
-        raise LoomVideoError(f"{path} has a rate of its own: leave out `rate`, which is for image sequences.")
-    footage = plan.source
-    if not isinstance(footage, Footage):
-        footage = survey(path, num_frames, show_progress=True, rate=rate)
-    plan = replace(plan, source=footage, placement=choose_placement(footage, plan.settings), notes=footage.notes)
-    if plan.preview is not None:
-        return plan
-    output = plan_output(footage, files["output"], audio)
-    notes, compare = [*footage.notes, *output.notes], None
+    footage = _survey(source, num_frames, rate)
+    common["placement"] = choose_placement(footage, settings)
+    if preview is not None:
+        return EditPlan(footage, preview=files["preview"], notes=footage.notes, **common)
+    return EditPlan(footage, **_plan_outputs(footage, files, audio or "copy"), **common)
+
+
+def _survey(source: str | os.PathLike | Footage, num_frames: int | None, rate: Fraction | float | None) -> Footage:
+    if isinstance(source, Footage):
+        if num_frames is not None or rate is not None:
+            raise LoomVideoError(f"{source.path} was surveyed already: give `num_frames` and `rate` to `survey`.")
+        return source
+    if rate is not None and not is_sequence(source):
+        raise LoomVideoError(f"{source} has a rate of its own: leave out `rate`, which is for image sequences.")
+    return survey(source, num_frames, show_progress=True, rate=rate)
+
+
+def _plan_outputs(footage: Footage, files: dict[str, Path], audio: str) -> dict[str, Any]:
+    """Plans how the result, and the comparison with it, are written; returns attributes of the plan."""
+    output, compare = plan_output(footage, files["output"], audio), None
+    notes = [*footage.notes, *output.notes]
     if "compare" in files:
         shown = replace(footage, pixel_format=output.pixel_format)
         compare = plan_output(shown, files["compare"], audio, 2 * footage.width)
         notes += [note for note in compare.notes if note not in notes]
-    return replace(plan, output=output, compare=compare, notes=tuple(notes))
+    return {"output": output, "compare": compare, "notes": tuple(notes)}
 
 
 def choose_placement(footage: Footage, settings: EditSettings) -> Placement:

@@ -73,8 +73,8 @@ class Footage:
         """
         How many frames of the clip there are for each frame of the model, which edits 24 a second: n or 1 / n.
 
-        Whole numbers keep the motion even. A clip between 16 and 36 frames a second is edited frame by frame. The model
-        sees every n-th frame of a faster one, and each frame of a slower one n times.
+        Whole numbers keep the motion even. A clip between 16 and 36 frames a second is edited frame by frame. Of a
+        faster one, the model sees every n-th frame; of a slower one, each frame n times.
         """
         if self.rate >= FRAMES_PER_SECOND:
             return Fraction(max(1, round(self.rate / FRAMES_PER_SECOND)))
