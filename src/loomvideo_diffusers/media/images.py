@@ -80,7 +80,7 @@ DNG_VERSION = 50706
 _LOCK = threading.RLock()
 
 
-class ImageError(ValueError):
+class ImageError(LoomVideoError):
     """Says in one sentence why a file cannot be read as an image."""
 
 
