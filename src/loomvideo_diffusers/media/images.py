@@ -37,6 +37,7 @@ import PIL.Image
 import PIL.ImageCms
 from PIL.JpegImagePlugin import JpegImageFile
 
+from ..errors import LoomVideoError
 from ..pipelines import loomvideo_frames
 from . import orientation as orientations
 from .files import check_output_path, write_whole
