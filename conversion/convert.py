@@ -27,12 +27,12 @@ from huggingface_hub import ModelCard, snapshot_download
 from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor
 
 from ..errors import LoomVideoError
+from ..hub.cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 from ..media.files import DiskFullError, lock_beside, reason_of_full_disk
 from ..models.transformer_loomvideo import FLOAT32_MODULES, LoomVideoTransformer3DModel
 from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_repository import write_remote_code
 from ..progress import progress_bar
-from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 from .checkpoints import Entry, check_tensors, find_checkpoint, list_tensors, modified, name_transformer
 from .weights import Weights, compare_weights, plan_weights, write_weights
 

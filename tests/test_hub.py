@@ -28,9 +28,9 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from loomvideo_diffusers import LoomVideoPipeline, LoomVideoTransformer3DModel, cli
-from loomvideo_diffusers.conversion.cards import render_base_card
-from loomvideo_diffusers.pipelines import loomvideo_repository
-from loomvideo_diffusers.pipelines.loomvideo_repository import push_folder
+from loomvideo_diffusers.hub import upload
+from loomvideo_diffusers.hub.cards import render_base_card
+from loomvideo_diffusers.hub.upload import push_folder
 
 
 SOURCES = {"loomvideo": GOLDEN / "LoomVideo", "mllm": GOLDEN / "Qwen3-VL", "wan": GOLDEN / "Wan2.2-TI2V"}
@@ -281,7 +281,7 @@ def test_repositories_of_different_code(hub, folder, tmp_path):
 
 def test_failures(hub, folder, monkeypatch):
     """What may pass is tried again; what may not is said at once; what arrived otherwise than it was sent is found."""
-    monkeypatch.setattr(loomvideo_repository, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(upload, "FIRST_WAIT", 0.01)
     hub.faults += [("blobs", 403)] * 3
     with pytest.raises(OSError, match=r"The upload of loomvideo to me/loom failed: Error while uploading '.*'"):
         push_folder(folder, "me/loom")
@@ -307,7 +307,7 @@ def test_failures(hub, folder, monkeypatch):
 @pytest.mark.slow
 def test_dropped_connections(hub, folder, monkeypatch):
     """Over 30 uploads on a bad line, nothing wrong ever gets its final name, and in the end all is there."""
-    monkeypatch.setattr(loomvideo_repository, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(upload, "FIRST_WAIT", 0.01)
     hub.drop_share = 0.25
     outcomes = set()
     for attempt in range(30):

@@ -96,7 +96,7 @@ def train(arguments: argparse.Namespace) -> None:
 def info(arguments: argparse.Namespace) -> None:
     import torch
 
-    from ..conversion.cards import RECORD_FILE, measure_part
+    from ..hub.cards import RECORD_FILE, measure_part
 
     if arguments.path is None:
         for package in ("loomvideo-diffusers", "diffusers", "transformers", "torch", "av"):

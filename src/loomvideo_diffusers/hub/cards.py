@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The card of a converted model: what it was made of, what it holds, and how to use it."""
+"""Cards of models: what a converted one was made of, what it holds, and how to use it."""
 
 import json
 import math
