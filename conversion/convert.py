@@ -59,7 +59,7 @@ class Source:
     path: Path
     name: str
     revision: str | None = None
-    license: dict[str, str] = field(default_factory=dict)
+    license: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -184,7 +184,11 @@ def _find(
         raise LoomVideoError(f"{given} is neither a file or folder here nor the name of a repository (OWNER/NAME).")
     folder = Path(
         snapshot_download(
-            repo_id, revision=revision or None, allow_patterns=patterns, token=token, cache_dir=cache_dir
+            repo_id,
+            revision=revision or None,
+            allow_patterns=patterns,
+            token=token,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
         )
     )
     return Source(folder, repo_id, folder.name)
@@ -244,8 +248,8 @@ def _plan_transformer(checkpoint: Path, wan: Path) -> tuple[dict[str, Entry], di
     with torch.device("meta"):
         model = LoomVideoTransformer3DModel.from_config(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    entries, left_out = name_transformer(entries, expected)
-    return entries, dict(model.config), left_out
+    named, left_out = name_transformer(entries, expected)
+    return named, dict(model.config), left_out
 
 
 def _plan_text_encoder(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Entry], Qwen3VLConfig, list[str]]:
@@ -288,7 +292,7 @@ def _plan_vae(folder: Path, in_channels: int) -> tuple[dict[str, Entry], dict[st
 def _list_folder(folder: Path, stem: str) -> dict[str, Entry]:
     for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors"):
         if (folder / name).is_file():
-            return list_tensors(folder / name)
+            return {str(key): entry for key, entry in list_tensors(folder / name).items()}
     raise LoomVideoError(f"{folder} has no {stem}.safetensors: is it the right source?")
 
 

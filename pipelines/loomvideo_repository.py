@@ -15,15 +15,16 @@
 
 import inspect
 import json
+import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import logging
 from diffusers.utils.hub_utils import load_or_create_model_card, populate_model_card
 from huggingface_hub import (
@@ -41,7 +42,14 @@ logger = logging.get_logger(__name__)
 PIPELINE_FILES = ("pipeline_loomvideo.py", "pipeline_loomvideo_edit.py")
 
 
-class LoomVideoHubMixin:
+# Diffusers takes the one subclass of `DiffusionPipeline` that an entry file has for the pipeline of that file.
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Pipeline
+else:
+    Pipeline = object
+
+
+class LoomVideoHubMixin(Pipeline):
     """
     Goes before `DiffusionPipeline` in a pipeline's bases.
 
@@ -49,8 +57,6 @@ class LoomVideoHubMixin:
     stock methods alone would record where a class was imported from, which differs from machine to machine.
     """
 
-    config: FrozenDict
-    components: dict[str, Any]
     transformer: ModelMixin | None
 
     # Where the installed package keeps its transformer, as (module, class): set by the package. With it a folder's own
@@ -94,7 +100,7 @@ class LoomVideoHubMixin:
         new_pipeline = cls(**(pipeline.components | options | kwargs))
         return new_pipeline if dtype is None else new_pipeline.to(dtype=dtype)
 
-    def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """
         Saves the pipeline, with its code. Of adapters, what was fused is part of the weights, and no other is saved.
         """
@@ -142,7 +148,7 @@ class LoomVideoHubMixin:
         print(f"Pushed: {url}")
         return url
 
-    def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         # `torch.compile` wraps a module in a class of its own.
         transformer = getattr(self.transformer, "_orig_mod", self.transformer)
@@ -172,8 +178,8 @@ class LoomVideoHubMixin:
     def _origin_card(self, repo_id: str) -> str | None:
         """The card of where the pipeline was loaded from, with another name of the model in its snippets."""
         folder = self._origin(getattr(self.transformer, "_orig_mod", self.transformer))
-        card = None if folder is None else _fetch(folder, "README.md")
-        if card is None:
+        card = folder and _fetch(folder, "README.md")
+        if folder is None or card is None:
             return None
         name = _repository(folder) or folder.absolute().name
         text = card.read_text(encoding="utf-8")
@@ -212,7 +218,7 @@ def _without_adapters(transformer: ModelMixin) -> ModelMixin:
 
 
 def commit_files(
-    files: dict[str, Path | bytes],
+    files: Mapping[str, Path | bytes],
     repo_id: str,
     private: bool | None = None,
     revision: str | None = None,
@@ -260,7 +266,7 @@ def _other_form(name: str) -> str:
 
 
 def write_remote_code(
-    folder: str | Path, pipeline_class: type, transformer_class: type | None, origin: Path | None = None
+    folder: str | os.PathLike, pipeline_class: type, transformer_class: type | None, origin: Path | None = None
 ) -> None:
     """
     Copies the code of the pipelines and of the transformer into a pipeline's folder and names it in the index.

@@ -31,6 +31,7 @@ from loomvideo_diffusers import LoomVideoPipeline, LoomVideoTransformer3DModel, 
 from loomvideo_diffusers.hub import upload
 from loomvideo_diffusers.hub.cards import render_base_card
 from loomvideo_diffusers.hub.upload import push_folder
+from loomvideo_diffusers.nano import MODEL
 
 
 SOURCES = {"loomvideo": GOLDEN / "LoomVideo", "mllm": GOLDEN / "Qwen3-VL", "wan": GOLDEN / "Wan2.2-TI2V"}
@@ -134,6 +135,25 @@ def test_push(hub, push, folder):
     status, line = push(folder, "me/loom")
     assert status == 2
     assert "has no README.md" in line
+
+
+def test_push_of_a_model_without_code(hub, push, tmp_path):
+    """The model in the package gets its code on the way, and stays as it is."""
+    before = {file: file.stat().st_mtime_ns for file in MODEL.rglob("*")}
+    assert push(MODEL, "me/nano")[0] == 0
+    assert {file: file.stat().st_mtime_ns for file in MODEL.rglob("*")} == before
+    LoomVideoPipeline.from_pretrained(MODEL).save_pretrained(tmp_path / "saved")
+    code = {name for name in names_in(tmp_path / "saved") if name.endswith(".py")}
+    assert hub.files("me/nano") == names_in(MODEL) | code
+    for name in (*code, "README.md", "transformer/diffusion_pytorch_model.safetensors"):
+        assert hub.read("me/nano", name) == ((tmp_path / "saved" if name in code else MODEL) / name).read_bytes()
+    pushed, saved = (
+        json.loads(text)
+        for text in (hub.read("me/nano", "model_index.json"), (tmp_path / "saved" / "model_index.json").read_text())
+    )
+    assert [pushed[name] for name in ("_class_name", "transformer")] == [
+        saved[name] for name in ("_class_name", "transformer")
+    ]
 
 
 def test_weights_in_another_form(hub, tmp_path):
@@ -272,7 +292,7 @@ def test_repositories_of_different_code(hub, folder, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-5:] == ["False", "False", "True", "True", "True"]
     code = {name for name in hub.files("me/new") if name.endswith(".py")}
-    assert len(code) == 10
+    assert code == {name for name in names_in(folder) if name.endswith(".py")}
     for name in code:
         assert hub.read("me/old-again", name) == hub.read("me/old", name)
         assert hub.read("me/new-again", name) == hub.read("me/new", name)

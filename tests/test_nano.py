@@ -33,7 +33,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from loomvideo_diffusers import LoomVideoPipeline
 from loomvideo_diffusers.media.video import read_image, read_video, write_whole
-from loomvideo_diffusers.nano import NUM_FRAMES, SIDE, autoencoder, denoised, evaluation, export
+from loomvideo_diffusers.nano import MODEL, NUM_FRAMES, SIDE, autoencoder, denoised, evaluation, export
 from loomvideo_diffusers.nano.autoencoder import Stage, refine_decoder, train_autoencoder
 from loomvideo_diffusers.nano.curves import plot_curves
 from loomvideo_diffusers.nano.dataset import write_dataset
@@ -346,6 +346,13 @@ def test_training(untrained, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
     assemble(load_trained(untrained, tmp_path / "run"), untrained / "vae", tmp_path / "model")
+    # Like the model in the package, it has no code, and its index is that of the package's.
+    assert not list((tmp_path / "model").rglob("*.py"))
+    index, expected = (json.loads((folder / "model_index.json").read_text()) for folder in (tmp_path / "model", MODEL))
+    assert {name: index[name] for name in expected if name[0] != "_"} == {
+        name: expected[name] for name in expected if name[0] != "_"
+    }
+    assert index["_class_name"] == expected["_class_name"]
     pipe = LoomVideoPipeline.from_pretrained(tmp_path / "model")
     video = pipe("a red square moves right", height=SIDE, width=SIDE, num_frames=5, num_inference_steps=1).frames
     assert video.shape == (1, 5, SIDE, SIDE, 3)

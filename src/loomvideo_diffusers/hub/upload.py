@@ -130,11 +130,12 @@ def push_folder(
         OSError: if the Hub refuses or cannot be reached, or has other files than were sent.
     """
     folder = Path(folder)
-    names = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()]
-    names = [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
-    unchanged = [name for name in filter_repo_objects(names, allow_patterns=patterns) if name not in (changed or {})]
+    changed = changed or {}
+    paths = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file()]
+    names = [path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    unchanged = [name for name in filter_repo_objects(names, allow_patterns=patterns) if name not in changed]
     files: dict[str, Path | bytes] = {name: folder / name for name in unchanged}
-    files |= changed or {}
+    files |= changed
     message = commit_message or f"Upload {folder.name}"
     commit = _try_again(
         lambda: commit_files(files, repo_id, private, revision, create_pr, message, token),
