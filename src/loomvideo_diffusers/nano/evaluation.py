@@ -125,7 +125,8 @@ def measure(
         A key, and the number of results, the share of successes, and the mean of every other judgement.
     """
     # Small as it is, the model is faster in a process for each core than with several threads.
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    num_processes = max(1, min(os.cpu_count() or 1, len(jobs)))
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         futures = {pool.submit(_measure_task, load, model, *job): key for key, job in jobs.items()}
         for future in tqdm(as_completed(futures), desc="Evaluating", total=len(futures)):
             yield futures[future], future.result()
