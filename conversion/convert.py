@@ -13,6 +13,7 @@
 # limitations under the License.
 """Conversion of the three published sources of LoomVideo into one folder for diffusers, without loading a model."""
 
+import inspect
 import json
 import os
 import shutil
@@ -238,7 +239,7 @@ def _plan_transformer(checkpoint: Path, wan: Path) -> tuple[dict[str, Entry], di
         raise LoomVideoError(f"{wan} has no transformer/config.json: is it the right source?")
     entries = list_tensors(checkpoint)
     wan_config = LoomVideoTransformer3DModel.load_config(wan, subfolder="transformer")
-    arguments = LoomVideoTransformer3DModel._get_init_keys(LoomVideoTransformer3DModel)
+    arguments = inspect.signature(LoomVideoTransformer3DModel).parameters
     config = {name: value for name, value in wan_config.items() if name in arguments}
     norms = [entry for key, entry in entries.items() if str(key).endswith("mllm_embedder.norm.weight")]
     if all(isinstance(key, int) for key in entries):

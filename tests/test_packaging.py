@@ -105,14 +105,15 @@ def test_installed_from_what_was_built(tmp_path):
     with tarfile.open(sdist) as archive:
         assert not [name for name in archive.getnames() if "/samples/" in name]
 
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     bin_dir = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")
     python = bin_dir / "python"
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    run(python, "-m", "pip", "install", "--no-index", "--no-deps", wheel)
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    run(*pip, "install", "--no-index", "--no-deps", wheel)
     copy_dependencies("loomvideo-diffusers", tmp_path / "dependencies")
     (site / "dependencies.pth").write_text(f"{tmp_path / 'dependencies'}\n")
-    assert "No broken requirements found" in run(python, "-m", "pip", "check")
+    assert "No broken requirements found" in run(*pip, "check")
     where, others = json.loads(
         run(
             python,
