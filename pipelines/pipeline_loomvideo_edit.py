@@ -13,6 +13,8 @@
 # limitations under the License.
 """LoomVideo: videos and images edited by instruction, with or without reference images."""
 
+from .loomvideo_versions import check_diffusers  # isort: skip  # noqa: F401, before what may fail
+
 import sys
 import time
 from collections.abc import Callable

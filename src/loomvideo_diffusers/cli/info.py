@@ -64,7 +64,7 @@ def describe_model(folder: str | Path) -> list[str]:
     """
     from safetensors import SafetensorError
 
-    from ..conversion.cards import RECORD_FILE, measure_part
+    from ..hub.cards import RECORD_FILE, measure_part
 
     folder, lines = Path(folder), []
     index = _read_json(folder / "model_index.json", "make a model folder with `loomvideo convert`")

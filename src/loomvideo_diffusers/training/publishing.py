@@ -20,9 +20,9 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
-from ..conversion.cards import measure_part, stated_license
+from ..hub.cards import measure_part, stated_license
+from ..hub.upload import push_folder
 from ..media.files import write_whole
-from ..pipelines.loomvideo_repository import push_folder
 from .checkpoints import LORA_FILE
 from .config import TrainingConfig
 
