@@ -272,7 +272,7 @@ def test_repositories_of_different_code(hub, folder, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-5:] == ["False", "False", "True", "True", "True"]
     code = {name for name in hub.files("me/new") if name.endswith(".py")}
-    assert len(code) == 10
+    assert len(code) == 13
     for name in code:
         assert hub.read("me/old-again", name) == hub.read("me/old", name)
         assert hub.read("me/new-again", name) == hub.read("me/new", name)

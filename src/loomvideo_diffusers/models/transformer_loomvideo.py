@@ -11,22 +11,24 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The LoomVideo diffusion transformer (arXiv 2606.06042), in one file that needs nothing but torch and diffusers."""
+"""The LoomVideo diffusion transformer (arXiv 2606.06042)."""
 
+import importlib
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+import re
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.cache_utils import CacheMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -34,22 +36,33 @@ from diffusers.models.normalization import FP32LayerNorm
 from diffusers.utils import apply_lora_scale, is_accelerate_available
 
 
-if TYPE_CHECKING:
-    from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+if __name__.startswith("diffusers_modules.") and ".loomvideo_code_" not in __name__:
+    # Diffusers lays the code of all folders into one, and runs it anew at each load. It runs once instead, as a
+    # package named by its content: no folder changes what another runs, and other processes can unpickle its classes.
+    _path = Path(__file__)
+    _names = {_path.stem, *re.findall(r"^\s*from \.(\w+) import", _path.read_text(encoding="utf-8"), re.MULTILINE)}
+    _code = {f"{name}.py": _path.with_name(f"{name}.py").read_bytes() for name in sorted(_names)}
+    _package = _path.with_name(f"loomvideo_code_{sha256(repr(_code).encode()).hexdigest()[:16]}")
+    _package.mkdir(exist_ok=True)
+    for _name, _content in _code.items():
+        _part = _package / f"{_name}.{os.getpid()}"
+        _part.write_bytes(_content)
+        _part.replace(_package / _name)
+    importlib.invalidate_caches()
+    _module = importlib.import_module(f"{__package__}.{_package.name}.{_path.stem}")
+    del sys.modules[__name__]
+    __name__, __package__, __spec__ = _module.__name__, _module.__package__, _module.__spec__
+
+from .transformer_loomvideo_kv_cache import LoomVideoBlockCache, LoomVideoKVCache, LoomVideoTokenCache
+from .transformer_loomvideo_single_file import LoomVideoSingleFileMixin
+from .transformer_loomvideo_step_caches import LoomVideoCacheMixin
+
 
 # Reference image k (k = 1, 2, ...) sits at time -10k (paper: negative temporal RoPE).
 REFERENCE_TIME_STEP = 10
 
 # Modules whose weights are in float32 whatever the precision of the others
 FLOAT32_MODULES = ["rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
-
-
-def _run(module: nn.Module, *args: Any) -> torch.Tensor:
-    return module(*args)
-
-
-def _unsupported(feature: str, error: ImportError) -> ImportError:
-    return ImportError(f"{feature} need diffusers 0.40 to 0.42, and this one lacks what they are made of: {error}")
 
 
 def apply_rotary_emb(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -63,48 +76,6 @@ def apply_rotary_emb(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.
         # The same numbers in a tenth of the time
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
     return rotated.flatten(-2).type_as(hidden_states)
-
-
-class LoomVideoBlockCache:
-    """Keys and values of one block's cross-attention, `[B, L, heads, head_dim]`, which depend on the prompt alone."""
-
-    def __init__(self):
-        self.key: torch.Tensor | None = None
-        self.value: torch.Tensor | None = None
-
-
-class LoomVideoTokenCache:
-    """What all guidance branches that see the same source and references share: their tokens, and rotary tables."""
-
-    def __init__(self):
-        self.source: torch.Tensor | None = None
-        self.references: list[torch.Tensor] | None = None
-        self.rotary: tuple[torch.Tensor, torch.Tensor] | None = None
-        # How many of this process's tokens are the video's, the others being references; None without references
-        self.num_video_tokens: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that it takes, in bytes."""
-        tensors = [self.source, *(self.references or []), *(self.rotary or [])]
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
-class LoomVideoKVCache:
-    """
-    What does not change over the steps of one guidance branch: cross-attention's keys and values, and what is in
-    `tokens`. The first forward fills it, later ones with the same inputs read it.
-    """
-
-    def __init__(self, num_layers: int, tokens: LoomVideoTokenCache | None = None):
-        self.blocks = [LoomVideoBlockCache() for _ in range(num_layers)]
-        self.tokens = LoomVideoTokenCache() if tokens is None else tokens
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that keys and values take, in bytes; that of the tokens is `tokens.nbytes`."""
-        tensors = [tensor for block in self.blocks for tensor in (block.key, block.value)]
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 class LoomVideoAttnProcessor:
@@ -178,15 +149,8 @@ class LoomVideoAttention(nn.Module, AttentionModuleMixin):
 
         self.set_processor(LoomVideoAttnProcessor())
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        kv_cache: LoomVideoBlockCache | None = None,
-    ) -> torch.Tensor:
-        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, kv_cache)
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.processor(self, hidden_states, *args, **kwargs)
 
 
 class LoomVideoFeedForward(FeedForward):
@@ -370,7 +334,7 @@ def _add_gated(
 
 
 class LoomVideoTransformer3DModel(
-    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    ModelMixin, ConfigMixin, PeftAdapterMixin, LoomVideoSingleFileMixin, LoomVideoCacheMixin, AttentionMixin
 ):
     r"""
     The LoomVideo transformer: Wan2.2-TI2V-5B's blocks, with each block reading one layer of a multimodal LLM, a source
@@ -410,6 +374,7 @@ class LoomVideoTransformer3DModel(
     # Without Accelerate, Diffusers refuses to load a model that has this: then `__init__` sees to it, and weights are
     # copied into what it made.
     _keep_in_fp32_modules = FLOAT32_MODULES if is_accelerate_available() else None
+    _float32_modules = FLOAT32_MODULES
     _supports_param_buffer_assignment = False
     # T5 projection of the published file, which no block reads.
     _keys_to_ignore_on_load_unexpected = ["condition_embedder.text_embedder"]
@@ -463,89 +428,15 @@ class LoomVideoTransformer3DModel(
 
         self.gradient_checkpointing = False
 
-    @classmethod
-    def from_single_file(
-        cls,
-        pretrained_model_link_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor],
-        config: str | os.PathLike | None = None,
-        subfolder: str | None = None,
-        dtype: torch.dtype | None = None,
-        quantization_config: "QuantizationConfigMixin | None" = None,
-        **kwargs,
-    ) -> "LoomVideoTransformer3DModel":
-        r"""
-        Loads the published checkpoint, `gen_model.pth`, or a safetensors or GGUF file with the same names.
-
-        Args:
-            pretrained_model_link_or_path_or_dict (`str`, `os.PathLike` or `dict`):
-                A local file, the address of a file on the Hub, or a state dict. Pickled code is never run.
-            config (`str` or `os.PathLike`, *optional*):
-                A folder or repository with the `config.json` of a LoomVideo or of a Wan transformer. Without it the
-                sizes are read off the tensors and heads are 128 wide, as in the released model.
-            subfolder (`str`, *optional*):
-                Where in `config` the file lies.
-            dtype (`torch.dtype`, *optional*):
-                Precision of the model; by default that of the file. `torch_dtype` is its older name.
-            quantization_config (`QuantizationConfigMixin`, *optional*):
-                `GGUFQuantizationConfig(compute_dtype=...)` for a GGUF file, whose layers stay quantized, or a
-                `TorchAoConfig`, by which those of other files are quantized.
-            kwargs (*optional*):
-                Constructor arguments, which go before the `config`, and the Hub's: `revision`, `token`, `cache_dir`,
-                `force_download`, `local_files_only`, `proxies`.
-
-        Raises:
-            ValueError: if the tensors are not those of a LoomVideo transformer of these sizes.
-        """
-        try:
-            from .transformer_loomvideo_single_file import load_single_file
-        except ImportError as error:
-            raise _unsupported("Checkpoints in a single file", error) from error
-        return load_single_file(
-            cls,
-            pretrained_model_link_or_path_or_dict,
-            config=config,
-            subfolder=subfolder,
-            dtype=kwargs.pop("torch_dtype", dtype),
-            quantization_config=quantization_config,
-            float32_modules=FLOAT32_MODULES,
-            **kwargs,
-        )
-
-    def enable_cache(self, config: Any) -> None:
-        try:
-            from .transformer_loomvideo_step_caches import divide_states, prepare_cache
-        except ImportError as error:
-            raise _unsupported("Step caches", error) from error
-        super().enable_cache(prepare_cache(config, LoomVideoTransformerBlock))
-        divide_states(self)
-
-    def disable_cache(self) -> None:
-        super().disable_cache()
-        from .transformer_loomvideo_step_caches import remove_empty_registries
-
-        remove_empty_registries(self)
-
-    @contextmanager
-    def cache_context(self, name: str, **kwargs) -> Iterator[None]:
-        # Without hooks, nothing is to be told, and nothing is left on a model that other threads use.
-        has_hooks = self.is_cache_enabled or self._has_hooks()
-        with super().cache_context(name, **kwargs) if has_hooks else nullcontext():
-            yield
-
-    def _reset_stateful_cache(self, recurse: bool = True) -> None:
-        if self._has_hooks():
-            super()._reset_stateful_cache(recurse)
-
-    def _has_hooks(self) -> bool:
-        """Whether Diffusers has put hooks anywhere."""
-        return any("_diffusers_hook" in vars(module) for module in self.modules())
-
     @property
     def _cp_plan(self) -> dict[str, Any]:
         try:
             from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
         except ImportError as error:
-            raise _unsupported("Several GPUs for one video", error) from error
+            raise ImportError(
+                "This diffusers has no context parallelism that is known here: pass a `cp_plan`, or install diffusers "
+                f"0.40 to 0.42 ({error})."
+            ) from error
         rotary, mask = (ContextParallelInput(split_dim=1, expected_dims=n, split_output=True) for n in (4, 3))
         return {
             "rope": {0: rotary, 1: rotary, 2: mask},
@@ -565,7 +456,10 @@ class LoomVideoTransformer3DModel(
         try:
             from diffusers.models.attention_dispatch import _AttentionBackendRegistry
         except ImportError as error:
-            raise _unsupported("Prompts of unequal length", error) from error
+            raise ImportError(
+                "This diffusers has no attention backends that are known here: pass one prompt at a time, or install "
+                f"diffusers 0.40 to 0.42 ({error})."
+            ) from error
         backend = self.blocks[0].attn2.processor._attention_backend
         name = (backend or _AttentionBackendRegistry.get_active_backend()[0]).value
         if "varlen" not in name and any(kernel in name for kernel in ("flash", "sage", "aiter", "xla")):
@@ -677,7 +571,7 @@ class LoomVideoTransformer3DModel(
 
         # 3. Blocks, each with its own layer of the MLLM
         is_checkpointed = torch.is_grad_enabled() and self.gradient_checkpointing
-        run = self._gradient_checkpointing_func if is_checkpointed else _run
+        run = self._gradient_checkpointing_func if is_checkpointed else lambda module, *args: module(*args)
         for index, block in enumerate(self.blocks):
             block_cache = None if kv_cache is None else kv_cache.blocks[index]
             is_kept = block_cache is not None and block_cache.key is not None
@@ -696,3 +590,8 @@ class LoomVideoTransformer3DModel(
         if not return_dict:
             return (output,)
         return Transformer2DModelOutput(sample=output)
+
+
+if "_module" in globals():
+    # The classes are those of the package.
+    globals().update(vars(_module))
