@@ -383,6 +383,16 @@ def test_device_map(transformer, inputs, model_folder, tmp_path):
     assert kept.tokens.nbytes > 0
 
 
+def test_group_offload_fills_the_cache(transformer, inputs):
+    """Hooks that move inputs pass on the cache that was given, not a copy, so that nothing is computed twice."""
+    expected, kept = run(transformer, **inputs), transformer.create_kv_cache()
+    transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    assert torch.equal(run(transformer, **inputs, kv_cache=kept), expected)
+    assert min(kept.nbytes, kept.tokens.nbytes) > 0
+    transformer.mllm_embedder.register_forward_pre_hook(lambda *_: pytest.fail("What was kept is computed again."))
+    assert torch.equal(run(transformer, **inputs, kv_cache=kept), expected)
+
+
 def test_released_tensors():
     """The defaults are the released model: every name and shape of its file, but for the text projection."""
     released = json.loads((GOLDEN / "gen_model_5b_tensors.json").read_text())

@@ -370,7 +370,6 @@ class LoomVideoTransformer3DModel(
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
     _no_split_modules = ["LoomVideoTransformerBlock"]
-    _skip_keys = ["kv_cache"]
     # Without Accelerate, Diffusers refuses to load a model that has this: then `__init__` sees to it, and weights are
     # copied into what it made.
     _keep_in_fp32_modules = FLOAT32_MODULES if is_accelerate_available() else None
