@@ -289,8 +289,9 @@ def write_remote_code(
     if transformer_class is not None:
         source = Path(inspect.getfile(transformer_class))
         (folder / "transformer").mkdir(exist_ok=True)
-        code = source if origin is None else origin / "transformer" / source.name
-        _copy(code if code.is_file() else source, folder / "transformer" / source.name)
+        code = source.parent if origin is None else origin / "transformer"
+        for file in (code if (code / source.name).is_file() else source.parent).glob("transformer_loomvideo*.py"):
+            _copy(file, folder / "transformer" / file.name)
         index["transformer"] = [source.stem, transformer_class.__name__]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
