@@ -29,6 +29,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from ..errors import LoomVideoError
 from ..pipelines.loomvideo_frames import MAX_SOURCE_FRAMES, TRAINED_SIZES_480P, TRAINED_SIZES_720P
@@ -61,7 +62,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             # YAML reads `no` as false.
             if info.field_name == "mixed_precision" and not value:
                 return "no"
@@ -80,10 +81,10 @@ class LoraSettings(Settings):
             `source_patch_embedding`.
     """
 
-    rank: int = Field(32, gt=0)
-    alpha: float | None = Field(None, gt=0)
+    rank: int = Field(default=32, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
     dropout: Probability = 0.0
-    target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
+    target_modules: list[str] = Field(default=["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
 
 
 class DatasetSettings(Settings):
@@ -97,7 +98,7 @@ class DatasetSettings(Settings):
 
     records: str
     root: str | None = None
-    weight: float | None = Field(None, gt=0)
+    weight: float | None = Field(default=None, gt=0)
 
 
 class DataSettings(Settings):
@@ -122,12 +123,12 @@ class DataSettings(Settings):
     datasets: list[DatasetSettings] = Field(min_length=1)
     sizes: Literal["480p", "720p"] | Annotated[list[tuple[Side, Side]], Field(min_length=1)] | None = None
     max_frames: NumFrames | None = None
-    tokens_per_batch: int = Field(16384, gt=0)
+    tokens_per_batch: int = Field(default=16384, gt=0)
     drop_all: Probability = 0.1
     drop_text: Probability = 0.1
     drop_all_prompt: str = ""
     features: str | None = None
-    num_workers: int = Field(2, ge=0)
+    num_workers: int = Field(default=2, ge=0)
 
     @model_validator(mode="after")
     def _goes_together(self) -> "DataSettings":
@@ -139,7 +140,8 @@ class DataSettings(Settings):
 
     def variants(self) -> list[Dropped]:
         """Which conditions are dropped from samples: `nothing`, and those with a probability above 0."""
-        return ["nothing", *(["text"] if self.drop_text else []), *(["all"] if self.drop_all else [])]
+        probabilities: dict[Dropped, float] = {"nothing": 1, "text": self.drop_text, "all": self.drop_all}
+        return [dropped for dropped, probability in probabilities.items() if probability > 0]
 
     def size_list(self) -> list[tuple[int, int]]:
         """The sizes as (width, height), the trained ones upright too; `sizes` must be set, as by `with_defaults`."""
@@ -165,16 +167,16 @@ class OptimizerSettings(Settings):
     """
 
     name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
     betas: tuple[Probability, Probability] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0)
-    eps: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "constant_with_warmup"
-    lr_warmup_steps: int = Field(100, ge=0)
-    lr_decay_steps: int = Field(0, ge=0)
+    lr_warmup_steps: int = Field(default=100, ge=0)
+    lr_decay_steps: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _decays_once(self) -> "OptimizerSettings":
@@ -220,8 +222,8 @@ class ValidationSettings(Settings):
     """
 
     samples: list[ValidationSample] = Field(min_length=1)
-    every: int = Field(250, gt=0)
-    num_inference_steps: int | None = Field(None, gt=0)
+    every: int = Field(default=250, gt=0)
+    num_inference_steps: int | None = Field(default=None, gt=0)
     guidance_scale: float | None = None
     guidance_scale_visual: float | None = None
     seed: Seed = 0
@@ -260,18 +262,18 @@ class TrainingConfig(Settings):
     data: DataSettings
     lora: LoraSettings | None = None
     train_text_encoder: bool = False
-    timestep_shift: float | None = Field(None, ge=1)
+    timestep_shift: float | None = Field(default=None, ge=1)
     optimizer: OptimizerSettings = OptimizerSettings()
     validation: ValidationSettings | None = None
-    steps: int = Field(1000, gt=0)
-    gradient_accumulation_steps: int = Field(1, gt=0)
+    steps: int = Field(default=1000, gt=0)
+    gradient_accumulation_steps: int = Field(default=1, gt=0)
     gradient_checkpointing: bool = True
     compile_blocks: bool = False
     mixed_precision: Literal["bf16", "no"] = "bf16"
     ema_decay: Probability | None = None
     seed: Seed = 0
-    checkpoint_every: int = Field(250, gt=0)
-    keep_checkpoints: int = Field(2, gt=0)
+    checkpoint_every: int = Field(default=250, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
     tracker: Literal["tensorboard", "wandb"] | None = None
     hub_model_id: str | None = None
     license: str | None = None
@@ -324,11 +326,11 @@ def load_config(path: str | os.PathLike) -> TrainingConfig:
         raise LoomVideoError(f"{path}: {'; '.join(map(_describe, error.errors()))}") from error
 
 
-def _describe(error: dict[str, Any]) -> str:
+def _describe(error: ErrorDetails) -> str:
     # For a key of several types, pydantic adds the type to the location.
     key = ".".join(str(part) for part in error["loc"] if "[" not in str(part))
     if error["type"] == "extra_forbidden":
-        section = TrainingConfig
+        section: type[Settings] = TrainingConfig
         for part in error["loc"][:-1]:
             section = _section(section, part)
         near = difflib.get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
@@ -344,7 +346,7 @@ def _describe(error: dict[str, Any]) -> str:
 
 def _section(section: type[Settings], part: str | int) -> type[Settings]:
     """The class of the settings under a key; for a place in a list, that of the list."""
-    sections = {
+    sections: dict[str | int, type[Settings]] = {
         "data": DataSettings,
         "datasets": DatasetSettings,
         "lora": LoraSettings,
