@@ -27,7 +27,7 @@ from loomvideo_diffusers.training import TrainingConfig, load_config, train
 from loomvideo_diffusers.training.checkpoints import find_checkpoints
 
 
-pytest_plugins = ["training_tools"]
+pytest_plugins = ["training_fixtures"]
 
 
 def test_settings(tmp_path, clips):

@@ -28,7 +28,7 @@ from loomvideo_diffusers.training.data import read_clip, read_records, record_of
 from loomvideo_diffusers.training.features import hash_inputs
 
 
-pytest_plugins = ["training_tools"]
+pytest_plugins = ["training_fixtures"]
 
 
 @pytest.fixture
@@ -56,6 +56,9 @@ def test_corrupt_clips_are_skipped_and_reported(make_config, corrupt_clip, tmp_p
     report = capsys.readouterr().out
     assert "Skipped 1 damaged clip:" in report
     assert f"{corrupt_clip / 'records.jsonl'}:2: {corrupt_clip / 'bad.mp4'}" in report.split("Skipped 1")[1]
+    # What an earlier part of the run could not read is reported too.
+    run_again(config, resume=True)
+    assert "Skipped 1 damaged clip:" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"records\.jsonl:2: .*bad\.mp4"):
         run_again(make_config(data=data, output_dir=str(tmp_path / "strict")), strict=True)
 

@@ -28,7 +28,7 @@ from loomvideo_diffusers.training.batches import Draw, TokenBatchSampler, Traini
 from loomvideo_diffusers.training.data import read_clip, read_records, record_of
 
 
-pytest_plugins = ["training_tools"]
+pytest_plugins = ["training_fixtures"]
 
 
 def test_records(make_config, clips):

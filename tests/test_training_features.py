@@ -30,7 +30,7 @@ from loomvideo_diffusers.training.data import read_clip, read_records, record_of
 from loomvideo_diffusers.training.features import Encoders, FeatureStore, hash_inputs
 
 
-pytest_plugins = ["training_tools"]
+pytest_plugins = ["training_fixtures"]
 
 
 def test_features_are_those_of_the_pipelines(make_config, model_folder, edit):

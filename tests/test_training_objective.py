@@ -31,7 +31,7 @@ from loomvideo_diffusers.training.objective import (
 from loomvideo_diffusers.training.step import SampleMaker
 
 
-pytest_plugins = ["training_tools"]
+pytest_plugins = ["training_fixtures"]
 
 
 def test_timesteps():

@@ -43,7 +43,7 @@ from loomvideo_diffusers.training.objective import (
 from loomvideo_diffusers.training.step import SampleMaker
 
 
-pytest_plugins = ["training_tools"]
+pytest_plugins = ["training_fixtures"]
 
 
 @pytest.mark.parametrize(("steps", "share"), [(20, 0.9), pytest.param(200, 0.4, marks=pytest.mark.slow)])
@@ -213,7 +213,8 @@ def test_training_the_text_encoder(make_config, clips, model_folder, tmp_path):
     """It learns too, from features on disk as from clips, is shown as it is then, and loads with the transformer."""
     options = {"lora": None, "train_text_encoder": True, "optimizer": {"learning_rate": 1e-2}}
     sample = {"prompt": "invert it", "video": str(clips / "cat-1.mp4"), "height": 64, "width": 64}
-    options["validation"] = {"samples": [sample], "every": 2, "num_inference_steps": 1}
+    options["validation"] = {"samples": [sample], "every": 1, "num_inference_steps": 1}
+    options["steps"] = 2
     result = train(make_config(**options))
     trained = load_file(result.parent / "text_encoder" / "model.safetensors")
     before = load_file(model_folder / "text_encoder" / "model.safetensors")
@@ -330,3 +331,10 @@ def test_command(make_config, tmp_path):
     assert again.exitcode == 2
     (error,) = messages((tmp_path / "again.err").read_text())
     assert error.startswith("loomvideo: error: ")
+
+
+def test_plan(make_config, clips, capsys):
+    """A clip has 3 x 2 x 2 tokens, and batches hold as many as the settings say."""
+    data = {"datasets": [{"records": str(clips / "cats.json")}], "tokens_per_batch": 24}
+    train(make_config(data=data, steps=1))
+    assert "Samples: 4. Batches an epoch: 2, a step: 1. Epochs: 0.5." in capsys.readouterr().out

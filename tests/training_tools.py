@@ -11,9 +11,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Clips, settings and processes of training runs: fixtures and helpers of the tests of training."""
+"""Training runs in this process and in others, and what they write, for the tests of training."""
 
-import json
 import multiprocessing
 import os
 import sys
@@ -23,81 +22,18 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
-from conftest import FIXTURES
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from loomvideo_diffusers.cli import main
-from loomvideo_diffusers.media.images import read_image
-from loomvideo_diffusers.media.video import read_video, write_image, write_video
 from loomvideo_diffusers.training import TrainingConfig, train
 
 
 ALL_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "linear_1", "linear_2", "time_proj"]
 ALL_LAYERS += ["patch_embedding", "source_patch_embedding", "proj_out"]
-
-
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory) -> Path:
-    """Clips of a cat, their negatives, pictures, and records of all tasks."""
-    folder = tmp_path_factory.mktemp("clips")
-    frames = read_video(FIXTURES / "cat.mp4")
-    for index in range(4):
-        clip = frames[4 * index : 4 * index + 9, 10 * index : 10 * index + 96, 20 * index : 20 * index + 96]
-        write_video(folder / f"cat-{index}.mp4", clip)
-        write_video(folder / f"negative-{index}.mp4", 255 - clip)
-    coffee = read_image(FIXTURES / "coffee.jpg")
-    write_image(folder / "coffee.png", coffee)
-    write_image(folder / "portrait.jpg", coffee.resize((64, 96)))
-    records = [
-        {"text": "a cat", "path": "cat-0.mp4"},
-        {"text": "a cup of coffee", "path": "coffee.png"},
-        {"instruction": "invert it", "source_video_path": "cat-1.mp4", "target_video_path": "negative-1.mp4"},
-        {"instruction": "crop it", "source_image_path": "coffee.png", "target_image_path": "portrait.jpg"},
-        {
-            "instruction": "a cat (@Image 1) and a cup (@Image 2)",
-            "reference_image_paths": ["portrait.jpg", "coffee.png"],
-            "target_video_path": "cat-2.mp4",
-        },
-        {
-            "instruction": "invert it, with the cup",
-            "reference_image_paths": ["coffee.png"],
-            "source_video_path": "cat-3.mp4",
-            "target_video_path": "negative-3.mp4",
-        },
-    ]
-    (folder / "records.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
-    (folder / "cats.json").write_text(json.dumps([{"text": f"cat {i}", "path": f"cat-{i}.mp4"} for i in range(4)]))
-    return folder
-
-
-@pytest.fixture
-def make_config(model_folder, clips, tmp_path):
-    """Settings of a small run, on all tasks if nothing else is said; nested ones as `data={"key": value}`."""
-
-    def make(**options) -> TrainingConfig:
-        values = {
-            "model": str(model_folder),
-            "output_dir": str(tmp_path / "run"),
-            "data": {"datasets": [{"records": str(clips / "records.jsonl")}], "sizes": [[64, 64]], "num_workers": 0},
-            "lora": {"rank": 4},
-            "optimizer": {"learning_rate": 1e-3, "lr_warmup_steps": 0},
-            "steps": 4,
-            "mixed_precision": "no",
-            "gradient_checkpointing": False,
-        }
-        for key, value in options.items():
-            values[key] = (
-                values[key] | value if isinstance(value, dict) and isinstance(values.get(key), dict) else value
-            )
-        return TrainingConfig.model_validate(values).with_defaults({})
-
-    yield make
-    reset_process()
 
 
 def reset_process() -> None:
@@ -134,6 +70,8 @@ def start(
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         sys.exit(main(["train", str(write_config(config, path.with_suffix(".yaml"))), *options]))
 
+    for stream in ("out", "err"):
+        Path(f"{path}.{stream}").touch()
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     return process

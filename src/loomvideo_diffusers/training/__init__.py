@@ -15,9 +15,9 @@
 Fine-tuning: `loomvideo train CONFIG.yaml`, or `accelerate launch -m loomvideo_diffusers.training CONFIG.yaml`.
 
 Read `run` first, a run from top to bottom. `config` holds the settings, `checks` finds what is wrong with them, and
-`setup` prepares the rest; `data`, `features` and `batches` lead from records to batches; `objective` and `step` are the
-loss and its gradients, `model` and `optimization` the weights and how they change; `checkpoints`, `validation` and
-`publishing` write files. `processes` is for several processes.
+`setup` prepares the rest. `data`, `features` and `batches` lead from records to batches, `objective` and `step` from
+these to the loss and its gradients; `model` and `optimization` are the weights and how they change. `checkpoints`,
+`validation` and `publishing` write files. `processes` is for several processes.
 """
 
 from importlib import import_module
