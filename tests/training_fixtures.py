@@ -61,11 +61,11 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
-def build_config(model_folder: Path, clips: Path, output_dir: Path, **options) -> TrainingConfig:
+def build_config(model_folder: Path, clips: Path, folder: Path, **options) -> TrainingConfig:
     """Settings of a small run, on all tasks if nothing else is said; nested ones as `data={"key": value}`."""
     values = {
         "model": str(model_folder),
-        "output_dir": str(output_dir),
+        "output_dir": str(folder),
         "data": {"datasets": [{"records": str(clips / "records.jsonl")}], "sizes": [[64, 64]], "num_workers": 0},
         "lora": {"rank": 4},
         "optimizer": {"learning_rate": 1e-3, "lr_warmup_steps": 0},
