@@ -37,6 +37,7 @@ import PIL.Image
 import PIL.ImageCms
 from PIL.JpegImagePlugin import JpegImageFile
 
+from ..errors import LoomVideoError
 from ..pipelines import loomvideo_frames
 from . import orientation as orientations
 from .files import check_output_path, write_whole
@@ -80,7 +81,7 @@ DNG_VERSION = 50706
 _LOCK = threading.RLock()
 
 
-class ImageError(ValueError):
+class ImageError(LoomVideoError):
     """Says in one sentence why a file cannot be read as an image."""
 
 
