@@ -61,7 +61,8 @@ def push(
         The address of what was uploaded.
 
     Raises:
-        LoomVideoError: if the folder has no card, or the card states no licence and none is given.
+        LoomVideoError: if the folder has no card or one that the Hub refuses, or the card states no licence and none
+            is given.
         OSError: if the Hub refuses or cannot be reached, or has other files than were sent.
     """
     folder = Path(folder)
@@ -161,6 +162,8 @@ def _try_again(call: Callable[[], Result], what: str) -> Result:
             return call()
         except OfflineModeIsEnabled as error:
             raise OSError(f"{what} failed, as HF_HUB_OFFLINE is set.") from error
+        except ValueError as error:  # the card, or the repository's name, cannot be one
+            raise LoomVideoError(f"{what} failed: {error}") from error
         except (HTTPError, RuntimeError) as error:
             # The client raises RuntimeError for a file that it has sent in vain, many times.
             may_pass = isinstance(error, HTTPError)
