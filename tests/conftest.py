@@ -28,9 +28,9 @@ from hub_server import Hub, start_hub
 from safetensors import safe_open
 
 
-# Before the Hub's client is imported, which reads then where the Hub and its cache are. Who imports it before the tests
-# says where they are to be.
-PORT, _, FOLDER = os.environ.get("LOOMVIDEO_TEST_HUB", "0:").partition(":")
+# Before the Hub's client is imported, which reads then where the Hub and its cache are; who imports it earlier has to
+# say where they are to be.
+PORT, _, FOLDER = os.environ.pop("LOOMVIDEO_TEST_HUB", "0:").partition(":")
 HUB = start_hub(int(PORT))
 HOME = Path(FOLDER or tempfile.mkdtemp())
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)

@@ -12,7 +12,7 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-A plugin for pytest (`-p coverage_map`): which tests run which lines, and how long each test takes.
+A plugin for pytest (`-p coverage_map`): which tests run which lines, and how long each takes.
 
 Every process of a test run, and every Python process that a test starts, leaves a file in the folder
 `LOOMVIDEO_COVERAGE`; `read` puts them together.
@@ -45,7 +45,7 @@ def start(context: str = "") -> coverage.Coverage:
 
 
 def read(folder: Path) -> tuple[dict[str, dict[int, list[str]]], dict[str, float], list[str]]:
-    """Returns the tests that run each line of each file, the seconds that each test takes, and what they import."""
+    """Returns the tests that run each line of each file, the processor seconds of each, and the modules imported."""
     lines = defaultdict(lambda: defaultdict(set))
     for path in folder.glob("lines.*"):
         data = coverage.CoverageData(path)
@@ -76,19 +76,20 @@ def _libraries() -> list[str]:
 class _Recorder:
     def __init__(self) -> None:
         self.coverage = start()
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = {}
         self.failed: set[str] = set()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
         self.coverage.switch_context(item.nodeid)
+        start = sum(os.times()[:4])
         try:
             return (yield)
         finally:
+            self.seconds[item.nodeid] = sum(os.times()[:4]) - start
             self.coverage.switch_context("")
 
     def pytest_runtest_logreport(self, report):
-        self.seconds[report.nodeid] += report.duration
         if not report.passed:
             self.failed.add(report.nodeid)
 

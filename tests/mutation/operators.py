@@ -54,14 +54,11 @@ def changes_of(source: bytes) -> list[Change]:
     """
     finder = _Finder(source)
     finder.visit(ast.parse(source))
-    return sorted({change for change in finder.changes if _compiles(change.apply(source))}, key=_place)
+    return sorted(set(finder.changes), key=lambda change: (change.start, change.end, change.operator, change.new))
 
 
-def _place(change: Change) -> tuple:
-    return change.start, change.end, change.operator, change.new
-
-
-def _compiles(source: bytes) -> bool:
+def compiles(source: bytes) -> bool:
+    """Whether it is Python at all."""
     try:
         compile(source, "changed", "exec")
     except (SyntaxError, ValueError):

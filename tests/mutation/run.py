@@ -14,9 +14,10 @@
 """
 Makes small mistakes in the code, one at a time, and counts those that the tests notice. `make mutants` runs it.
 
-Of all mistakes that `operators` knows, a seed draws 100: as many from each part of the code as `ROOMS` says, and within a
-part of each kind equally often. Each is made in a copy of the repository, where the tests run that run its line, the
-fastest first, until one fails. Verdicts are written as they come, and a run that was stopped goes on.
+Of all mistakes that `operators` knows, a seed draws 100: from each part of the code as many as `ROOMS` says, and in
+a part of each kind equally often. Each is made in a copy of the repository, where the tests run that run its line, the
+fastest first, until one fails that passes without it. Verdicts are written as they come, and a run that was stopped
+goes on.
 
 `coverage_map` says which tests run which lines. That takes a run of all tests, once; when only tests have changed, of
 those files alone.
@@ -38,6 +39,8 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -47,7 +50,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
-from operators import Change, changes_of, enclosing_function, names_defined  # noqa: E402
+from operators import Change, changes_of, compiles, enclosing_function, names_defined  # noqa: E402
 
 
 BUILD = ROOT / "build" / "mutation"
@@ -67,8 +70,8 @@ ROOMS = {
 SMALLEST_SHARE, MOST_EXCUSED = 0.85, 5
 # What is run for one mistake at most, as it took when nothing was wrong
 MAX_TESTS, MAX_SECONDS = 60, 60.0
-# A test hangs when it takes this much longer than it did.
-HANGS = 10.0, 30.0
+# A test hangs that takes so many times as long as it did, and so many seconds more.
+HANGS = 20.0, 60.0
 GIVEN_UP = 400.0
 
 
@@ -127,6 +130,8 @@ def draw(number: int, seed: int) -> list[Mutant]:
             path, source, change = choices.pop(rng.randrange(len(choices)))
             if not choices:
                 del by_operator[operator]
+            if not compiles(change.apply(source)):
+                continue
             file = str(path.relative_to(ROOT))
             mutant = Mutant(room, file, change, *_shown(source, change))
             drawn.setdefault(mutant.key, mutant)
@@ -147,7 +152,9 @@ class CoverageMap:
     """Which tests run a line, and how long they take."""
 
     def __init__(self, recorded: dict) -> None:
-        self.covered = {file: {int(line): tests for line, tests in of.items()} for file, of in recorded["covered"].items()}
+        self.covered = {
+            file: {int(line): tests for line, tests in of.items()} for file, of in recorded["covered"].items()
+        }
         self.seconds = recorded["seconds"]
         self.modules = recorded["modules"]
 
@@ -232,7 +239,8 @@ def read_map() -> CoverageMap:
         known |= {
             "tests": tests,
             "covered": {file: {line: sorted(names) for line, names in of.items()} for file, of in merged.items()},
-            "seconds": {test: t for test, t in known["seconds"].items() if test.partition("::")[0] not in gone} | seconds,
+            "seconds": {test: t for test, t in known["seconds"].items() if test.partition("::")[0] not in gone}
+            | seconds,
             "modules": modules if len(modules) > len(known["modules"]) else known["modules"],
         }
         path.write_text(json.dumps(known))
@@ -256,7 +264,9 @@ def _measure(files: list[str]) -> tuple[dict, dict[str, float], list[str]]:
     command = [sys.executable, "-m", "pytest", "-p", "coverage_map", "-n", "2", "--dist", "worksteal", "-q", *files]
     log = folder / "log.txt"
     with open(log, "w") as output:
-        status = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output, check=False).returncode
+        status = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output, check=False
+        ).returncode
     if status not in (0, 1):
         sys.exit(f"The tests did not run: see {log}.")
     import coverage_map
@@ -271,6 +281,7 @@ class Worker:
         self.folder = BUILD / f"worker-{number}"
         self.tree = self.folder / "tree"
         self.map = coverage_map
+        self.sound: dict[str, bool] = {}
         self._copy()
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
@@ -293,16 +304,19 @@ class Worker:
         for name in self.map.modules:
             try:
                 import_module(name)
-            except BaseException:  # noqa: BLE001, S112
-                continue
-        sys.path[:] = [str(self.tree / "tests"), str(self.tree / "src"), *sys.path[1:]]
+            except Exception as error:
+                print(f"{name} is imported by the tests alone: {error}", file=sys.stderr)
+        sys.path[:] = [str(self.tree), str(self.tree / "tests"), str(self.tree / "src"), *sys.path[1:]]
         os.chdir(self.tree)
 
     def _copy(self) -> None:
-        """Copies what git knows; the package's parts that lie elsewhere are linked into it, so that one path is enough."""
+        """Copies what git knows, and links the package's parts into it, so that one path is enough to import it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
         )
         for name in filter(None, listed.stdout.decode().split("\0")):
             if (ROOT / name).is_file():
@@ -317,19 +331,40 @@ class Worker:
             mutant.room, mutant.file, mutant.change.line, mutant.change.operator, mutant.before, mutant.after, "missed"
         )
         tests = self.map.tests_of(mutant)
-        verdict.num_tests = len(tests)
         start = time.monotonic()
-        if tests:
-            path = self.tree / mutant.file
-            source, times = path.read_bytes(), path.stat()
-            path.write_bytes(mutant.change.apply(source))
-            try:
+        while tests:
+            verdict.num_tests = len(tests)
+            with self._made(mutant):
                 verdict.verdict, verdict.test = self._run(tests)
-            finally:
-                path.write_bytes(source)
-                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            # A test, or those of a file that cannot be imported, or all when pytest came to an end before them
+            blamed = [test for test in tests if test == verdict.test]
+            blamed = blamed or [test for test in tests if test.startswith(verdict.test or "")] or tests
+            if verdict.verdict in ("missed", "given up") or self._is_sound(blamed[0]):
+                break
+            # It fails when nothing is wrong too.
+            tests = [test for test in tests if test not in blamed]
+            verdict.verdict, verdict.test, verdict.num_tests = "missed", None, len(tests)
         verdict.seconds = round(time.monotonic() - start, 1)
         return verdict
+
+    @contextmanager
+    def _made(self, mutant: Mutant) -> Iterator[None]:
+        """Makes a mistake in the copy, for a while."""
+        path = self.tree / mutant.file
+        source, times = path.read_bytes(), path.stat()
+        path.write_bytes(mutant.change.apply(source))
+        try:
+            yield
+        finally:
+            path.write_bytes(source)
+            # What was compiled of it holds again.
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    def _is_sound(self, test: str) -> bool:
+        """Whether a test passes when nothing is wrong."""
+        if test not in self.sound:
+            self.sound[test] = self._run([test])[0] == "missed"
+        return self.sound[test]
 
     def _run(self, tests: list[str]) -> tuple[str, str | None]:
         progress = self.folder / "progress.json"
@@ -345,7 +380,7 @@ class Worker:
             name, since = state.get("running"), state.get("since", start)
             factor, least = HANGS
             took = time.monotonic() - since
-            if (name and took > least + factor * self.map.seconds.get(name, 0)) or (not name and took > 120):
+            if (name and took > least + factor * self.map.seconds.get(name, 0)) or (not name and took > 180):
                 return self._stop(child, "hung", name)
             if time.monotonic() - start > GIVEN_UP:
                 return self._stop(child, "given up", None)
@@ -353,15 +388,13 @@ class Worker:
         self._stop(None, "", None, group=child)
         if state.get("failed"):
             return "caught", state["failed"]
-        # The tests that should have run did not, nor did they fail: pytest itself, or the process, did.
-        return ("missed", None) if state.get("done") else ("caught", state.get("running") or "at import")
+        # Else pytest itself, or the process, came to an end: at a test, or before them.
+        return ("missed", None) if state.get("done") else ("caught", state.get("running"))
 
     def _stop(self, child: int | None, verdict: str, test: str | None, group: int | None = None):
         """Ends the process of the tests and all that they started."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(child or group, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         if child:
             os.waitpid(child, 0)
         return verdict, test
@@ -394,8 +427,8 @@ class _Progress:
             self.write(failed=report.nodeid)
 
     def pytest_collectreport(self, report):
-        if report.failed:
-            self.write(failed=f"{report.nodeid} (at import)")
+        if report.failed and report.nodeid:
+            self.write(failed=report.nodeid)
 
 
 def _run_tests(tests: list[str], progress: Path, folder: Path) -> None:
@@ -421,9 +454,9 @@ def _run_tests(tests: list[str], progress: Path, folder: Path) -> None:
 
 
 def _work(number: int, recorded: CoverageMap, waiting, verdicts) -> None:
+    # What libraries say as they are imported
+    os.dup2(os.open(BUILD / f"worker-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     worker = Worker(number, recorded)
-    if number == 0:
-        verdicts.put("ready")
     while True:
         try:
             mutant = waiting.get(timeout=1)
@@ -453,15 +486,13 @@ def judge_all(mutants: list[Mutant], known: dict[str, Verdict], num_workers: int
             if not any(worker.is_alive() for worker in workers):
                 sys.exit("The workers ended before all was done.")
             continue
-        if verdict == "ready":
-            continue
         num_done += 1
         known[verdict.key] = verdict
         write(known)
         caught_by = f" by {verdict.test}" if verdict.test else f" by {verdict.num_tests} tests"
         print(
-            f"[{num_done}/{len(mutants)}] {verdict.verdict}{caught_by}, {verdict.seconds:.0f} s: {verdict.file}:{verdict.line} "
-            f"{verdict.operator}\n    {verdict.before}\n    {verdict.after}",
+            f"[{num_done}/{len(mutants)}] {verdict.verdict}{caught_by}, {verdict.seconds:.0f} s: "
+            f"{verdict.file}:{verdict.line} {verdict.operator}\n    {verdict.before}\n    {verdict.after}",
             flush=True,
         )
     for worker in workers:
@@ -506,7 +537,9 @@ def main() -> int:
     mutants = draw(arguments.number, arguments.seed)
     if arguments.list:
         for mutant in mutants:
-            print(f"{mutant.file}:{mutant.change.line} {mutant.change.operator}\n    {mutant.before}\n    {mutant.after}")
+            print(
+                f"{mutant.file}:{mutant.change.line} {mutant.change.operator}\n    {mutant.before}\n    {mutant.after}"
+            )
         return 0
     BUILD.mkdir(parents=True, exist_ok=True)
     known = [Verdict(**fields) for fields in json.loads(VERDICTS.read_text())] if VERDICTS.exists() else []
