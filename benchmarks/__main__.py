@@ -28,7 +28,7 @@ from diffusers import WanTransformer3DModel
 from tqdm import tqdm
 
 from loomvideo_diffusers import LoomVideoTransformer3DModel
-from loomvideo_diffusers.pipelines.loomvideo_base import guidance_coefficients
+from loomvideo_diffusers.pipelines.loomvideo_guidance import guidance_coefficients
 
 from .baselines import concatenated_step, published_blocks, published_step
 from .operations import count_operations, matrix_product

@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import LoomVideoError
-from ..pipelines.loomvideo_lora import LAYER_NAMES
+from ..pipelines.loomvideo_lora_weights import LAYER_NAMES
 
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")

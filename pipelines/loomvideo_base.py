@@ -11,75 +11,81 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Latents: encoding pixels, making noise, the guided denoising loop, and decoding."""
+"""What the two pipelines are alike in: their components, the checks, and the steps from pixels to latents and back."""
 
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
 import torch
+from diffusers import AutoencoderKLWan, SchedulerMixin, UniPCMultistepScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from transformers import Qwen3VLModel, Qwen3VLProcessor
+
+from .loomvideo_errors import LoomVideoInputError
+from .loomvideo_guidance import BRANCHES, BranchCaches, guidance_coefficients, guided_steps
+from .loomvideo_mllm import (
+    DEFAULT_NEGATIVE_PROMPT,
+    NEGATIVE_PROMPT_PREFIX,
+    PromptEmbeds,
+    check_prompt,
+    keep_vision_only,
+    run_mllm,
+    tokenize,
+)
+from .loomvideo_sharing import hold, lock_of
+from .loomvideo_vae import decode, decode_in_chunks, encode, encode_in_chunks, to_pixel_values
 
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
 
-def guidance_coefficients(
-    guidance_scale: float, guidance_scale_visual: float, has_visual_input: bool
-) -> dict[str, float]:
+@runtime_checkable
+class LoomVideoTransformer3DModel(Protocol):
+    """What a pipeline uses of the transformer, whose own file lies in another folder of a repository."""
+
+    config: FrozenDict
+    dtype: torch.dtype
+
+    def create_kv_cache(self, tokens: Any = None) -> Any: ...
+
+    def cache_context(self, name: str) -> AbstractContextManager: ...
+
+    def _reset_stateful_cache(self) -> None: ...
+
+    def __call__(self, hidden_states: torch.Tensor, timestep: torch.Tensor, **inputs: Any) -> Any: ...
+
+
+class LoomVideoBase:
     """
-    What each branch's velocity is multiplied by; branches that do not count are left out (paper: cascaded guidance).
+    Goes before `DiffusionPipeline` in the bases of a pipeline.
 
-    With visual input, `u + s_v (v - u) + s_t (c - v)` for the unconditional, visual and full branch; without,
-    `u + s_t (c - u)`.
+    Components can be None where a call does not need them: prompts can be encoded by a pipeline that has nothing but
+    the MLLM, for one that has no MLLM.
     """
-    if guidance_scale <= 1 and guidance_scale_visual <= 1:
-        return {"cond": 1.0}
-    if has_visual_input:
-        coefficients = {
-            "cond": guidance_scale,
-            "visual": guidance_scale_visual - guidance_scale,
-            "uncond": 1 - guidance_scale_visual,
-        }
-    else:
-        coefficients = {"cond": guidance_scale, "uncond": 1 - guidance_scale}
-    return {branch: coefficient for branch, coefficient in coefficients.items() if coefficient != 0}
 
+    text_encoder: Qwen3VLModel
+    processor: Qwen3VLProcessor
+    vae: AutoencoderKLWan
+    transformer: LoomVideoTransformer3DModel
+    scheduler: SchedulerMixin
 
-def divide_into_windows(num_frames: int, window: int, overlap: int) -> list[tuple[slice, torch.Tensor]]:
-    """
-    Divides frames evenly into windows that overlap their neighbours by so many at least.
+    # Of `DiffusionPipeline`
+    _execution_device: torch.device
+    progress_bar: Callable[..., Any]
+    register_modules: Callable[..., None]
+    register_to_config: Callable[..., None]
 
-    Returns:
-        For each window its frames, and their weights `[window]`: they fall towards its ends, where a neighbour takes
-        over, and those of a frame sum to 1 over the windows.
-    """
-    count = math.ceil(max(num_frames - window, 0) / (window - overlap)) + 1
-    window = min(window, num_frames)
-    starts = [round(index * (num_frames - window) / max(count - 1, 1)) for index in range(count)]
-    places = torch.arange(1, window + 1)
-    ramp = torch.minimum(places, places.flip(0)).clamp(max=overlap + 1).float()
-    total = torch.zeros(num_frames)
-    for start in starts:
-        total[start : start + window] += ramp
-    frames = [slice(start, start + window) for start in starts]
-    return [(part, ramp / total[part]) for part in frames]
-
-
-def make_feature_cache(coder: torch.nn.Module) -> list[torch.Tensor | None]:
-    """An empty cache for what the VAE's encoder or decoder keeps of one chunk of frames for the next."""
-    return [None] * sum(isinstance(layer, WanCausalConv3d) for layer in coder.modules())
-
-
-class LoomVideoDenoisingMixin:
-    """The steps of both pipelines that work on latents, and the properties that describe a running call."""
-
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "processor", "vae", "transformer", "scheduler"]
     _callback_tensor_inputs = [
         "latents",
         "prompt_embeds",
@@ -89,6 +95,24 @@ class LoomVideoDenoisingMixin:
         "negative_prompt_embeds",
         "negative_prompt_embeds_mask",
     ]
+
+    def __init__(
+        self,
+        text_encoder: Qwen3VLModel,
+        processor: Qwen3VLProcessor,
+        vae: AutoencoderKLWan,
+        transformer: LoomVideoTransformer3DModel,
+        scheduler: UniPCMultistepScheduler,
+        default_options: dict | None = None,
+    ):
+        super().__init__()
+        self.register_to_config(default_options=default_options)
+        self.register_modules(
+            text_encoder=text_encoder, processor=processor, vae=vae, transformer=transformer, scheduler=scheduler
+        )
+        self.vae_scale_factor_temporal = self.vae.config.scale_factor_temporal if vae is not None else 4
+        self.vae_scale_factor_spatial = self.vae.config.scale_factor_spatial if vae is not None else 16
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
 
     @property
     def size_step(self) -> int:
@@ -139,135 +163,264 @@ class LoomVideoDenoisingMixin:
         self._current_timestep = None
         self._interrupt = False
 
+    def use(self, name: str | None = None, alone: bool = True) -> AbstractContextManager[None]:
+        """Waits until this thread may use a component, alone or together with others, see `hold`."""
+        models = [getattr(self, model, None) for model in ("transformer", "text_encoder", "vae")]
+        return hold(models, None if name is None else getattr(self, name), alone)
+
+    def maybe_free_model_hooks(self) -> None:
+        with self.use():
+            super().maybe_free_model_hooks()
+
+    # Checks
+
     def check_components(self, *names: str) -> None:
-        """Raises a ValueError if one of the components is None."""
+        """Raises a LoomVideoInputError if one of the components is None."""
         missing = [name for name in names if getattr(self, name, None) is None]
         if missing:
-            raise ValueError(
+            raise LoomVideoInputError(
                 f"This call needs what the pipeline does not have, `{'` and `'.join(missing)}`: load the "
                 "pipeline with it, or pass it to `from_pipe`."
             )
 
-    def check_common_inputs(
+    def check_prompts(
         self,
         prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: PromptEmbeds = (None, None),
+        visual_prompt_embeds: PromptEmbeds = (None, None),
+        negative_prompt_embeds: PromptEmbeds = (None, None),
+    ) -> int:
+        """Checks prompts, or what was encoded in their place, and returns how many there are."""
+        check_only_one(prompt=prompt, prompt_embeds=prompt_embeds[0])
+        if negative_prompt is not None:
+            check_only_one(negative_prompt=negative_prompt, negative_prompt_embeds=negative_prompt_embeds[0])
+        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            for words in value if isinstance(value, list) else [] if value is None else [value]:
+                if not isinstance(words, str):
+                    raise TypeError(f"`{name}` must be a string or a list of strings, but is {value!r}.")
+                check_prompt(words, f"`{name}`", may_be_blank=name == "negative_prompt")
+        batch_size = count_prompts(prompt, prompt_embeds[0])
+        if isinstance(negative_prompt, list) and len(negative_prompt) != batch_size:
+            raise LoomVideoInputError(
+                f"There are {len(negative_prompt)} negative prompts for {batch_size} prompts: pass as many."
+            )
+        for name, (embeds, mask) in (
+            ("prompt_embeds", prompt_embeds),
+            ("visual_prompt_embeds", visual_prompt_embeds),
+            ("negative_prompt_embeds", negative_prompt_embeds),
+        ):
+            if embeds is not None:
+                self._check_embeds(name, embeds, mask, batch_size)
+        return batch_size
+
+    def _check_embeds(self, name: str, embeds: Any, mask: torch.Tensor | None, batch_size: int) -> None:
+        if not isinstance(embeds, torch.Tensor):
+            raise TypeError(f"`{name}` must be a torch tensor, but is a {type(embeds)}.")
+        num_layers, mllm_dim = self.transformer.config.num_layers, self.transformer.config.mllm_dim
+        if embeds.ndim != 4 or embeds.shape[1] < num_layers or embeds.shape[::3] != (batch_size, mllm_dim):
+            raise LoomVideoInputError(
+                f"`{name}` must be [{batch_size}, {num_layers} or more layers, tokens, {mllm_dim}], as "
+                f"`encode_prompt` returns it, but has shape {tuple(embeds.shape)}."
+            )
+        check_finite(name, embeds)
+        if mask is not None and mask.shape != (embeds.shape[0], embeds.shape[2]):
+            raise LoomVideoInputError(
+                f"`{name}_mask` must be [batch, tokens] of `{name}`, but has shape {tuple(mask.shape)}."
+            )
+
+    def check_size(
+        self,
         height: int | None,
         width: int | None,
         num_frames: int | None,
-        num_inference_steps: int,
-        guidance_scale: float,
-        guidance_scale_visual: float,
-        num_videos_per_prompt: int,
-        generator: torch.Generator | list[torch.Generator] | None,
-        embeds: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]],
-        output_type: str,
-        callback_on_step_end_tensor_inputs: list[str],
-        guidance_interval: tuple[float, float],
-        window_frames: int,
-        window_overlap: int | None,
-    ) -> int:
-        """Checks what both pipelines take, and returns the number of prompts. `embeds` has embeds and mask by name."""
-        self.check_components("transformer", "scheduler", *([] if output_type == "latent" else ["vae"]))
-        prompt_embeds = embeds["prompt_embeds"][0]
-        if (prompt is None) == (prompt_embeds is None):
-            raise ValueError("Pass either `prompt` or `prompt_embeds`, and not both.")
-        if negative_prompt is not None and embeds["negative_prompt_embeds"][0] is not None:
-            raise ValueError("Pass either `negative_prompt` or `negative_prompt_embeds`, and not both.")
-        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            words = value if isinstance(value, list) else [value]
-            if value is not None and not all(isinstance(word, str) for word in words):
-                raise TypeError(f"`{name}` must be a string or a list of strings, but is {value!r}.")
-            for word in words if value is not None else []:
-                self.check_prompt(word, f"`{name}`", may_be_blank=name == "negative_prompt")
-        if prompt == []:
-            raise ValueError("`prompt` is an empty list: pass at least one prompt.")
-        if prompt is None and not isinstance(prompt_embeds, torch.Tensor):
-            raise TypeError(f"`prompt_embeds` must be a torch tensor, but is a {type(prompt_embeds)}.")
-        batch_size = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
-        if isinstance(negative_prompt, list) and len(negative_prompt) != batch_size:
-            raise ValueError(
-                f"There are {len(negative_prompt)} negative prompts for {batch_size} prompts: pass as many."
-            )
-
-        for name, (tensor, mask) in embeds.items():
-            if tensor is None:
-                continue
-            if not isinstance(tensor, torch.Tensor):
-                raise TypeError(f"`{name}` must be a torch tensor, but is a {type(tensor)}.")
-            num_layers, mllm_dim = self.transformer.config.num_layers, self.transformer.config.mllm_dim
-            if tensor.ndim != 4 or tensor.shape[1] < num_layers or tensor.shape[::3] != (batch_size, mllm_dim):
-                raise ValueError(
-                    f"`{name}` must be [{batch_size}, {num_layers} or more layers, tokens, {mllm_dim}], as "
-                    f"`encode_prompt` returns it, but has shape {tuple(tensor.shape)}."
-                )
-            if not tensor.isfinite().all():
-                raise ValueError(f"`{name}` holds NaN or infinite values: encode the prompt again.")
-            if mask is not None and mask.shape != (tensor.shape[0], tensor.shape[2]):
-                raise ValueError(
-                    f"`{name}_mask` must be [batch, tokens] of `{name}`, but has shape {tuple(mask.shape)}."
-                )
-
+        window_frames: int = 121,
+        window_overlap: int | None = None,
+    ) -> None:
+        """Checks the size of the result and its division into windows; None is left to be decided."""
         if (height is None) != (width is None):
-            raise ValueError("Pass both `height` and `width`, or neither.")
+            raise LoomVideoInputError("Pass both `height` and `width`, or neither.")
         for name, size in (("height", height), ("width", width)):
             if size is not None and (not isinstance(size, Integral) or size <= 0 or size % self.size_step != 0):
-                raise ValueError(f"`{name}` must be a positive multiple of {self.size_step}, but is {size}.")
+                raise LoomVideoInputError(f"`{name}` must be a positive multiple of {self.size_step}, but is {size}.")
         step = self.vae_scale_factor_temporal
-        if num_frames is not None and (
-            not isinstance(num_frames, Integral) or num_frames < 1 or (num_frames - 1) % step != 0
-        ):
-            raise ValueError(
-                f"`num_frames` must be {step}k + 1 (1, {step + 1}, {2 * step + 1}, ...), but is {num_frames}."
-            )
-        if not isinstance(window_frames, Integral) or window_frames < 1 or (window_frames - 1) % step != 0:
-            raise ValueError(f"`window_frames` must be {step}k + 1, such as 121, but is {window_frames}.")
+        for name, count in (("num_frames", num_frames), ("window_frames", window_frames)):
+            if count is not None and (not isinstance(count, Integral) or count < 1 or (count - 1) % step != 0):
+                raise LoomVideoInputError(
+                    f"`{name}` must be {step}k + 1 (1, {step + 1}, {2 * step + 1}, ...), but is {count}."
+                )
         if window_overlap is not None and (
             not isinstance(window_overlap, Integral)
             or window_overlap % step
             or not 0 <= window_overlap < window_frames
         ):
-            raise ValueError(
+            raise LoomVideoInputError(
                 f"`window_overlap` must be a multiple of {step} below the {window_frames} frames of a window, but is "
                 f"{window_overlap}."
             )
-        for name, count in (
-            ("num_inference_steps", num_inference_steps),
-            ("num_videos_per_prompt", num_videos_per_prompt),
-        ):
-            if not isinstance(count, Integral) or count < 1:
-                raise ValueError(f"`{name}` must be a positive integer, but is {count}.")
+
+    def check_sampling(
+        self,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_scale_visual: float,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        """Checks the steps and the guidance of a call, and that the scheduler can follow a flow."""
+        check_count("num_inference_steps", num_inference_steps)
         for name, scale in (("guidance_scale", guidance_scale), ("guidance_scale_visual", guidance_scale_visual)):
             if not isinstance(scale, Real) or not math.isfinite(scale):
-                raise ValueError(f"`{name}` must be a finite number, but is {scale}.")
+                raise LoomVideoInputError(f"`{name}` must be a finite number, but is {scale}.")
         is_pair = isinstance(guidance_interval, (tuple, list)) and len(guidance_interval) == 2
         if not is_pair or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
-            raise ValueError(
+            raise LoomVideoInputError(
                 f"`guidance_interval` must be two shares of the steps, such as (0.1, 0.8), but is {guidance_interval}."
-            )
-        if isinstance(generator, list) and len(generator) != batch_size * num_videos_per_prompt:
-            raise ValueError(
-                f"There are {len(generator)} generators for {batch_size * num_videos_per_prompt} videos: pass one for "
-                "each, or one for all."
-            )
-        for single in generator if isinstance(generator, list) else [generator]:
-            if single is not None and not isinstance(single, torch.Generator):
-                raise TypeError(f"`generator` must be a torch.Generator or a list of them, but holds {single!r}.")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, but is {output_type!r}.")
-        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must hold some of {', '.join(self._callback_tensor_inputs)}, "
-                f"but holds {', '.join(unknown)}."
             )
         prediction_type = self.scheduler.config.get("prediction_type", "flow_prediction")
         if prediction_type != "flow_prediction":
-            raise ValueError(
+            raise LoomVideoInputError(
                 f"LoomVideo predicts flow velocities, but the scheduler's `prediction_type` is {prediction_type!r}: "
                 "use a flow-matching scheduler, or `prediction_type='flow_prediction'` with `use_flow_sigmas=True`."
             )
-        return batch_size
+
+    def check_outputs(
+        self,
+        batch_size: int,
+        num_videos_per_prompt: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> None:
+        """Checks how many results there are to be, of what noise and of what kind, and what a callback asks for."""
+        check_count("num_videos_per_prompt", num_videos_per_prompt)
+        generators = generator if isinstance(generator, list) else [generator]
+        if isinstance(generator, list) and len(generator) != batch_size * num_videos_per_prompt:
+            raise LoomVideoInputError(
+                f"There are {len(generator)} generators for {batch_size * num_videos_per_prompt} videos: pass one for "
+                "each, or one for all."
+            )
+        for single in generators:
+            if single is not None and not isinstance(single, torch.Generator):
+                raise TypeError(f"`generator` must be a torch.Generator or a list of them, but holds {single!r}.")
+        if output_type not in OUTPUT_TYPES:
+            raise LoomVideoInputError(
+                f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, but is {output_type!r}."
+            )
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise LoomVideoInputError(
+                f"`callback_on_step_end_tensor_inputs` must hold some of {', '.join(self._callback_tensor_inputs)}, "
+                f"but holds {', '.join(unknown)}."
+            )
+
+    # Prompts
+
+    def encode_branches(
+        self,
+        prompt_prefix: str,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        references: list[list[PIL.Image.Image]],
+        sources: list[PIL.Image.Image | np.ndarray | None],
+        do_classifier_free_guidance: bool,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: PromptEmbeds = (None, None),
+        visual_prompt_embeds: PromptEmbeds = (None, None),
+        negative_prompt_embeds: PromptEmbeds = (None, None),
+        device: torch.device | str | None = None,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """
+        Encodes what is not given for the branches of guidance: the prompt, its vision alone, and the negative prompt.
+
+        Args:
+            prompt_prefix: one of `PROMPT_PREFIXES`, which goes before the words.
+            prompt, negative_prompt: one for all samples, or one for each; None for the published negative prompt.
+            references: the fitted images of each sample.
+            sources: for each sample an image, the frames of a video that the MLLM sees, or None.
+            do_classifier_free_guidance: whether the visual and the negative branch are needed too.
+            num_videos_per_prompt: how often each prompt's embeds are repeated.
+            prompt_embeds, visual_prompt_embeds, negative_prompt_embeds: embeds and mask that are encoded already.
+            device: where the embeds are to be; by default where the pipeline runs.
+
+        Returns:
+            Embeds `[B, num_layers, L, mllm_dim]` and mask (bool `[B, L]`, or None where no token is padding) of each
+            branch in turn. Those that guidance does not need stay None.
+        """
+        batch_size = len(references)
+        has_vision = bool(references[0]) or sources[0] is not None
+        needs_visual = do_classifier_free_guidance and has_vision and visual_prompt_embeds[0] is None
+        if prompt_embeds[0] is None or needs_visual:
+            # The vision is the same whatever the words, so given embeds need none for the visual branch.
+            prompts = prompt if isinstance(prompt, list) else [prompt or ""] * batch_size
+            for words in prompts if prompt is not None else []:
+                check_prompt(words)
+            inputs = self.tokenize([prompt_prefix + words for words in prompts], references, sources)
+            vision: dict[str, Any] = {}
+            if prompt_embeds[0] is None:
+                prompt_embeds = self.get_mllm_hidden_states(inputs, vision)
+            if needs_visual:
+                with self.use("processor"):
+                    inputs = keep_vision_only(self.processor, inputs)
+                visual_prompt_embeds = self.get_mllm_hidden_states(inputs, vision)
+        if do_classifier_free_guidance and negative_prompt_embeds[0] is None:
+            embeds, mask = self.encode_negative_prompt(negative_prompt)
+            # One for all has no padding.
+            negative_prompt_embeds = (embeds.expand(batch_size, -1, -1, -1), mask)
+        return tuple(
+            None if tensor is None else tensor.repeat_interleave(num_videos_per_prompt, dim=0).to(device)
+            for tensor in (*prompt_embeds, *visual_prompt_embeds, *negative_prompt_embeds)
+        )
+
+    def encode_negative_prompt(self, negative_prompt: str | list[str] | None = None) -> PromptEmbeds:
+        """
+        Encodes negative prompts alone, once for many calls, which take them as `negative_prompt_embeds`.
+
+        Args:
+            negative_prompt: what to avoid; None for the published one.
+
+        Returns:
+            Embeds `[B, num_layers, L, mllm_dim]`, and their mask, bool `[B, L]` or None where no token is padding; B
+            is the length of the list, or 1.
+        """
+        if negative_prompt is None:
+            negative_prompt = DEFAULT_NEGATIVE_PROMPT
+        prompts = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt]
+        prompts = [NEGATIVE_PROMPT_PREFIX + words for words in prompts]
+        return self.get_mllm_hidden_states(self.tokenize(prompts, [[]] * len(prompts), [None] * len(prompts)))
+
+    def tokenize(
+        self,
+        texts: list[str],
+        references: list[list[PIL.Image.Image]],
+        sources: list[PIL.Image.Image | np.ndarray | None],
+    ) -> dict[str, torch.Tensor]:
+        """The inputs of the MLLM, see `loomvideo_mllm.tokenize`."""
+        self._check_mllm("processor")
+        # Tokenizers keep on themselves how they are to pad.
+        with self.use("processor"):
+            return tokenize(self.processor, texts, references, sources)
+
+    def get_mllm_hidden_states(
+        self, inputs: dict[str, torch.Tensor], vision: dict[str, Any] | None = None
+    ) -> PromptEmbeds:
+        """Runs the MLLM and returns what its last `num_layers` decoder layers put out, see `run_mllm`."""
+        self._check_mllm("text_encoder")
+        transformer = getattr(self, "transformer", None)
+        num_layers = None if transformer is None else transformer.config.num_layers
+        inputs = {
+            name: value.to(self._execution_device) for name, value in inputs.items() if isinstance(value, torch.Tensor)
+        }
+        with self.use("text_encoder"):
+            return run_mllm(self.text_encoder, inputs, num_layers, vision)
+
+    def _check_mllm(self, name: str) -> None:
+        if getattr(self, name) is None:
+            raise LoomVideoInputError(
+                "This pipeline has no MLLM: pass `prompt_embeds`, for guidance `negative_prompt_embeds` too, and with "
+                "a source or references `visual_prompt_embeds` as well."
+            )
+
+    # Latents
 
     def prepare_latents(
         self,
@@ -291,7 +444,7 @@ class LoomVideoDenoisingMixin:
         window = (min(window_frames, num_frames) - 1) // self.vae_scale_factor_temporal + 1
         if max(window, height // self.size_step, width // self.size_step) > most:
             most_frames, most_pixels = self.vae_scale_factor_temporal * (most - 1) + 1, most * self.size_step
-            raise ValueError(
+            raise LoomVideoInputError(
                 f"{min(window_frames, num_frames)} frames of {height} x {width} are more than the model has positions "
                 f"for: use no more than {most_frames} frames in a window, and {most_pixels} pixels on a side."
             )
@@ -300,28 +453,25 @@ class LoomVideoDenoisingMixin:
         if not isinstance(latents, torch.Tensor):
             raise TypeError(f"`latents` must be a torch tensor, but is a {type(latents)}.")
         if latents.shape != shape:
-            raise ValueError(f"`latents` must have shape {shape} for this call, but has {tuple(latents.shape)}.")
-        if not latents.isfinite().all():
-            raise ValueError("`latents` holds NaN or infinite values: pass noise, or leave it out.")
+            raise LoomVideoInputError(
+                f"`latents` must have shape {shape} for this call, but has {tuple(latents.shape)}."
+            )
+        check_finite("latents", latents)
         return latents.to(self._execution_device, torch.float32)
 
     def encode_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encodes `[B, 3, F, H, W]` in [-1, 1] as the normalized mode of the posterior, float32 `[B, C, T, h, w]`."""
-        pixel_values = pixel_values.to(self._execution_device, self.vae.dtype)
-        # It keeps features of the last frames on itself.
+        # The VAE keeps features of the last frames on itself.
         with self.use("vae"):
-            latents = self.vae.encode(pixel_values).latent_dist.mode().float()
-        mean, std = self._latents_mean_and_std(latents.device)
-        return (latents - mean) / std
+            return encode(self.vae, pixel_values.to(self._execution_device))
 
     def prepare_clip_latents(self, clips: list[list[PIL.Image.Image]], num_videos_per_prompt: int) -> torch.Tensor:
         """Encodes one clip for each prompt; what stands for several is encoded once."""
-        encoded = {}
+        encoded: dict[tuple[int, ...], torch.Tensor] = {}
         keys = [tuple(map(id, clip)) for clip in clips]
         for key, clip in zip(keys, clips):
             if key not in encoded:
-                pixels = torch.from_numpy(np.stack(clip)).permute(3, 0, 1, 2)[None]
-                encoded[key] = self.encode_pixels(pixels.float() / 127.5 - 1)
+                encoded[key] = self.encode_pixels(to_pixel_values(clip))
         return torch.cat([encoded[key] for key in keys]).repeat_interleave(num_videos_per_prompt, dim=0)
 
     def prepare_reference_latents(
@@ -339,15 +489,15 @@ class LoomVideoDenoisingMixin:
         """Decodes normalized latents `[B, C, T, h, w]`, or returns them as they are for `output_type="latent"`."""
         if output_type == "latent":
             return latents
-        mean, std = self._latents_mean_and_std(latents.device)
         with self.use("vae"):
-            video = self.vae.decode((latents * std + mean).to(self.vae.dtype), return_dict=False)[0]
+            video = decode(self.vae, latents)
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
     @torch.no_grad()
     def encode_in_chunks(self, frames: Iterable[np.ndarray]) -> torch.Tensor:
         """
-        Encodes a clip as `prepare_clip_latents` does, but for tiling, while its frames come in.
+        Encodes a clip as `prepare_clip_latents` does, but while its frames come in, so that only a few are in memory.
+        With the VAE's tiling, whose tiles are of the whole clip, all frames are.
 
         Args:
             frames: 4k + 1 of uint8, `[H, W, 3]`.
@@ -355,30 +505,15 @@ class LoomVideoDenoisingMixin:
         Returns:
             Normalized latents, float32 `[1, C, T, h, w]`.
         """
-        vae, latents, chunk = self.vae, [], []
-        feature_cache = make_feature_cache(vae.encoder)
-        for frame in frames:
-            chunk.append(frame)
-            if len(chunk) < (self.vae_scale_factor_temporal if latents else 1):
-                continue
-            pixels = torch.from_numpy(np.stack(chunk)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-            pixels = pixels.to(self._execution_device, vae.dtype)
-            if vae.config.patch_size is not None:
-                pixels = patchify(pixels, patch_size=vae.config.patch_size)
-            with self.use("vae"):
-                self._onload_vae()
-                encoded = vae.encoder(pixels, feat_cache=feature_cache, feat_idx=[0])
-                mode = vae.quant_conv(encoded).chunk(2, dim=1)[0].float()
-            mean, std = self._latents_mean_and_std(mode.device)
-            latents.append((mode - mean) / std)
-            chunk = []
-        return torch.cat(latents, dim=2)
+        if self.vae.use_tiling:
+            return self.encode_pixels(to_pixel_values(list(frames)))
+        return encode_in_chunks(self.vae, frames, self._execution_device)
 
     @torch.no_grad()
     def decode_in_chunks(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """
-        Decodes latents as `decode_latents` does, but for tiling, a latent frame at a time, so that memory does not
-        grow with the length.
+        Decodes latents as `decode_latents` does, but a latent frame at a time, so that memory does not grow with the
+        length. With the VAE's tiling, whose tiles are of the whole clip, all frames come at once.
 
         Args:
             latents: normalized, `[B, C, T, h, w]`.
@@ -386,177 +521,128 @@ class LoomVideoDenoisingMixin:
         Yields:
             The frames of each latent frame, `[B, 3, f, H, W]` in [-1, 1], one of the first and then four each.
         """
-        vae = self.vae
-        mean, std = self._latents_mean_and_std(latents.device)
-        feature_cache = make_feature_cache(vae.decoder)
-        for index in range(latents.shape[2]):
-            latent_frame = (latents[:, :, index : index + 1] * std + mean).to(vae.dtype)
+        if self.vae.use_tiling:
             with self.use("vae"):
-                self._onload_vae()
-                frames = vae.decoder(
-                    vae.post_quant_conv(latent_frame),
-                    feat_cache=feature_cache,
-                    feat_idx=[0],
-                    first_chunk=index == 0,
-                )
-            if vae.config.patch_size is not None:
-                frames = unpatchify(frames, patch_size=vae.config.patch_size)
-            yield frames.clamp(-1, 1)
+                yield decode(self.vae, latents)
+        else:
+            yield from decode_in_chunks(self.vae, latents)
 
-    def _onload_vae(self) -> None:
-        """Brings the VAE to its device, as its `encode` and `decode` do."""
-        if hasattr(self.vae, "_hf_hook"):
-            self.vae._hf_hook.pre_forward(self.vae)
+    # Denoising
 
-    def _latents_mean_and_std(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        statistics = (self.vae.config.latents_mean, self.vae.config.latents_std)
-        mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1, 1) for values in statistics)
-        return mean, std
+    @contextmanager
+    def denoising(self) -> Iterator[None]:
+        """
+        Waits until this thread may denoise, from `prepare_timesteps` to the end of `denoise`: the scheduler, which
+        keeps the state of one call, is its own; the transformer is shared, unless it has hooks or the call scales
+        LoRAs, which is written into its layers.
+        """
+        scales_loras = (self.attention_kwargs or {}).get("scale", 1.0) != 1.0
+        with self.use("transformer", alone=scales_loras), self.use("scheduler"):
+            yield
 
-    def _place_embeds(
-        self, embeds: torch.Tensor | None, mask: torch.Tensor | None, device: torch.device
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Takes the layers that the transformer reads, in its precision; a mask that masks nothing is dropped."""
-        if embeds is None:
-            return None, None
-        if mask is not None and mask.shape != embeds.shape[::2]:
-            raise ValueError(
-                f"Embeds of {embeds.shape[2]} tokens do not go with a mask of {mask.shape[1]}: a callback that "
-                "replaces embeds of a padded batch must return their mask too."
-            )
-        embeds = embeds[:, -self.transformer.config.num_layers :].to(device, self.transformer.dtype)
-        return embeds, None if mask is None or mask.all() else mask.to(device, torch.bool)
+    def prepare_timesteps(self, num_inference_steps: int) -> torch.Tensor:
+        """Sets the scheduler for a call, in a `with pipe.denoising():`, and returns its timesteps."""
+        if not lock_of(self.scheduler).is_mine:
+            raise RuntimeError("The scheduler may be in another thread's use: call this in `with pipe.denoising():`.")
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        return self.scheduler.timesteps
 
     def denoise(
         self,
         latents: torch.Tensor,
-        num_inference_steps: int,
+        timesteps: torch.Tensor,
         embeds: tuple[torch.Tensor | None, ...],
         source_latents: torch.Tensor | None,
         reference_latents: list[torch.Tensor],
-        generator: torch.Generator | list[torch.Generator] | None,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
-        callback_on_step_end_tensor_inputs: list[str],
+        windows: list[tuple[slice, torch.Tensor]],
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         use_kv_cache: bool = True,
-        window_frames: int = 121,
-        window_overlap: int | None = None,
-        first_step: int = 0,
-        scheduler_state: dict[str, Any] | None = None,
     ) -> torch.Tensor:
         """
-        Runs the denoising loop from noise to clean latents.
+        Runs the denoising loop, in the same `with pipe.denoising():` as `prepare_timesteps`.
 
-        `embeds` is what `encode_prompt` returns. The callback can change them, the latents, `pipe._guidance_scale` and
-        `pipe._guidance_scale_visual`. Outside of `guidance_interval` only the branch of the words runs. What is longer
-        than a window is denoised in several: at each step, predictions are blended where windows overlap.
+        Args:
+            latents: `[B, C, T, h, w]`, as noisy as the first of the timesteps says.
+            timesteps: of those that `prepare_timesteps` returned, the last ones: all, or those that remain.
+            embeds: what `encode_branches` returns.
+            source_latents: like `latents`, or None.
+            reference_latents: each `[B, C, 1, h, w]`.
+            windows: what `divide_into_windows` returns.
+            generator, callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_interval, use_kv_cache:
+                As in a call. The callback counts the timesteps that remain.
 
-        What was broken off goes on at `first_step`, with the latents and the attributes of the scheduler as they were.
+        Returns:
+            The clean latents, float32.
+
+        Raises:
+            LoomVideoInputError: if the latents are no longer finite, or a callback asks for what was not encoded.
         """
-        device, dtype = latents.device, self.transformer.dtype
-        names = ("prompt_embeds", "visual_prompt_embeds", "negative_prompt_embeds")
+        dtype = self.transformer.dtype
         conditions = {
-            name: self._place_embeds(tensor, mask, device)
-            for name, tensor, mask in zip(names, embeds[::2], embeds[1::2])
+            name: self._place_embeds(tensor, mask, latents.device)
+            for (name, _), tensor, mask in zip(BRANCHES.values(), embeds[::2], embeds[1::2])
         }
         source_latents = None if source_latents is None else source_latents.to(dtype)
         reference_latents = [reference.to(dtype) for reference in reference_latents]
-        # The name of each branch's hidden states, and whether it sees the source and the references.
-        branches = {
-            "cond": ("prompt_embeds", True),
-            "visual": ("visual_prompt_embeds", True),
-            "uncond": ("negative_prompt_embeds", False),
-        }
-        has_source = source_latents is not None
-        has_visual_input = has_source or bool(reference_latents)
-
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        self.scheduler.set_begin_index(0)
-        vars(self.scheduler).update(scheduler_state or {})
-        timesteps = self.scheduler.timesteps
-        num_warmup_steps = len(timesteps) - num_inference_steps * self.scheduler.order
-        self._num_timesteps = len(timesteps)
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        step_options = {"generator": generator} if takes_generator else {}
-        guided_steps = range(*(round(share * len(timesteps)) for share in guidance_interval))
-        window = (window_frames - 1) // self.vae_scale_factor_temporal + 1
-        overlap = window // 4 if window_overlap is None else window_overlap // self.vae_scale_factor_temporal
-        windows = [
-            (frames, weights.to(device).view(-1, 1, 1))
-            for frames, weights in divide_into_windows(latents.shape[2], window, overlap)
-        ]
+        has_visual_input = source_latents is not None or bool(reference_latents)
+        windows = [(frames, weights.to(latents.device).view(-1, 1, 1)) for frames, weights in windows]
+        caches = BranchCaches(self.transformer.create_kv_cache) if use_kv_cache else None
         # What a call that was broken off has left there
         self.transformer._reset_stateful_cache()
-        # Of each branch, the embeds that its cache was filled with; and what branches that see the same share
-        kv_caches, token_caches = {}, {}
-        self._kv_cache_nbytes = 0
 
-        with self.progress_bar(total=num_inference_steps * len(windows)) as progress_bar:
-            progress_bar.update(first_step // self.scheduler.order * len(windows))
+        scheduler = self.scheduler
+        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        step_options = {"generator": generator} if takes_generator else {}
+        num_timesteps, order = len(scheduler.timesteps), scheduler.order
+        first_step = num_timesteps - len(timesteps)
+        scheduler.set_begin_index(first_step)
+        guided = guided_steps(num_timesteps, guidance_interval)
+
+        num_steps = math.ceil(num_timesteps / order)
+        with self.progress_bar(total=num_steps * len(windows)) as progress_bar:
+            progress_bar.update(first_step // order * len(windows))
             for i, t in enumerate(timesteps):
-                if self.interrupt or i < first_step:
+                if self.interrupt:
                     continue
                 self._current_timestep = t
+                step = first_step + i
+                ends_step = (step + 1) % order == 0 or step + 1 == num_timesteps
 
-                latent_model_input = latents.to(dtype)
-                timestep = t.expand(latents.shape[0])
-                # Scale-and-Add: the source counts as much as there is noise. The published model takes the rounded
-                # timestep for that, and scales an empty source where there is none.
-                source_scale = timestep / self.scheduler.config.num_train_timesteps
-
-                velocity = torch.zeros_like(latents)
                 coefficients = {"cond": 1.0}
-                if i in guided_steps:
-                    coefficients = guidance_coefficients(
-                        self.guidance_scale, self.guidance_scale_visual, has_visual_input
-                    )
-                missing = [name for branch in coefficients if conditions[name := branches[branch][0]][0] is None]
-                if missing:
-                    raise ValueError(
-                        f"Guidance needs `{missing[0]}`, which were not encoded because guidance was off when the "
-                        "call began: begin with `guidance_scale` or `guidance_scale_visual` above 1."
-                    )
-                ends_step = i + 1 > num_warmup_steps and (i + 1) % self.scheduler.order == 0
+                if step in guided:
+                    scales = (self.guidance_scale, self.guidance_scale_visual)
+                    coefficients = guidance_coefficients(*scales, has_visual_input)
+                velocity = torch.zeros_like(latents)
                 for index, (frames, weights) in enumerate(windows):
                     if len(windows) > 1:
-                        step = min(i // self.scheduler.order + 1, num_inference_steps)
                         progress_bar.set_postfix_str(
-                            f"step {step}/{num_inference_steps}, window {index + 1}/{len(windows)}"
+                            f"step {step // order + 1}/{num_steps}, window {index + 1}/{len(windows)}"
                         )
-                        for token_cache in token_caches.values():
-                            token_cache.source = None  # all that differs from window to window
-                    for branch, coefficient in coefficients.items():
-                        name, sees_visual_input = branches[branch]
-                        encoder_hidden_states, encoder_attention_mask = conditions[name]
-                        if use_kv_cache and kv_caches.get(branch, (None,))[0] is not encoder_hidden_states:
-                            seen = has_visual_input and sees_visual_input
-                            cache = self.transformer.create_kv_cache(token_caches.get(seen))
-                            token_caches[seen], kv_caches[branch] = cache.tokens, (encoder_hidden_states, cache)
-                        kv_cache = kv_caches[branch][1] if use_kv_cache else None
-                        source = source_latents[:, :, frames] if has_source and sees_visual_input else None
-                        with self.transformer.cache_context(branch if len(windows) == 1 else f"{branch} {index}"):
-                            prediction = self.transformer(
-                                hidden_states=latent_model_input[:, :, frames],
-                                timestep=timestep,
-                                encoder_hidden_states=encoder_hidden_states,
-                                encoder_attention_mask=encoder_attention_mask,
-                                source_hidden_states=source,
-                                source_scale=source_scale,
-                                reference_hidden_states=reference_latents if sees_visual_input else None,
-                                kv_cache=kv_cache,
-                                attention_kwargs=self.attention_kwargs,
-                                return_dict=False,
-                            )[0]
-                        velocity[:, :, frames] += weights * (coefficient * prediction.float())
-                    if ends_step or i + 1 == len(timesteps):
+                    velocity[:, :, frames] += weights * self.predict(
+                        latents[:, :, frames].to(dtype),
+                        t,
+                        conditions,
+                        None if source_latents is None else source_latents[:, :, frames],
+                        reference_latents,
+                        coefficients,
+                        caches,
+                        cache_name="" if len(windows) == 1 else f" {index}",
+                    )
+                    if caches is not None and len(windows) > 1:
+                        caches.leave_window()
+                    if ends_step:
                         progress_bar.update()
 
-                latents = self.scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
+                latents = scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
                 # At each step, asking would make a GPU wait.
-                if i in (first_step, len(timesteps) - 1) and not latents.isfinite().all():
-                    raise ValueError(
-                        f"The latents of step {i + 1} hold NaN or infinite values: see that the weights and LoRAs are "
-                        "intact, and their precision enough, or lower the guidance scales."
+                if i in (0, len(timesteps) - 1) and not latents.isfinite().all():
+                    raise LoomVideoInputError(
+                        f"The latents of step {step + 1} hold NaN or infinite values: see that the weights and LoRAs "
+                        "are intact, and their precision enough, or lower the guidance scales."
                     )
 
                 if callback_on_step_end is not None:
@@ -566,13 +652,119 @@ class LoomVideoDenoisingMixin:
                     callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     callback_outputs = callback_on_step_end(self, i, t, callback_kwargs)
                     latents = callback_outputs.pop("latents", latents)
-                    for name, (tensor, mask) in conditions.items():
-                        new_tensor = callback_outputs.pop(name, tensor)
-                        new_mask = callback_outputs.pop(f"{name}_mask", mask)
-                        if new_tensor is not tensor or new_mask is not mask:
-                            conditions[name] = self._place_embeds(new_tensor, new_mask, device)
+                    conditions = self._replace_embeds(conditions, callback_outputs, latents.device)
 
         self._current_timestep = None
-        caches = [*token_caches.values(), *(kv_cache for _, kv_cache in kv_caches.values())]
-        self._kv_cache_nbytes = sum(cache.nbytes for cache in caches)
+        self._kv_cache_nbytes = 0 if caches is None else caches.nbytes
         return latents
+
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        conditions: dict[str, PromptEmbeds],
+        source_latents: torch.Tensor | None,
+        reference_latents: list[torch.Tensor],
+        coefficients: dict[str, float],
+        caches: BranchCaches | None = None,
+        cache_name: str = "",
+    ) -> torch.Tensor:
+        """
+        Predicts the guided velocity of one window at one timestep (paper: cascaded guidance, Scale-and-Add).
+
+        Args:
+            latents: `[B, C, T, h, w]`, in the transformer's precision, as are source and references.
+            timestep: one, in 0..1000.
+            conditions: embeds and mask by their names, such as `prompt_embeds`.
+            source_latents: like `latents`, or None.
+            reference_latents: each `[B, C, 1, h, w]`.
+            coefficients: what `guidance_coefficients` returns.
+            caches: what is kept from step to step, or None.
+            cache_name: what tells the step cache of this window from those of others.
+
+        Returns:
+            The velocity, float32 `[B, C, T, h, w]`.
+        """
+        missing = [name for branch in coefficients if conditions[name := BRANCHES[branch][0]][0] is None]
+        if missing:
+            raise LoomVideoInputError(
+                f"Guidance needs `{missing[0]}`, which were not encoded because guidance was off when the call began: "
+                "begin with `guidance_scale` or `guidance_scale_visual` above 1."
+            )
+        has_visual_input = source_latents is not None or bool(reference_latents)
+        timestep = timestep.expand(latents.shape[0])
+        # Scale-and-Add: the source counts as much as there is noise. The published model takes the rounded timestep
+        # for that, and scales an empty source where there is none.
+        source_scale = timestep / self.scheduler.config.num_train_timesteps
+        velocity = torch.zeros_like(latents, dtype=torch.float32)
+        for branch, coefficient in coefficients.items():
+            name, sees_visual_input = BRANCHES[branch]
+            encoder_hidden_states, encoder_attention_mask = conditions[name]
+            kv_cache = None
+            if caches is not None:
+                kv_cache = caches.of(branch, encoder_hidden_states, has_visual_input and sees_visual_input)
+            with self.transformer.cache_context(branch + cache_name):
+                prediction = self.transformer(
+                    hidden_states=latents,
+                    timestep=timestep,
+                    encoder_hidden_states=encoder_hidden_states,
+                    encoder_attention_mask=encoder_attention_mask,
+                    source_hidden_states=source_latents if sees_visual_input else None,
+                    source_scale=source_scale,
+                    reference_hidden_states=reference_latents if sees_visual_input else None,
+                    kv_cache=kv_cache,
+                    attention_kwargs=self.attention_kwargs,
+                    return_dict=False,
+                )[0]
+            velocity += coefficient * prediction.float()
+        return velocity
+
+    def _replace_embeds(
+        self, conditions: dict[str, PromptEmbeds], replacements: dict[str, Any], device: torch.device
+    ) -> dict[str, PromptEmbeds]:
+        """The conditions with what a callback returned in their place; what it left alone stays the same object."""
+        replaced = {}
+        for name, (tensor, mask) in conditions.items():
+            new = replacements.get(name, tensor), replacements.get(f"{name}_mask", mask)
+            is_same = new[0] is tensor and new[1] is mask
+            replaced[name] = (tensor, mask) if is_same else self._place_embeds(*new, device)
+        return replaced
+
+    def _place_embeds(
+        self, embeds: torch.Tensor | None, mask: torch.Tensor | None, device: torch.device
+    ) -> PromptEmbeds:
+        """Takes the layers that the transformer reads, in its precision; a mask that masks nothing is dropped."""
+        if embeds is None:
+            return None, None
+        if mask is not None and mask.shape != embeds.shape[::2]:
+            raise LoomVideoInputError(
+                f"Embeds of {embeds.shape[2]} tokens do not go with a mask of {mask.shape[1]}: a callback that "
+                "replaces embeds of a padded batch must return their mask too."
+            )
+        embeds = embeds[:, -self.transformer.config.num_layers :].to(device, self.transformer.dtype)
+        return embeds, None if mask is None or mask.all() else mask.to(device, torch.bool)
+
+
+def count_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor | None) -> int:
+    """How many samples a call has before `num_videos_per_prompt`, by its prompts or their embeds."""
+    if prompt is None and not isinstance(prompt_embeds, torch.Tensor):
+        raise TypeError(f"`prompt_embeds` must be a torch tensor, but is a {type(prompt_embeds)}.")
+    if prompt == []:
+        raise LoomVideoInputError("`prompt` is an empty list: pass at least one prompt.")
+    return len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
+
+
+def check_only_one(**arguments: Any) -> None:
+    """Raises a LoomVideoInputError if of two arguments both were given, or none."""
+    if sum(value is not None for value in arguments.values()) != 1:
+        raise LoomVideoInputError(f"Pass either `{'` or `'.join(arguments)}`, and not both.")
+
+
+def check_count(name: str, count: Any) -> None:
+    if not isinstance(count, Integral) or count < 1:
+        raise LoomVideoInputError(f"`{name}` must be a positive integer, but is {count}.")
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    if not tensor.isfinite().all():
+        raise LoomVideoInputError(f"`{name}` holds NaN or infinite values: pass finite ones.")

@@ -20,6 +20,8 @@ import PIL.Image
 import torch
 from diffusers.utils import logging
 
+from .loomvideo_errors import LoomVideoInputError
+
 
 logger = logging.get_logger(__name__)
 
@@ -37,7 +39,7 @@ Image = PIL.Image.Image | np.ndarray | torch.Tensor
 Video = list[Image] | np.ndarray | torch.Tensor
 
 
-def read_image(image: Image, name: str) -> PIL.Image.Image:
+def to_image(image: Image, name: str) -> PIL.Image.Image:
     """
     Reads a PIL image, or an array `[H, W, 3]` or `[3, H, W]` of uint8 or of floats in [0, 1], as an RGB image.
 
@@ -45,12 +47,12 @@ def read_image(image: Image, name: str) -> PIL.Image.Image:
     """
     if isinstance(image, PIL.Image.Image):
         if 0 in image.size:
-            raise ValueError(f"`{name}` holds an image of size {image.size}: pass one that has pixels.")
+            raise LoomVideoInputError(f"`{name}` holds an image of size {image.size}: pass one that has pixels.")
         return _to_rgb(image, name)
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise TypeError(f"`{name}` must hold PIL images, NumPy arrays or torch tensors, but holds a {type(image)}.")
     if image.ndim != 3:
-        raise ValueError(
+        raise LoomVideoInputError(
             f"`{name}` must hold images of 3 dimensions, [H, W, 3] or [3, H, W], not {tuple(image.shape)}."
         )
     return _array_to_images(image[None], name)[0]
@@ -72,7 +74,7 @@ def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
             image = PIL.Image.alpha_composite(white, image)
         return image.convert("RGB")
     except ValueError as error:
-        raise ValueError(f"`{name}` holds an image of mode {image.mode}: pass one of mode RGB.") from error
+        raise LoomVideoInputError(f"`{name}` holds an image of mode {image.mode}: pass one of mode RGB.") from error
 
 
 def gray_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
@@ -81,12 +83,12 @@ def gray_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
     255 or 65535 if whole numbers do not, or else the largest number of 32 bits.
 
     Raises:
-        ValueError: if it is not clear what is white.
+        LoomVideoInputError: if it is not clear what is white.
     """
     lowest, highest = values.min(), values.max()
     is_whole = not np.issubdtype(values.dtype, np.floating) or (highest > 1 and np.array_equal(values, values // 1))
     if lowest < 0 or not np.isfinite(highest) or (highest > 1 and not is_whole):
-        raise ValueError(
+        raise LoomVideoInputError(
             f"`{name}` holds a gray image with values from {lowest} to {highest}: scale them to [0, 1], or to 8 bits."
         )
     whites = [255, 65535, np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 2**32 - 1] if is_whole else [1]
@@ -94,29 +96,30 @@ def gray_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
     return (values * (255 / white)).round().clip(0, 255).astype(np.uint8)
 
 
-def read_video(video: Video, name: str = "video") -> list[PIL.Image.Image]:
+def to_frames(video: Video, name: str = "video") -> list[PIL.Image.Image]:
     """
-    Reads one clip as RGB images: a list of what `read_image` reads, or an array `[F, H, W, 3]` or `[F, 3, H, W]`.
+    Reads one clip as RGB images: a list of what `to_image` reads, or an array `[F, H, W, 3]` or `[F, 3, H, W]`.
 
     Raises:
         TypeError: if it is something else.
-        ValueError: if the clip is empty, its frames differ in size, or the array has other dimensions or values.
+        LoomVideoInputError: if the clip is empty, its frames differ in size, or the array has wrong dimensions or
+            values.
     """
     if isinstance(video, (np.ndarray, torch.Tensor)):
         if video.ndim != 4:
-            raise ValueError(
+            raise LoomVideoInputError(
                 f"`{name}` must have 4 dimensions, [F, H, W, 3] or [F, 3, H, W], but has shape {tuple(video.shape)}."
             )
         frames = _array_to_images(video, name)
     elif isinstance(video, (list, tuple)):
-        frames = [read_image(frame, name) for frame in video]
+        frames = [to_image(frame, name) for frame in video]
     else:
         raise TypeError(f"`{name}` must be a list of frames, a NumPy array or a torch tensor, but is a {type(video)}.")
     if not frames:
-        raise ValueError(f"`{name}` has no frames: pass at least one.")
+        raise LoomVideoInputError(f"`{name}` has no frames: pass at least one.")
     sizes = sorted({frame.size for frame in frames})
     if len(sizes) > 1:
-        raise ValueError(
+        raise LoomVideoInputError(
             f"The frames of `{name}` must all have one size, but some are {sizes[0]} and some {sizes[1]}."
         )
     return frames
@@ -128,44 +131,52 @@ def _array_to_images(array: np.ndarray | torch.Tensor, name: str) -> list[PIL.Im
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()
     if 0 in array.shape:
-        raise ValueError(f"`{name}` has the shape {array.shape}: pass at least one frame that has pixels.")
+        raise LoomVideoInputError(f"`{name}` has the shape {array.shape}: pass at least one frame that has pixels.")
     channel_axis = next((axis for axis in channel_axes if array.shape[axis] == 3), None)
     if channel_axis is None:
-        raise ValueError(f"`{name}` must have 3 color channels, last or before the rows, but has shape {array.shape}.")
+        raise LoomVideoInputError(
+            f"`{name}` must have 3 color channels, last or before the rows, but has shape {array.shape}."
+        )
     array = np.moveaxis(array, channel_axis, 3)
     if np.issubdtype(array.dtype, np.floating):
         if not (np.min(array) >= 0 and np.max(array) <= 1):  # false for NaN too
-            raise ValueError(f"`{name}` has floating point values outside of [0, 1]: scale it, or pass uint8.")
+            raise LoomVideoInputError(
+                f"`{name}` has floating point values outside of [0, 1]: scale it, or pass uint8."
+            )
         array = (array * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
         raise TypeError(f"`{name}` must be uint8 or floating point, but is {array.dtype}.")
     return [PIL.Image.fromarray(np.ascontiguousarray(frame)) for frame in array]
 
 
-def read_videos(video: Video | list[Video], batch_size: int) -> list[list[PIL.Image.Image]]:
+def to_clips(video: Video | list[Video], batch_size: int) -> list[list[PIL.Image.Image]]:
     """Reads one clip for all samples, or a list (or 5-dimensional array) with one for each."""
     is_batch = isinstance(video, (np.ndarray, torch.Tensor)) and video.ndim == 5
     if isinstance(video, (list, tuple)) and len(video) > 0:
         first = video[0]
         is_batch = isinstance(first, (list, tuple)) or getattr(first, "ndim", 3) == 4
     if not is_batch:
-        return [read_video(video)] * batch_size
+        return [to_frames(video)] * batch_size
     if len(video) != batch_size:
-        raise ValueError(f"There are {len(video)} videos for {batch_size} prompts: pass one for each, or one for all.")
-    return [read_video(clip) for clip in video]
+        raise LoomVideoInputError(
+            f"There are {len(video)} videos for {batch_size} prompts: pass one for each, or one for all."
+        )
+    return [to_frames(clip) for clip in video]
 
 
-def read_images(image: Image | list[Image], batch_size: int) -> list[list[PIL.Image.Image]]:
+def to_single_frame_clips(image: Image | list[Image], batch_size: int) -> list[list[PIL.Image.Image]]:
     """Reads one image for all samples, or a list (or 4-dimensional array) with one for each, as clips of one frame."""
     is_batch = isinstance(image, (list, tuple)) or getattr(image, "ndim", 3) == 4
     if not is_batch:
-        return [[read_image(image, "image")]] * batch_size
+        return [[to_image(image, "image")]] * batch_size
     if len(image) != batch_size:
-        raise ValueError(f"There are {len(image)} images for {batch_size} prompts: pass one for each, or one for all.")
-    return [[read_image(picture, "image")] for picture in image]
+        raise LoomVideoInputError(
+            f"There are {len(image)} images for {batch_size} prompts: pass one for each, or one for all."
+        )
+    return [[to_image(picture, "image")] for picture in image]
 
 
-def read_references(
+def to_references(
     reference_images: Image | list[Image] | list[list[Image]] | None, batch_size: int
 ) -> list[list[PIL.Image.Image]]:
     """Reads an image or a list of images as the references of all samples, or a list with one list for each."""
@@ -175,20 +186,20 @@ def read_references(
     if not isinstance(reference_images, (list, tuple)) and getattr(reference_images, "ndim", 3) != 4:
         reference_images = [reference_images]
     if len(reference_images) == 0:
-        raise ValueError("`reference_images` is an empty list: pass at least one image, or None.")
+        raise LoomVideoInputError("`reference_images` is an empty list: pass at least one image, or None.")
     if not isinstance(reference_images[0], (list, tuple)):
-        return [[read_image(image, name) for image in reference_images]] * batch_size
+        return [[to_image(image, name) for image in reference_images]] * batch_size
     if len(reference_images) != batch_size:
-        raise ValueError(
+        raise LoomVideoInputError(
             f"There are {len(reference_images)} lists of references for {batch_size} prompts: pass one for each."
         )
     counts = {len(images) for images in reference_images}
     if 0 in counts or len(counts) > 1:
-        raise ValueError(
+        raise LoomVideoInputError(
             f"All samples of a batch must have the same number of references, at least one, but they have "
             f"{[len(images) for images in reference_images]}."
         )
-    return [[read_image(image, name) for image in images] for images in reference_images]
+    return [[to_image(image, name) for image in images] for images in reference_images]
 
 
 def fit(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
@@ -238,18 +249,20 @@ def cut_frames(clips: list[list[PIL.Image.Image]], num_frames: int | None, step:
     Cuts all clips of a batch to `num_frames`, by default to as many as fit `step * k + 1`.
 
     Raises:
-        ValueError: if a clip is shorter than `num_frames`, or the clips would differ in length.
+        LoomVideoInputError: if a clip is shorter than `num_frames`, or the clips would differ in length.
     """
     lengths = [len(clip) for clip in clips]
     if num_frames is None:
         cut_lengths = {(length - 1) // step * step + 1 for length in lengths}
         if len(cut_lengths) > 1:
-            raise ValueError(f"The videos of a batch have {lengths} frames: pass the `num_frames` to use of each.")
+            raise LoomVideoInputError(
+                f"The videos of a batch have {lengths} frames: pass the `num_frames` to use of each."
+            )
         num_frames = cut_lengths.pop()
         if max(lengths) > num_frames:
             logger.warning(f"Using the first {num_frames} of {max(lengths)} frames.")
     elif num_frames > min(lengths):
-        raise ValueError(
+        raise LoomVideoInputError(
             f"`num_frames` is {num_frames}, but a video has {min(lengths)} frames: pass no more than that."
         )
     cut = {id(clip): clip[:num_frames] for clip in clips}

@@ -11,12 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What pipelines in several threads do at once with the components that they share, and what waits for a lock."""
+"""Locks, by which pipelines in several threads share components: what runs at once, and what waits."""
 
 import functools
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -100,57 +100,41 @@ def has_hooks(model: torch.nn.Module) -> bool:
     )
 
 
-class LoomVideoSharingMixin:
-    """Goes before the other mixins in a pipeline's bases: its calls share components with those of other threads."""
+@contextmanager
+def hold(models: Iterable[Any], component: Any = None, alone: bool = True) -> Iterator[None]:
+    """
+    Waits until this thread may use a component, alone or together with others.
 
-    @contextmanager
-    def use(self, name: str | None = None, alone: bool = True) -> Iterator[None]:
-        """
-        Waits until this thread may use a component, alone or together with others.
-
-        Where hooks move weights, or keep what belongs to one call, all models are taken alone, without a name too.
-        """
+    Where hooks move the weights of a pipeline's `models`, or keep what belongs to one call, all of them are taken
+    alone, and without a component too.
+    """
+    models = [model for model in models if model is not None]
+    is_model = any(component is model for model in models)
+    with ExitStack() as stack:
         # The order in which they are taken is the same everywhere, lest two threads wait for each other.
-        models = {model: getattr(self, model, None) for model in ("transformer", "text_encoder", "vae")}
-        in_use = [model for model in models.values() if model is not None]
-        with ExitStack() as stack:
-            if (name is None or name in models) and any(map(has_hooks, in_use)):
-                for model in in_use:
-                    stack.enter_context(lock_of(model).hold())
-            elif name is not None:
-                stack.enter_context(lock_of(getattr(self, name)).hold(alone))
-            yield
-
-    def denoise(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """
-        Runs the denoising loop as soon as no other thread uses the scheduler.
-
-        The transformer is shared, unless it has hooks or the call scales LoRAs, which is written into its layers.
-        """
-        if lock_of(self.scheduler).is_mine:
-            raise RuntimeError(
-                "A callback made a call with the scheduler that called it, which keeps the state of one call: give "
-                "the other pipeline its own, by `from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))`."
-            )
-        scales_loras = (self.attention_kwargs or {}).get("scale", 1.0) != 1.0
-        with self.use("transformer", alone=scales_loras), self.use("scheduler"):
-            return super().denoise(*args, **kwargs)
-
-    def maybe_free_model_hooks(self) -> None:
-        with self.use():
-            super().maybe_free_model_hooks()
+        if (component is None or is_model) and any(map(has_hooks, models)):
+            for model in models:
+                stack.enter_context(lock_of(model).hold())
+        elif component is not None:
+            stack.enter_context(lock_of(component).hold(alone))
+        yield
 
 
 def one_call_at_a_time(call: Callable) -> Callable:
     """For what takes a pipeline and keeps on it how far it is: other threads that want the same pipeline wait."""
 
     @functools.wraps(call)
-    def wait_and_call(pipe: LoomVideoSharingMixin, *args: Any, **kwargs: Any) -> Any:
-        transformer = getattr(pipe, "transformer", None)
+    def wait_and_call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+        transformer, scheduler = getattr(pipe, "transformer", None), getattr(pipe, "scheduler", None)
         if lock_of(pipe).is_mine:
             raise RuntimeError(
                 "A callback called the pipeline that called it: call another, made by `from_pipe` with a scheduler of "
                 "its own."
+            )
+        if scheduler is not None and lock_of(scheduler).is_mine:
+            raise RuntimeError(
+                "A callback made a call with the scheduler that called it, which keeps the state of one call: give "
+                "the other pipeline its own, by `from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))`."
             )
         if getattr(transformer, "is_cache_enabled", False) and lock_of(transformer).is_mine:
             raise RuntimeError(

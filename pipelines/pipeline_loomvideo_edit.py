@@ -20,10 +20,9 @@ from typing import Any
 
 import PIL.Image
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, UniPCMultistepScheduler
+from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.video_processor import VideoProcessor
-from transformers import Qwen3VLModel, Qwen3VLProcessor
+from diffusers.utils import replace_example_docstring
 
 
 if __name__.startswith("diffusers_modules."):
@@ -33,20 +32,50 @@ if __name__.startswith("diffusers_modules."):
     _module, __name__ = sys.modules.pop(__name__), f"{__name__}_{time.time_ns()}"
     sys.modules[__name__] = _module
 
-from .loomvideo_base import LoomVideoDenoisingMixin
-from .loomvideo_frames import Image, Video, cut_frames, fit_all, mllm_frames, read_images, read_references, read_videos
+from .loomvideo_base import LoomVideoBase, check_only_one, count_prompts
+from .loomvideo_errors import LoomVideoInputError
+from .loomvideo_frames import (
+    Image,
+    Video,
+    cut_frames,
+    fit_all,
+    mllm_frames,
+    to_clips,
+    to_references,
+    to_single_frame_clips,
+)
+from .loomvideo_guidance import divide_into_windows
 from .loomvideo_lora import LoomVideoLoraLoaderMixin
-from .loomvideo_mllm import LoomVideoPromptMixin
+from .loomvideo_mllm import PROMPT_PREFIXES, PromptEmbeds
 from .loomvideo_output import LoomVideoPipelineOutput
 from .loomvideo_repository import LoomVideoHubMixin
-from .loomvideo_sharing import LoomVideoSharingMixin, one_call_at_a_time
+from .loomvideo_sharing import one_call_at_a_time
+
+
+# diffusers copies the files that this one names, and none that only those name.
+from .loomvideo_lora_files import read_lora_file  # noqa: F401 isort: skip
+from .loomvideo_lora_weights import prepare_lora  # noqa: F401 isort: skip
+from .loomvideo_vae import encode, decode  # noqa: F401 isort: skip
+
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> import torch
+        >>> from diffusers.utils import export_to_video, load_video
+        >>> from loomvideo_diffusers import LoomVideoEditPipeline
+
+        >>> pipe = LoomVideoEditPipeline.from_pretrained("path-or-repo", torch_dtype=torch.bfloat16).to("cuda")
+        >>> video = load_video("fox.mp4")
+        >>> frames = pipe("turn the snow into autumn leaves", video=video).frames[0]
+        >>> export_to_video(frames, "leaves.mp4", fps=24)
+        ```
+"""
 
 
 class LoomVideoEditPipeline(
     LoomVideoHubMixin,
-    LoomVideoSharingMixin,
-    LoomVideoPromptMixin,
-    LoomVideoDenoisingMixin,
+    LoomVideoBase,
     LoomVideoLoraLoaderMixin,
     DiffusionPipeline,
 ):
@@ -70,40 +99,39 @@ class LoomVideoEditPipeline(
             line and training go by it; a call in Python does not.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
-    # Prompts can be encoded by a pipeline that has nothing else, for one that has no MLLM.
-    _optional_components = ["text_encoder", "processor", "vae", "transformer", "scheduler"]
-
-    def __init__(
-        self,
-        text_encoder: Qwen3VLModel,
-        processor: Qwen3VLProcessor,
-        vae: AutoencoderKLWan,
-        transformer: torch.nn.Module,
-        scheduler: UniPCMultistepScheduler,
-        default_options: dict | None = None,
-    ):
-        super().__init__()
-        self.register_to_config(default_options=default_options)
-        self.register_modules(
-            text_encoder=text_encoder, processor=processor, vae=vae, transformer=transformer, scheduler=scheduler
-        )
-        self.vae_scale_factor_temporal = self.vae.config.scale_factor_temporal if vae is not None else 4
-        self.vae_scale_factor_spatial = self.vae.config.scale_factor_spatial if vae is not None else 16
-        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
-
     def check_inputs(
-        self, video: Video | list[Video] | None, image: Image | list[Image] | None, **common_inputs
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        video: Video | list[Video] | None,
+        image: Image | list[Image] | None,
+        height: int | None,
+        width: int | None,
+        num_frames: int | None,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_scale_visual: float,
+        num_videos_per_prompt: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        given: dict[str, PromptEmbeds],
+        output_type: str,
+        callback_on_step_end_tensor_inputs: list[str],
+        guidance_interval: tuple[float, float],
+        window_frames: int,
+        window_overlap: int | None,
     ) -> int:
-        """Checks the arguments of a call, see `check_common_inputs`, and returns the number of prompts."""
-        if (video is None) == (image is None):
-            raise ValueError("Pass either `video` or `image`, and not both.")
-        if image is not None and common_inputs["num_frames"] not in (None, 1):
-            raise ValueError(
-                f"`num_frames` is {common_inputs['num_frames']}, but an image has one frame: pass a `video`."
-            )
-        self.check_components("vae")
-        return self.check_common_inputs(**common_inputs)
+        """Checks the arguments of a call, and returns how many prompts it has. `given` are embeds with their masks."""
+        check_only_one(video=video, image=image)
+        if image is not None and num_frames not in (None, 1):
+            raise LoomVideoInputError(f"`num_frames` is {num_frames}, but an image has one frame: pass a `video`.")
+        self.check_components("vae", "transformer", "scheduler")
+        batch_size = self.check_prompts(prompt, negative_prompt, **given)
+        self.check_size(height, width, num_frames, window_frames, window_overlap)
+        self.check_sampling(num_inference_steps, guidance_scale, guidance_scale_visual, guidance_interval)
+        self.check_outputs(
+            batch_size, num_videos_per_prompt, generator, output_type, callback_on_step_end_tensor_inputs
+        )
+        return batch_size
 
     def prepare_sources(
         self,
@@ -119,17 +147,19 @@ class LoomVideoEditPipeline(
         Reads the source clips and the references of all samples, cuts the clips to length, and fits everything to the
         size of the result, by default the source's own, rounded down to what the latents can have.
         """
-        clips = read_images(image, batch_size) if video is None else read_videos(video, batch_size)
+        clips = to_single_frame_clips(image, batch_size) if video is None else to_clips(video, batch_size)
         clips = cut_frames(clips, num_frames, self.vae_scale_factor_temporal)
-        references = read_references(reference_images, batch_size)
+        references = to_references(reference_images, batch_size)
         if height is None:
             step = self.size_step
             sizes = {(clip[0].height // step * step, clip[0].width // step * step) for clip in clips}
             if len(sizes) > 1:
-                raise ValueError(f"The sources of a batch differ in size, {sorted(sizes)}: pass `height` and `width`.")
+                raise LoomVideoInputError(
+                    f"The sources of a batch differ in size, {sorted(sizes)}: pass `height` and `width`."
+                )
             height, width = sizes.pop()
             if 0 in (height, width):
-                raise ValueError(f"The source is smaller than {step} x {step}: pass `height` and `width`.")
+                raise LoomVideoInputError(f"The source is smaller than {step} x {step}: pass `height` and `width`.")
         return fit_all(clips, height, width), fit_all(references, height, width), height, width
 
     def encode_prompt(
@@ -176,16 +206,14 @@ class LoomVideoEditPipeline(
             transformer, the embeds hold all layers of the MLLM; a call takes the ones it needs. Then as given:
             `video`, `image`, `reference_images`, `height`, `width`, `num_frames` and `window_frames`.
         """
-        if (video is None) == (image is None):
-            raise ValueError("Pass either `video` or `image`, and not both.")
-        if (prompt is None) == (prompt_embeds is None):
-            raise ValueError("Pass either `prompt` or `prompt_embeds`, and not both.")
-        batch_size = len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
+        check_only_one(video=video, image=image)
+        check_only_one(prompt=prompt, prompt_embeds=prompt_embeds)
+        batch_size = count_prompts(prompt, prompt_embeds)
         clips, references, _, _ = self.prepare_sources(
             video, image, reference_images, batch_size, height, width, num_frames
         )
         embeds = self.encode_branches(
-            task="edit image" if video is None else "edit video",
+            prompt_prefix=PROMPT_PREFIXES["edit image" if video is None else "edit video", bool(references[0])],
             prompt=prompt,
             negative_prompt=negative_prompt,
             references=references,
@@ -217,6 +245,7 @@ class LoomVideoEditPipeline(
 
     @one_call_at_a_time
     @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         prompt: str | list[str] | None = None,
@@ -317,17 +346,24 @@ class LoomVideoEditPipeline(
             [`LoomVideoPipelineOutput`], or a tuple with the frames.
 
         Raises:
-            TypeError, ValueError: if an argument is wrong; before any model runs.
+            TypeError, LoomVideoInputError: if an argument is wrong; before any model runs.
+
+        Examples:
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
-        # 1. Check the arguments, read the pixels and make noise
+        # 1. Check the arguments
+        given = {
+            "prompt_embeds": (prompt_embeds, prompt_embeds_mask),
+            "visual_prompt_embeds": (visual_prompt_embeds, visual_prompt_embeds_mask),
+            "negative_prompt_embeds": (negative_prompt_embeds, negative_prompt_embeds_mask),
+        }
         batch_size = self.check_inputs(
-            video=video,
-            image=image,
             prompt=prompt,
             negative_prompt=negative_prompt,
+            video=video,
+            image=image,
             height=height,
             width=width,
             num_frames=num_frames,
@@ -336,17 +372,16 @@ class LoomVideoEditPipeline(
             guidance_scale_visual=guidance_scale_visual,
             num_videos_per_prompt=num_videos_per_prompt,
             generator=generator,
-            embeds={
-                "prompt_embeds": (prompt_embeds, prompt_embeds_mask),
-                "visual_prompt_embeds": (visual_prompt_embeds, visual_prompt_embeds_mask),
-                "negative_prompt_embeds": (negative_prompt_embeds, negative_prompt_embeds_mask),
-            },
+            given=given,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
             guidance_interval=guidance_interval,
             window_frames=window_frames,
             window_overlap=window_overlap,
         )
+        self.begin_call(guidance_scale, guidance_scale_visual, attention_kwargs)
+
+        # 2. Read the sources and references and fit them to the size of the result, and make the noise
         clips, references, height, width = self.prepare_sources(
             video, image, reference_images, batch_size, height, width, num_frames
         )
@@ -354,48 +389,41 @@ class LoomVideoEditPipeline(
         latents = self.prepare_latents(
             batch_size * num_videos_per_prompt, num_frames, height, width, generator, latents, window_frames
         )
-        self.begin_call(guidance_scale, guidance_scale_visual, attention_kwargs)
 
-        # 2. Encode the prompts
-        embeds = self.encode_prompt(
+        # 3. Encode the prompts
+        embeds = self.encode_branches(
+            prompt_prefix=PROMPT_PREFIXES["edit image" if video is None else "edit video", bool(references[0])],
             prompt=prompt,
             negative_prompt=negative_prompt,
-            video=clips if image is None else None,
-            image=[clip[0] for clip in clips] if video is None else None,
-            reference_images=references if references[0] else None,
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            window_frames=window_frames,
+            references=references,
+            sources=[clip[0] if video is None else mllm_frames(clip, window_frames) for clip in clips],
             do_classifier_free_guidance=self.do_classifier_free_guidance,
             num_videos_per_prompt=num_videos_per_prompt,
-            prompt_embeds=prompt_embeds,
-            prompt_embeds_mask=prompt_embeds_mask,
-            visual_prompt_embeds=visual_prompt_embeds,
-            visual_prompt_embeds_mask=visual_prompt_embeds_mask,
-            negative_prompt_embeds=negative_prompt_embeds,
-            negative_prompt_embeds_mask=negative_prompt_embeds_mask,
-        )[:6]
-
-        # 3. Encode the sources and the references, and denoise
-        source_latents = self.prepare_clip_latents(clips, num_videos_per_prompt)
-        reference_latents = self.prepare_reference_latents(references, num_videos_per_prompt)
-        latents = self.denoise(
-            latents=latents,
-            num_inference_steps=num_inference_steps,
-            embeds=embeds,
-            source_latents=source_latents,
-            reference_latents=reference_latents,
-            generator=generator,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            guidance_interval=guidance_interval,
-            use_kv_cache=use_kv_cache,
-            window_frames=window_frames,
-            window_overlap=window_overlap,
+            **given,
         )
 
-        # 4. Decode
+        # 4. Encode the sources and the references
+        source_latents = self.prepare_clip_latents(clips, num_videos_per_prompt)
+        reference_latents = self.prepare_reference_latents(references, num_videos_per_prompt)
+
+        # 5. Denoise
+        with self.denoising():
+            timesteps = self.prepare_timesteps(num_inference_steps)
+            latents = self.denoise(
+                latents=latents,
+                timesteps=timesteps,
+                embeds=embeds,
+                source_latents=source_latents,
+                reference_latents=reference_latents,
+                windows=divide_into_windows(num_frames, window_frames, window_overlap, self.vae_scale_factor_temporal),
+                generator=generator,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+                guidance_interval=guidance_interval,
+                use_kv_cache=use_kv_cache,
+            )
+
+        # 6. Decode
         frames = self.decode_latents(latents, output_type)
         self.maybe_free_model_hooks()
 

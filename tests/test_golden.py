@@ -23,7 +23,7 @@ from conftest import GOLDEN, call_inputs, case_names, load_case, references_of, 
 
 from loomvideo_diffusers import LoomVideoEditPipeline
 from loomvideo_diffusers.media.video import sample_frame_indices
-from loomvideo_diffusers.pipelines.loomvideo_frames import fit, mllm_frame_indices, read_image, read_video
+from loomvideo_diffusers.pipelines.loomvideo_frames import fit, mllm_frame_indices, to_frames, to_image
 from loomvideo_diffusers.training.objective import TrainingSample, dynamic_shift, group_by_shape, squared_error
 
 
@@ -49,12 +49,11 @@ def test_pipeline(name, pipe):
         pipe = LoomVideoEditPipeline.from_pipe(pipe)
         pipe.set_progress_bar_config(disable=True)
 
-    # What the processor makes of the prompt and the MLLM of that, as they enter and leave
+    # What enters the MLLM, and what leaves it
     tokenized, hidden_states = [], []
-    tokenize = type(pipe).tokenize
-    keep_vision_only = type(pipe)._keep_vision_only
-    pipe.tokenize = lambda *arguments: tokenized.append(tokenize(pipe, *arguments)) or tokenized[-1]
-    pipe._keep_vision_only = lambda inputs: tokenized.append(keep_vision_only(pipe, inputs)) or tokenized[-1]
+    pipe.text_encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: tokenized.append(kwargs), with_kwargs=True
+    )
 
     latents, predictions = [], []
     step = pipe.scheduler.step
@@ -111,12 +110,12 @@ def test_pixels_and_latents(name, edit):
     case, metadata = load_case(name)
     inputs = call_inputs(name)
     if "video" in inputs or "image" in inputs:
-        frames = read_video(inputs["video"])[: metadata["num_frames"]] if "video" in inputs else [inputs["image"]]
-        frames = [fit(read_image(frame, "frame"), metadata["height"], metadata["width"]) for frame in frames]
+        frames = to_frames(inputs["video"])[: metadata["num_frames"]] if "video" in inputs else [inputs["image"]]
+        frames = [fit(to_image(frame, "frame"), metadata["height"], metadata["width"]) for frame in frames]
         assert np.array_equal(np.stack(frames).transpose(3, 0, 1, 2).squeeze(), case["source_pixel_values"].squeeze())
         assert max_difference(edit.prepare_clip_latents([frames], 1), case["source_latents"]) < 1e-4
     for index, reference in enumerate(inputs.get("reference_images", [])):
-        image = fit(read_image(reference, "reference"), metadata["height"], metadata["width"])
+        image = fit(to_image(reference, "reference"), metadata["height"], metadata["width"])
         assert np.array_equal(np.asarray(image).transpose(2, 0, 1), case[f"reference_pixel_values.{index}"])
         latents = edit.prepare_reference_latents([[image]], 1)[0]
         assert max_difference(latents, case[f"reference_latents.{index}"]) < 1e-4

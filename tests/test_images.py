@@ -220,7 +220,7 @@ def test_deep_gray(values, suffix, expected, tmp_path):
     image = PIL.Image.fromarray(values)
     image.save(path)
     assert np.abs(pixels_of(path) - expected[..., None]).max() <= 1
-    assert np.abs(np.asarray(loomvideo_frames.read_image(image, "image")).astype(int) - expected[..., None]).max() <= 1
+    assert np.abs(np.asarray(loomvideo_frames.to_image(image, "image")).astype(int) - expected[..., None]).max() <= 1
 
 
 def test_unsigned_gray_of_32_bits(tmp_path):
@@ -276,21 +276,21 @@ def test_transparency(tmp_path):
         assert np.abs(pixels[2:, 4:] - (200, 0, 0)).max() <= 40
     assert read_image(tmp_path / "image.png").getpixel((5, 0)) == (128, 128, 128)
     for image in [picture, palette_with_transparency(True), palette_with_transparency(False), picture.convert("RGBa")]:
-        read = loomvideo_frames.read_image(image, "image")
+        read = loomvideo_frames.to_image(image, "image")
         assert read.getpixel((0, 0)) == (255, 255, 255)
         assert read.getpixel((4, 2)) == (200, 0, 0)
-    gray = loomvideo_frames.read_image(picture.convert("LA"), "image")
+    gray = loomvideo_frames.to_image(picture.convert("LA"), "image")
     assert (gray.getpixel((0, 0)), gray.getpixel((4, 2))) == ((255, 255, 255), (60, 60, 60))
     for image in other_transparencies():
         image.save(tmp_path / "key.png")
-        for read in (loomvideo_frames.read_image(image, "image"), read_image(tmp_path / "key.png")):
+        for read in (loomvideo_frames.to_image(image, "image"), read_image(tmp_path / "key.png")):
             assert np.asarray(read)[0, :3, 0].tolist() == [0, 255, 20]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "RGBX"])
 def test_modes(mode, tmp_path):
     picture = PIL.Image.fromarray((upright_picture(8, 8) > 127).astype(np.uint8) * 255)
-    read = loomvideo_frames.read_image(picture.convert(mode), "image")
+    read = loomvideo_frames.to_image(picture.convert(mode), "image")
     assert np.abs(np.asarray(read).astype(int) - np.asarray(picture)).max() <= 2
 
 

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from loomvideo_diffusers import LoomVideoPipeline, LoomVideoTransformer3DModel
 from loomvideo_diffusers.cli import main
-from loomvideo_diffusers.pipelines.loomvideo_lora import parse_lora_name
+from loomvideo_diffusers.pipelines.loomvideo_lora_weights import parse_lora_name
 
 
 # Layers of the miniature, each with its name in Wan's code and the shape of its weights

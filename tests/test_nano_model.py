@@ -29,7 +29,7 @@ from loomvideo_diffusers.nano.evaluation import call, evaluate_task
 from loomvideo_diffusers.nano.judge import PATH_TOLERANCE, look
 from loomvideo_diffusers.nano.tasks import sample_held_out
 from loomvideo_diffusers.nano.world import Scene, draw_frame, sample_thing
-from loomvideo_diffusers.pipelines.loomvideo_base import divide_into_windows
+from loomvideo_diffusers.pipelines.loomvideo_guidance import divide_into_windows
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +161,7 @@ def test_a_long_edit_has_no_seam(pipe, tmp_path):
     ).frames
     write_video(tmp_path / "apart.mp4", np.concatenate(parts[:, :-1]))
 
-    window = (NUM_FRAMES - 1) // 4 + 1
-    latent_windows = divide_into_windows(61, window, DEFAULT_OPTIONS["window_overlap"] // 4)
+    latent_windows = divide_into_windows(241, NUM_FRAMES, DEFAULT_OPTIONS["window_overlap"])
     edges = {edge for part, _ in latent_windows for edge in (part.start, part.stop)} - {0, 61}
     seams, cuts = [4 * edge - 4 for edge in sorted(edges)], [start - 1 for start in starts[1:]]
 

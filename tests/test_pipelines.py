@@ -30,7 +30,7 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.hooks import apply_group_offloading
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline
-from loomvideo_diffusers.pipelines.loomvideo_base import guidance_coefficients
+from loomvideo_diffusers.pipelines.loomvideo_guidance import guidance_coefficients
 from loomvideo_diffusers.pipelines.loomvideo_mllm import DEFAULT_NEGATIVE_PROMPT
 
 
@@ -493,6 +493,23 @@ def test_vae_slicing_and_tiling(edit, clip):
     assert tiled.shape == expected.shape
     assert tiled.isfinite().all()
     assert not torch.equal(tiled, expected)
+
+
+def test_chunks_are_tiled_too(edit):
+    """Encoding and decoding in chunks takes the tiles that the VAE was told to take."""
+    frames = np.random.default_rng(0).integers(0, 256, (5, 96, 128, 3), dtype=np.uint8)
+    sides = ("height", "width")
+    tiles = {f"tile_sample_{size}_{side}": pixels for size, pixels in (("min", 64), ("stride", 48)) for side in sides}
+    clip = [PIL.Image.fromarray(frame) for frame in frames]
+    whole = edit.encode_in_chunks(frames)
+    edit.vae.enable_tiling(**tiles)
+    with torch.no_grad():
+        encoded = edit.prepare_clip_latents([clip], 1)
+        decoded = edit.decode_latents(encoded, "pt")
+    assert torch.equal(edit.encode_in_chunks(frames), encoded)
+    assert not torch.equal(encoded, whole)
+    video = torch.cat(list(edit.decode_in_chunks(encoded)), dim=2)
+    assert torch.equal(edit.video_processor.postprocess_video(video, output_type="pt"), decoded)
 
 
 def test_components_are_as_they_were_after_a_call(edit, clip):

@@ -150,13 +150,27 @@ def imports(file: Path):
             yield (node.module or "").split(".")[0], node.level
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "pipelines").glob("*loomvideo*.py")), ids=lambda file: file.name)
+PUBLISHED = sorted((ROOT / "pipelines").glob("*loomvideo*.py"))
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.name)
 def test_what_goes_to_the_hub_stands_alone(file):
     allowed = set(sys.stdlib_module_names) | {"diffusers", "transformers", "huggingface_hub", "torch", "numpy", "PIL"}
+    siblings = {published.stem for published in PUBLISHED if published.stem.startswith("loomvideo_")}
     for module, level in imports(file):
         assert level < 2
-        # The Hub's loader copies what the entry file imports, and not what that imports.
-        assert module in allowed if level == 0 else file.name.startswith("pipeline_")
+        assert module in (siblings if level else allowed)
+
+
+@pytest.mark.parametrize("entry", ["pipeline_loomvideo.py", "pipeline_loomvideo_edit.py"])
+def test_an_entry_names_all_that_it_needs(entry):
+    """The Hub's loader copies what the entry file imports, and not what that imports."""
+
+    def siblings(name):
+        return {module for module, level in imports(ROOT / "pipelines" / name) if level}
+
+    named = siblings(entry)
+    assert named == named.union(*(siblings(f"{module}.py") for module in named))
 
 
 def test_the_transformer_stands_alone():

@@ -21,8 +21,9 @@ import pytest
 import torch
 from test_savings import counted
 
-from loomvideo_diffusers.pipelines.loomvideo_base import divide_into_windows
+from loomvideo_diffusers.pipelines.loomvideo_errors import LoomVideoInputError
 from loomvideo_diffusers.pipelines.loomvideo_frames import mllm_frame_indices
+from loomvideo_diffusers.pipelines.loomvideo_guidance import divide_into_windows
 
 
 @pytest.fixture
@@ -34,28 +35,38 @@ def long_clip():
 @pytest.mark.parametrize(
     ("num_frames", "window", "overlap", "starts"),
     [
-        (5, 31, 7, [0]),
-        (31, 31, 7, [0]),
-        (32, 31, 7, [0, 1]),
-        (60, 5, 2, [round(55 * index / 19) for index in range(20)]),
-        (61, 31, 8, [0, 15, 30]),
-        (10, 5, 0, [0, 5]),
-        (3, 1, 0, [0, 1, 2]),
-        (1, 5, 1, [0]),
+        (17, 121, 28, [0]),
+        (121, 121, 28, [0]),
+        (125, 121, 28, [0, 1]),
+        (125, 121, None, [0, 1]),
+        (237, 17, 8, [round(55 * index / 19) for index in range(20)]),
+        (241, 121, 32, [0, 15, 30]),
+        (37, 17, 0, [0, 5]),
+        (9, 1, 0, [0, 1, 2]),
+        (1, 17, 4, [0]),
     ],
 )
 def test_division(num_frames, window, overlap, starts):
-    """Windows cover everything, overlap enough, and the weights of each frame sum to 1."""
+    """Windows cover everything, overlap enough, and the weights of each latent frame sum to 1."""
     windows = divide_into_windows(num_frames, window, overlap)
+    length, window_length = (num_frames + 3) // 4, (window + 3) // 4
     assert [frames.start for frames, _ in windows] == starts
-    total = torch.zeros(num_frames)
+    total = torch.zeros(length)
     for frames, weights in windows:
-        assert len(weights) == frames.stop - frames.start == min(window, num_frames)
+        assert len(weights) == frames.stop - frames.start == min(window_length, length)
         assert weights.min() > 0
         total[frames] += weights
-    assert torch.allclose(total, torch.ones(num_frames))
+    assert torch.allclose(total, torch.ones(length))
     for (left, _), (right, _) in pairwise(windows):
-        assert left.stop - right.start >= overlap
+        assert left.stop - right.start >= (window_length // 4 if overlap is None else overlap // 4)
+
+
+def test_weights():
+    """They rise from the ends of a window to the overlap, and where two windows meet they share a frame by that."""
+    (first, first_weights), (last, last_weights) = divide_into_windows(29, 17, 8)
+    assert (first, last) == (slice(0, 5), slice(3, 8))
+    assert first_weights.tolist() == pytest.approx([1, 1, 1, 2 / 3, 1 / 3])
+    assert last_weights.tolist() == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
 
 
 def test_predictions_are_blended(edit, long_clip):
@@ -67,20 +78,23 @@ def test_predictions_are_blended(edit, long_clip):
     whole = edit(video=long_clip, prompt_embeds=embeds, latents=noise, window_frames=17, window_overlap=8, **options)
     source = edit.prepare_clip_latents([edit.prepare_sources(long_clip, None, None, 1, None, None, None)[0][0]], 1)
     expected = torch.zeros_like(noise)
-    windows = divide_into_windows(11, 5, 2)
-    assert len(windows) == 3
-    for frames, weights in windows:
-        moved = edit.denoise(
-            latents=noise[:, :, frames],
-            num_inference_steps=1,
-            embeds=(embeds, None, None, None, None, None),
-            source_latents=source[:, :, frames],
-            reference_latents=[],
-            generator=None,
-            callback_on_step_end=None,
-            callback_on_step_end_tensor_inputs=[],
-        )
-        expected[:, :, frames] += weights.view(-1, 1, 1) * moved
+    # Of 11 latent frames, windows of 5 begin at 0, 3 and 6; a frame counts more in the window whose middle is nearer.
+    for start, weights in (
+        (0, [1, 1, 1, 2 / 3, 1 / 3]),
+        (3, [1 / 3, 2 / 3, 1, 2 / 3, 1 / 3]),
+        (6, [1 / 3, 2 / 3, 1, 1, 1]),
+    ):
+        frames = slice(start, start + 5)
+        with edit.denoising():
+            moved = edit.denoise(
+                latents=noise[:, :, frames],
+                timesteps=edit.prepare_timesteps(1),
+                embeds=(embeds, None, None, None, None, None),
+                source_latents=source[:, :, frames],
+                reference_latents=[],
+                windows=[(slice(0, 5), torch.ones(5))],
+            )
+        expected[:, :, frames] += torch.tensor(weights).view(-1, 1, 1) * moved
     assert torch.allclose(whole.frames, expected, atol=1e-5)
 
 
@@ -113,12 +127,12 @@ def test_the_mllm_sees_as_many_frames_as_of_one_window():
 
 
 def test_errors(edit, long_clip):
-    for wrong, message in (
-        ({"window_frames": 16}, "`window_frames` must be 4k"),
-        ({"window_frames": 0}, "`window_frames` must be 4k"),
-        ({"window_overlap": 3}, "`window_overlap` must be a multiple of 4 below the 121"),
-        ({"window_frames": 17, "window_overlap": 20}, "`window_overlap` must be a multiple of 4 below the 17"),
-        ({"window_overlap": -4}, "`window_overlap` must be"),
+    for wrong, name in (
+        ({"window_frames": 16}, "window_frames"),
+        ({"window_frames": 0}, "window_frames"),
+        ({"window_overlap": 3}, "window_overlap"),
+        ({"window_frames": 17, "window_overlap": 20}, "window_overlap"),
+        ({"window_overlap": -4}, "window_overlap"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(LoomVideoInputError, match=f"^`{name}` must"):
             edit("blue", video=long_clip, num_inference_steps=1, **wrong)

@@ -41,8 +41,10 @@ from ..pipelines.loomvideo_frames import (
     fit_all,
     mllm_frame_indices,
     nearest_size,
-    read_references,
+    to_references,
 )
+from ..pipelines.loomvideo_guidance import divide_into_windows
+from ..pipelines.loomvideo_mllm import PROMPT_PREFIXES
 from ..pipelines.loomvideo_sharing import one_call_at_a_time
 from ..progress import progress_bar, stage
 from .survey import Footage, read_frames, read_model_frames, spread_frames, spread_indices
@@ -276,25 +278,11 @@ def _denoise(
     negative_prompt_embeds: torch.Tensor | None,
 ) -> torch.Tensor:
     """The latents of the result."""
-    references = fit_all(read_references(list(edit.references) or None, 1), fit.height, fit.width)
-    windows = {"window_frames": edit.window_frames, "window_overlap": edit.window_overlap}
-    pipe.check_common_inputs(
-        prompt=edit.prompt,
-        negative_prompt=edit.negative_prompt,
-        height=fit.height,
-        width=fit.width,
-        num_frames=footage.num_model_frames,
-        num_inference_steps=edit.num_inference_steps,
-        guidance_scale=edit.guidance_scale,
-        guidance_scale_visual=edit.guidance_scale_visual,
-        num_videos_per_prompt=1,
-        generator=None,
-        embeds={"prompt_embeds": (None, None), "negative_prompt_embeds": (None, None)},
-        output_type="latent",
-        callback_on_step_end_tensor_inputs=["latents"],
-        guidance_interval=(0.0, 1.0),
-        **windows,
-    )
+    references = fit_all(to_references(list(edit.references) or None, 1), fit.height, fit.width)
+    pipe.check_components("vae", "transformer", "scheduler")
+    pipe.check_prompts(edit.prompt, edit.negative_prompt)
+    pipe.check_size(fit.height, fit.width, footage.num_model_frames, edit.window_frames, edit.window_overlap)
+    pipe.check_sampling(edit.num_inference_steps, edit.guidance_scale, edit.guidance_scale_visual)
     pipe.begin_call(edit.guidance_scale, edit.guidance_scale_visual, {"scale": edit.lora_scale})
     noise = pipe.prepare_latents(
         1,
@@ -325,37 +313,36 @@ def _denoise(
     shown = [seen[index] for index in indices]
     with stage("Reading the prompt"):
         embeds = pipe.encode_branches(
-            task="edit video",
+            prompt_prefix=PROMPT_PREFIXES["edit video", bool(references[0])],
             prompt=edit.prompt,
             negative_prompt=edit.negative_prompt,
             references=references,
             sources=[np.stack(shown * 2 if len(shown) == 1 else shown)],
             do_classifier_free_guidance=pipe.do_classifier_free_guidance,
-            num_videos_per_prompt=1,
-            prompt_embeds=(None, None),
-            visual_prompt_embeds=(None, None),
             negative_prompt_embeds=(negative_prompt_embeds, None),
         )
 
     def keep(
         pipe: LoomVideoEditPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        progress.write(tensors["latents"], step + 1, pipe.scheduler)
+        progress.write(tensors["latents"], num_steps + step + 1, pipe.scheduler)
         return {}
 
-    return pipe.denoise(
-        latents=noise if latents is None else latents,
-        num_inference_steps=edit.num_inference_steps,
-        embeds=embeds,
-        source_latents=source_latents,
-        reference_latents=pipe.prepare_reference_latents(references, 1),
-        generator=None,
-        callback_on_step_end=keep,
-        callback_on_step_end_tensor_inputs=["latents"],
-        first_step=num_steps,
-        scheduler_state=scheduler_state,
-        **windows,
-    )
+    reference_latents = pipe.prepare_reference_latents(references, 1)
+    with pipe.denoising():
+        timesteps = pipe.prepare_timesteps(edit.num_inference_steps)
+        vars(pipe.scheduler).update(scheduler_state)
+        return pipe.denoise(
+            latents=noise if latents is None else latents,
+            timesteps=timesteps[num_steps:],
+            embeds=embeds,
+            source_latents=source_latents,
+            reference_latents=reference_latents,
+            windows=divide_into_windows(
+                footage.num_model_frames, edit.window_frames, edit.window_overlap, pipe.vae_scale_factor_temporal
+            ),
+            callback_on_step_end=keep,
+        )
 
 
 def _results(

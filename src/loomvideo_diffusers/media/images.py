@@ -37,6 +37,7 @@ import PIL.Image
 import PIL.ImageCms
 from PIL.JpegImagePlugin import JpegImageFile
 
+from ..errors import LoomVideoError
 from ..pipelines import loomvideo_frames
 from . import orientation as orientations
 from .files import check_output_path, write_whole
@@ -80,7 +81,7 @@ DNG_VERSION = 50706
 _LOCK = threading.RLock()
 
 
-class ImageError(ValueError):
+class ImageError(LoomVideoError):
     """Says in one sentence why a file cannot be read as an image."""
 
 
@@ -167,7 +168,7 @@ def animation_as_png(path: str | os.PathLike) -> bytes:
 def write_image(path: str | os.PathLike, image: loomvideo_frames.Image, comment: str = "") -> None:
     """Writes a png, jpg or webp, which says of itself what `comment` says. It appears when all of it is written."""
     check_output_path(path, IMAGE_SUFFIXES)
-    picture = loomvideo_frames.read_image(image, "image")
+    picture = loomvideo_frames.to_image(image, "image")
     image_format = PIL.Image.registered_extensions()[Path(path).suffix.lower()]
     exif = PIL.Image.Exif()
     exif[PIL.ExifTags.Base.ImageDescription] = comment
@@ -377,9 +378,9 @@ def _stderr_to(file: IO[bytes]) -> Iterator[None]:
 
 
 def _to_srgb(image: PIL.Image.Image, profile: bytes | None, name: str) -> PIL.Image.Image:
-    """Converts an image as `loomvideo_frames.read_image` does, by its color profile if that is of any use."""
+    """Converts an image as `loomvideo_frames.to_image` does, by its color profile if that is of any use."""
     try:
-        picture = loomvideo_frames.read_image(image, name)
+        picture = loomvideo_frames.to_image(image, name)
     except ValueError as error:
         raise ImageError(str(error)) from error
     if not profile:

@@ -218,7 +218,7 @@ def write_video(
         LoomVideoError: if the frames or the ending are wrong, or the file cannot be written.
     """
     check_output_path(path, VIDEO_SUFFIXES)
-    images = loomvideo_frames.read_video(frames, "frames")
+    images = loomvideo_frames.to_frames(frames, "frames")
     if Path(path).suffix.lower() == ".gif":
         times = [index / fps for index in range(len(images) + 1)]
         write_whole(path, lambda file: write_gif(file, images, times, comment))
@@ -311,7 +311,7 @@ def contact_sheet(
     """
     strips = []
     for row in rows:
-        frames = loomvideo_frames.read_video(row, "frames")
+        frames = loomvideo_frames.to_frames(row, "frames")
         chosen = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
         width = round(frames[0].width * height / frames[0].height)
         strips.append(PIL.Image.fromarray(np.hstack([frames[index].resize((width, height)) for index in chosen])))

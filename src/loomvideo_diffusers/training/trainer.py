@@ -18,12 +18,11 @@ import json
 import math
 import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,40 +30,20 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    InitProcessGroupKwargs,
-    broadcast_object_list,
-    gather_object,
-    set_seed,
-)
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from diffusers import AutoencoderKLWan
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel, cast_training_params, free_memory
-from peft import LoraConfig
-from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from diffusers.training_utils import free_memory
 from torch.utils.data import DataLoader
-from transformers import Qwen3VLModel
 
 from ..defaults import read_default_options
 from ..errors import LoomVideoError
-from ..media.files import check_writable, lock_folder, remove_leftovers_in, replace_folder, write_whole
-from ..media.video import MAX_FRAMES, read_image, read_video
+from ..media.files import lock_folder, remove_leftovers_in
 from ..models.transformer_loomvideo import LoomVideoTransformer3DModel
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..progress import progress_bar
-from .checkpoints import (
-    LORA_FILE,
-    find_checkpoints,
-    load_checkpoint,
-    read_state,
-    save_checkpoint,
-    save_lora,
-    save_only_lora,
-)
-from .config import LoraSettings, OptimizerSettings, TrainingConfig
+from .checkpoints import find_checkpoints, load_checkpoint, read_state, save_checkpoint
+from .checks import check_settings, check_targets, flatten
+from .config import TrainingConfig
 from .data import (
     Clip,
     Item,
@@ -77,6 +56,7 @@ from .data import (
     shapes_of,
 )
 from .features import Encoders, Features, FeatureStore, hash_inputs
+from .model import TrainedModel, prepare_model, save_result
 from .objective import (
     TrainingSample,
     TransformerWithTextEncoder,
@@ -85,13 +65,10 @@ from .objective import (
     sample_timestep,
     squared_error,
 )
-from .publishing import create_repository, find_license, push_to_hub, write_card
+from .processes import Termination, gather, share
+from .publishing import create_repository, push_to_hub, write_card
 from .validation import Validation
 
-
-# What may change between a checkpoint and its continuation without changing what the steps compute.
-FREE_KEYS = ("output_dir", "data.num_workers", "validation", "gradient_checkpointing", "checkpoint_every")
-FREE_KEYS += ("compile_blocks", "keep_checkpoints", "tracker", "hub_model_id", "license")
 
 # How long processes wait for each other: one may have many more features to compute than the others.
 PROCESS_TIMEOUT = timedelta(hours=4)
@@ -143,7 +120,7 @@ def train(
     )
     with ExitStack() as stack:
         if not precompute_only:
-            _share(accelerator, lambda: stack.enter_context(lock_folder(output_dir)))
+            share(accelerator, lambda: stack.enter_context(lock_folder(output_dir)))
         return _train(accelerator, config, output_dir, resume, strict, push, precompute_only)
 
 
@@ -156,135 +133,177 @@ def _train(
     push: bool,
     precompute_only: bool,
 ) -> Path | None:
-    checkpoints = output_dir / "checkpoints"
-    is_main = accelerator.is_main_process
-    is_sharded = accelerator.distributed_type == DistributedType.FSDP
-
     # 1. The records, and all that can be wrong with them and with the settings
-    options = _share(accelerator, lambda: read_default_options(config.model))
+    options = share(accelerator, lambda: read_default_options(config.model))
     config = config.with_defaults(options)
     batches_per_step = config.gradient_accumulation_steps * accelerator.num_processes
-    _share(accelerator, lambda: _check(config, batches_per_step, is_sharded, resume, push, precompute_only))
-    rows, failures = _share(accelerator, lambda: _read_records(config, strict))
-    records = datasets.Dataset.from_list(rows)
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    share(accelerator, lambda: check_settings(config, batches_per_step, is_sharded, resume, push, precompute_only))
+    rows, failures = share(accelerator, lambda: _read_records(config, strict))
     with accelerator.local_main_process_first():
         folder = config.model if Path(config.model).is_dir() else LoomVideoPipeline.download(config.model)
     model_config = LoomVideoTransformer3DModel.load_config(folder, subfolder="transformer")
-    vae_config = AutoencoderKLWan.load_config(folder, subfolder="vae")
-    frozen_dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     if config.lora is not None:
-        _share(accelerator, lambda: _check_targets(config.lora, model_config))
-    repo_id = _share(accelerator, lambda: create_repository(config.hub_model_id)) if push else None
+        share(accelerator, lambda: check_targets(config.lora, model_config))
+    repo_id = share(accelerator, lambda: create_repository(config.hub_model_id)) if push else None
     if not precompute_only:
         _start_tracker(accelerator, config)
 
     # 2. What the frozen models make of the clips
-    encoders = None
+    frozen_dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     num_layers = None if config.train_text_encoder else model_config["num_layers"]
-
-    def load_encoders() -> Encoders:
-        nonlocal encoders
-        if encoders is None:
-            encoders = Encoders(folder, num_layers, accelerator.device, frozen_dtype)
-        return encoders
-
-    read = read_clip
+    frozen = _FrozenModels(folder, num_layers, accelerator.device, frozen_dtype)
+    records, read = datasets.Dataset.from_list(rows), read_clip
     if config.data.features is not None:
-        files = sorted({file for row in records for file in record_of(row).files})
-        digests = _share(accelerator, lambda: hash_inputs(folder, files))
-        store = FeatureStore(config.data.features, digests, num_layers, frozen_dtype, config.data.variants())
-        failures |= _precompute(accelerator, store, records, load_encoders, strict)
-        records = records.select([index for index, where in enumerate(records["where"]) if where not in failures])
-        if len(records) == 0:
-            where, reason = next(iter(failures.items()))
-            raise LoomVideoError(f"None of the clips can be read, the first is that of {where}: {reason}")
+        store = _open_store(accelerator, config, frozen, records)
+        failures |= _precompute(accelerator, store, records, frozen, strict)
+        records = _leave_out(records, failures)
         read = store.read
     if precompute_only:
-        _report(failures, is_main)
+        _report(failures, accelerator.is_main_process)
         return None
-    validation = None
-    if config.validation is not None:
-        # A sharded model runs in all processes at once, on the same sample.
-        share = (0, 1) if is_sharded else (accelerator.process_index, accelerator.num_processes)
-        validation = Validation(config.validation, model_config["num_layers"], *share, options)
-        if not config.train_text_encoder:
-            validation.prepare(lambda: load_encoders().pipe)
+    validation = _prepare_validation(accelerator, config, model_config["num_layers"], options, frozen)
     if config.data.features is None:
-        load_encoders()
+        frozen.load()
     else:
-        encoders = None
+        frozen.unload()
+
+    # 3. The model, and where it begins
+    run = _Run(
+        accelerator=accelerator,
+        config=config,
+        folder=folder,
+        output_dir=output_dir,
+        vae_config=AutoencoderKLWan.load_config(folder, subfolder="vae"),
+        patch_size=tuple(model_config["patch_size"]),
+        model=prepare_model(accelerator, config, folder, frozen_dtype),
+        encoders=frozen.encoders,
+        validation=validation,
+        records_digest=hashlib.sha256(json.dumps(records.to_list()).encode()).hexdigest(),
+        failures=failures,
+    )
+    run.resume()
+
+    # 4. Steps
+    run.train(run.load_batches(records, read), strict)
+
+    # 5. The result
+    with run.model.averaged():
+        result = save_result(accelerator, run.model.module, config, output_dir)
+    if accelerator.is_main_process:
+        write_card(config, output_dir, repo_id)
+    _report(gather(run.failures), accelerator.is_main_process)
+    accelerator.end_training()
+    if push and accelerator.is_main_process:
+        print(f"Pushed: {push_to_hub(config, output_dir, repo_id)}")
+    return result
+
+
+class _FrozenModels:
+    """The encoders of a model, loaded when they are first needed."""
+
+    def __init__(self, folder: str, num_layers: int | None, device: torch.device, dtype: torch.dtype):
+        self.folder = folder
+        self.num_layers = num_layers
+        self.device = device
+        self.dtype = dtype
+        self.encoders: Encoders | None = None
+
+    def load(self) -> Encoders:
+        if self.encoders is None:
+            self.encoders = Encoders(self.folder, self.num_layers, self.device, self.dtype)
+        return self.encoders
+
+    def unload(self) -> None:
+        self.encoders = None
         free_memory()
 
-    # 3. The model, and what changes it
-    set_seed(config.seed)
-    transformer = LoomVideoTransformer3DModel.from_pretrained(
-        folder,
-        subfolder="transformer",
-        # What is trained stays in float32, and so does what is sharded together with it.
-        dtype=frozen_dtype if config.lora is not None and not is_sharded else torch.float32,
-    )
-    if config.lora is not None:
-        _add_lora(transformer, config.lora)
-        save_only_lora(accelerator)
-    if config.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    if config.compile_blocks:
-        # Groups of one sample and of many, with and without references, with and without padding: each is compiled.
-        torch._dynamo.config.recompile_limit = 64
-        transformer.compile_repeated_blocks(dynamic=True)
-    model = transformer
-    if config.train_text_encoder:
-        text_encoder = Qwen3VLModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32)
-        if config.compile_blocks:
-            for layer in text_encoder.language_model.layers:
-                layer.compile(dynamic=True)
-        model = TransformerWithTextEncoder(transformer, text_encoder)
-    model.train()
-    patch_size = tuple(transformer.config.patch_size)
-    model, *optimizers = accelerator.prepare(model, *_make_optimizers(model, config.optimizer))
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Not prepared: that would step it once for each process.
-    schedulers = [_make_scheduler(optimizer, config) for optimizer in optimizers]
-    ema = None if config.ema_decay is None else EMAModel(parameters, decay=config.ema_decay)
-    set_seed(config.seed, device_specific=True)
 
-    # 4. Where to begin
-    records_digest = hashlib.sha256(json.dumps(records.to_list()).encode()).hexdigest()
-    first_step, first_batch = 0, 0
-    if is_main:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        for place in (output_dir, checkpoints, output_dir / "samples"):
-            remove_leftovers_in(place)
-    accelerator.wait_for_everyone()
-    if find_checkpoints(checkpoints):
-        path = find_checkpoints(checkpoints)[-1]
-        state = read_state(path)
-        if state["records"] != records_digest:
+@dataclass
+class _Run:
+    """
+    A training that is ready for its steps.
+
+    Attributes:
+        folder: of the model that it began with.
+        encoders: what the clips are encoded by as they come, or None where features are read.
+        records_digest: a hash of the records, by which a checkpoint knows them.
+        failures: what could not be read and why, by record.
+        first_step, first_batch: where it begins.
+    """
+
+    accelerator: Accelerator
+    config: TrainingConfig
+    folder: str
+    output_dir: Path
+    vae_config: dict[str, Any]
+    patch_size: tuple[int, int, int]
+    model: TrainedModel
+    encoders: Encoders | None
+    validation: Validation | None
+    records_digest: str
+    failures: dict[str, str]
+    first_step: int = 0
+    first_batch: int = 0
+    termination: Termination = field(init=False)
+
+    def __post_init__(self):
+        self.termination = Termination(self.accelerator)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.output_dir / "checkpoints"
+
+    @property
+    def batches_per_step(self) -> int:
+        return self.config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    def resume(self) -> None:
+        """Goes back to the last checkpoint, if there is one."""
+        if self.accelerator.is_main_process:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for place in (self.output_dir, self.checkpoints, self.output_dir / "samples"):
+                remove_leftovers_in(place)
+        self.accelerator.wait_for_everyone()
+        found = find_checkpoints(self.checkpoints)
+        if not found:
+            return
+        state = read_state(found[-1])
+        if state["records"] != self.records_digest:
             raise LoomVideoError(
-                f"The records are not those that {path} was written with: set them back, or choose another "
+                f"The records are not those that {found[-1]} was written with: set them back, or choose another "
                 "`output_dir` to begin anew."
             )
-        load_checkpoint(accelerator, path, state, ema)
-        first_step, first_batch = state["step"], state["batches"]
-        for scheduler, scheduler_state in zip(schedulers, state["schedulers"]):
+        load_checkpoint(self.accelerator, found[-1], state, self.model.ema)
+        self.first_step, self.first_batch = state["step"], state["batches"]
+        for scheduler, scheduler_state in zip(self.model.schedulers, state["schedulers"]):
             scheduler.load_state_dict(scheduler_state)
-        failures |= state["failures"]
-    sampler = TokenBatchSampler(
-        shapes=shapes_of(records),
-        dataset_of=records["dataset"],
-        weights=_weights(config),
-        token_size=(
-            vae_config["scale_factor_temporal"] * patch_size[0],
-            vae_config["scale_factor_spatial"] * patch_size[2],
-        ),
-        tokens_per_batch=config.data.tokens_per_batch,
-        seed=config.seed,
-        first_batch=first_batch,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-    )
-    batches = iter(
-        DataLoader(
+        self.failures |= state["failures"]
+
+    def load_batches(self, records: datasets.Dataset, read: Callable[..., Clip | Features]) -> Iterator[list[Item]]:
+        """The batches of this process, from the first one on. Prints what the training will do."""
+        config, accelerator = self.config, self.accelerator
+        patch_frames, _, patch_width = self.patch_size
+        weights = [dataset.weight for dataset in config.data.datasets]
+        sampler = TokenBatchSampler(
+            shapes=shapes_of(records),
+            dataset_of=records["dataset"],
+            weights=None if weights[0] is None else weights,
+            token_size=(
+                self.vae_config["scale_factor_temporal"] * patch_frames,
+                self.vae_config["scale_factor_spatial"] * patch_width,
+            ),
+            tokens_per_batch=config.data.tokens_per_batch,
+            seed=config.seed,
+            first_batch=self.first_batch,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+        )
+        loader = DataLoader(
             TrainingDataset(records, read, config.data.drop_all, config.data.drop_text),
             batch_sampler=sampler,
             collate_fn=list,
@@ -293,119 +312,140 @@ def _train(
             # Its base seed would come from the random state, which a continued run has to find as it was.
             generator=torch.Generator().manual_seed(config.seed),
         )
-    )
-    if is_main:
-        trained = sum(parameter.numel() for parameter in parameters)
-        print(_describe_plan(config, sampler, trained, first_step, batches_per_step), flush=True)
+        if accelerator.is_main_process:
+            trained = sum(parameter.numel() for parameter in self.model.parameters)
+            plan = _describe_plan(config, sampler, trained, self.first_step, self.batches_per_step)
+            print(plan, flush=True)
+        return iter(loader)
 
-    # 5. Steps
-    termination = _Termination(accelerator)
+    def train(self, batches: Iterator[list[Item]], strict: bool) -> None:
+        """Does all steps, with what belongs between them. Raises SystemExit after a SIGTERM."""
+        config, is_main = self.config, self.accelerator.is_main_process
+        bar = {"initial": self.first_step, "desc": "Training", "unit": "step", "disable": not is_main}
+        progress = progress_bar(total=config.steps, **bar)
+        # Closed before an error is told, which would stand in the bar's line otherwise
+        with self.termination, progress:
+            # A run that ended while it validated has its checkpoint already. All processes validate, or none.
+            if self.first_step > 0 and self._is_validation_due(self.first_step):
+                self._complete_validation(progress)
+            for step in range(self.first_step + 1, config.steps + 1):
+                items = [next(batches) for _ in range(config.gradient_accumulation_steps)]
+                _collect_failures(self.failures, items, strict)
+                loss, grad_norm = self._backpropagate(items)
+                self._check_finite(step, loss, grad_norm)
+                learning_rate = self.model.step()
 
-    def is_validation_due(step: int) -> bool:
-        return validation is not None and (step % config.validation.every == 0 or step == config.steps)
+                progress.update()
+                progress.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}")
+                values = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
+                _log(self.accelerator, values, step)
 
-    def validate(step: int) -> None:
-        # The processes of a sharded model cannot stop one by one.
-        should_stop = (lambda: False) if is_sharded else (lambda: termination.is_requested)
-        with _averaged(ema, parameters):
-            _validate(accelerator, validation, model, encoders, folder, output_dir / "samples", step, should_stop)
+                is_saved = step % config.checkpoint_every == 0 or step == config.steps
+                if is_saved:
+                    self._save_checkpoint(step)
+                is_ending = self.termination.is_agreed()
+                if self._is_validation_due(step) and not is_ending:
+                    self._validate(step)
+                    is_ending = self.termination.is_agreed()
+                if is_ending:
+                    if not is_saved:
+                        self._save_checkpoint(step)
+                    self._end(step, progress)
 
-    def checkpoint(step: int) -> None:
+    def _backpropagate(self, items: list[list[Item]]) -> tuple[float, float]:
+        """Computes the gradients of a step's batches, clipped. Returns the loss and the norm of the gradients."""
+        accelerator, module = self.accelerator, self.model.module
+        # Of the whole step, so that it does not matter how its samples are divided.
+        num_elements = sum(_num_elements(item.content, self.vae_config) for batch in items for item in batch)
+        num_elements = accelerator.reduce(torch.tensor(float(num_elements), device=accelerator.device)).item()
+        shift, device = self.config.timestep_shift, accelerator.device
+        loss = torch.zeros((), device=accelerator.device)
+        for index, batch in enumerate(items):
+            samples = [make_sample(item, self.encoders, self.patch_size, shift, device) for item in batch]
+            groups = group_by_shape(samples)
+            for group in groups:
+                is_last = index == len(items) - 1 and group is groups[-1]
+                with nullcontext() if is_last else accelerator.no_sync(module):
+                    error = squared_error(module, group) / num_elements
+                    # The gradients of all processes are averaged.
+                    accelerator.backward(error * accelerator.num_processes)
+                loss += error.detach()
+        max_norm = self.config.optimizer.max_grad_norm
+        grad_norm = accelerator.clip_grad_norm_(self.model.parameters, max_norm)
+        return accelerator.reduce(loss).item(), float(grad_norm)
+
+    def _check_finite(self, step: int, loss: float, grad_norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            return
+        if not self.accelerator.is_main_process:
+            raise SystemExit(2)  # The main process says why.
+        what = "loss" if not math.isfinite(loss) else "norm of the gradients"
+        found = find_checkpoints(self.checkpoints)
+        last = f", the last good checkpoint is {found[-1]}" if found else ""
+        raise LoomVideoError(
+            f"The {what} of step {step} is no longer a number: try a lower `optimizer.learning_rate`{last}."
+        )
+
+    def _save_checkpoint(self, step: int) -> None:
         state = {
             "step": step,
-            "batches": first_batch + (step - first_step) * batches_per_step,
-            "batches_per_step": batches_per_step,
-            "num_processes": accelerator.num_processes,
-            "records": records_digest,
-            "schedulers": [scheduler.state_dict() for scheduler in schedulers],
-            "failures": _gather(failures),
-            "config": config.model_dump(mode="json"),
+            "batches": self.first_batch + (step - self.first_step) * self.batches_per_step,
+            "batches_per_step": self.batches_per_step,
+            "num_processes": self.accelerator.num_processes,
+            "records": self.records_digest,
+            "schedulers": [scheduler.state_dict() for scheduler in self.model.schedulers],
+            "failures": gather(self.failures),
+            "config": self.config.model_dump(mode="json"),
         }
-        save_checkpoint(accelerator, checkpoints, step, state, ema, config.keep_checkpoints)
+        save_checkpoint(self.accelerator, self.checkpoints, step, state, self.model.ema, self.config.keep_checkpoints)
 
-    def end(step: int) -> NoReturn:
+    def _is_validation_due(self, step: int) -> bool:
+        settings = self.config.validation
+        return settings is not None and (step % settings.every == 0 or step == self.config.steps)
+
+    def _complete_validation(self, progress: Any) -> None:
+        step, samples_dir = self.first_step, self.output_dir / "samples"
+        if not share(self.accelerator, lambda: self.validation.is_complete(samples_dir, step)):
+            self._validate(step)
+            if self.termination.is_agreed():
+                self._end(step, progress)
+
+    def _validate(self, step: int) -> None:
+        """Makes the samples of a step, which are logged too."""
+        accelerator, module = self.accelerator, self.model.module
+        with self.model.averaged():
+            module.eval()
+            transformer = module if self.is_sharded else accelerator.unwrap_model(module)
+            has_text_encoder = isinstance(transformer, TransformerWithTextEncoder)
+            if self.encoders is not None:
+                pipe = self.encoders.pipe
+            else:
+                without = {"transformer": None, "text_encoder": None}
+                without |= {} if has_text_encoder else {"processor": None}
+                pipe = LoomVideoEditPipeline.from_pretrained(self.folder, **without).to(accelerator.device)
+            if has_text_encoder:
+                # What it makes of the prompts changes from step to step.
+                text_encoder = transformer.text_encoder
+                self.validation.prepare(lambda: LoomVideoEditPipeline.from_pipe(pipe, text_encoder=text_encoder))
+                transformer = transformer.transformer
+            # The processes of a sharded model cannot stop one by one.
+            should_stop = (lambda: False) if self.is_sharded else (lambda: self.termination.is_requested)
+            samples_dir = self.output_dir / "samples"
+            sheets = self.validation.run(transformer, pipe.vae, pipe.scheduler, samples_dir, step, should_stop)
+            module.train()
+        images = {f"sample {name.split('-')[-1]}": np.asarray(sheet)[None] for name, sheet in sheets.items()}
+        for tracker in accelerator.trackers:
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images(images, step=step, **options)
+        accelerator.wait_for_everyone()
+
+    def _end(self, step: int, progress: Any) -> NoReturn:
         progress.close()
-        if is_main:
+        if self.accelerator.is_main_process:
             message = f"terminated after step {step}, of which there is a checkpoint: go on with --resume"
             print(f"loomvideo: {message}.", file=sys.stderr)
-        accelerator.end_training()
+        self.accelerator.end_training()
         raise SystemExit(TERMINATED)
-
-    progress = progress_bar(total=config.steps, initial=first_step, desc="Training", unit="step", disable=not is_main)
-    # Closed before an error is told, which would stand in the bar's line otherwise
-    with termination, progress:
-        # A run that ended while it validated has its checkpoint already. All processes validate, or none.
-        if first_step > 0 and is_validation_due(first_step):
-            is_complete = _share(accelerator, lambda: validation.is_complete(output_dir / "samples", first_step))
-            if not is_complete:
-                validate(first_step)
-                if termination.is_agreed():
-                    end(first_step)
-        for step in range(first_step + 1, config.steps + 1):
-            items = [next(batches) for _ in range(config.gradient_accumulation_steps)]
-            _collect_failures(failures, items, strict)
-            # Of the whole step, so that it does not matter how its samples are divided.
-            num_elements = sum(_num_elements(item.content, vae_config) for batch in items for item in batch)
-            num_elements = accelerator.reduce(torch.tensor(float(num_elements), device=accelerator.device)).item()
-
-            loss = torch.zeros((), device=accelerator.device)
-            for index, batch in enumerate(items):
-                samples = [
-                    make_sample(item, encoders, patch_size, config.timestep_shift, accelerator.device)
-                    for item in batch
-                ]
-                groups = group_by_shape(samples)
-                for group in groups:
-                    is_last = index == len(items) - 1 and group is groups[-1]
-                    with nullcontext() if is_last else accelerator.no_sync(model):
-                        error = squared_error(model, group) / num_elements
-                        # The gradients of all processes are averaged.
-                        accelerator.backward(error * accelerator.num_processes)
-                    loss += error.detach()
-            loss = accelerator.reduce(loss).item()
-            grad_norm = float(accelerator.clip_grad_norm_(parameters, config.optimizer.max_grad_norm))
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                what = "loss" if not math.isfinite(loss) else "norm of the gradients"
-                if not is_main:
-                    raise SystemExit(2)  # The main process says why.
-                raise LoomVideoError(
-                    f"The {what} of step {step} is no longer a number: try a lower `optimizer.learning_rate`"
-                    f"{_last_checkpoint(checkpoints)}."
-                )
-            learning_rate = schedulers[0].get_last_lr()[0]
-            for optimizer, scheduler in zip(optimizers, schedulers):
-                optimizer.step()
-                scheduler.step()
-                optimizer.zero_grad()
-            if ema is not None:
-                ema.step(parameters)
-
-            progress.update()
-            progress.set_postfix(loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}")
-            _log(accelerator, {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}, step)
-
-            is_saved = step % config.checkpoint_every == 0 or step == config.steps
-            if is_saved:
-                checkpoint(step)
-            is_ending = termination.is_agreed()
-            if is_validation_due(step) and not is_ending:
-                validate(step)
-                is_ending = termination.is_agreed()
-            if is_ending:
-                if not is_saved:
-                    checkpoint(step)
-                end(step)
-
-    # 6. The result
-    with _averaged(ema, parameters):
-        result = _save_result(accelerator, model, config, output_dir)
-    if is_main:
-        write_card(config, output_dir, repo_id)
-    _report(_gather(failures), is_main)
-    accelerator.end_training()
-    if push and is_main:
-        print(f"Pushed: {push_to_hub(config, output_dir, repo_id)}")
-    return result
 
 
 def _read_records(config: TrainingConfig, strict: bool) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -414,6 +454,71 @@ def _read_records(config: TrainingConfig, strict: bool) -> tuple[list[dict[str, 
     for where, reason in failures.items():
         print(f"Skipping {where}: {reason}")
     return records.to_list(), failures
+
+
+def _open_store(
+    accelerator: Accelerator, config: TrainingConfig, frozen: _FrozenModels, records: datasets.Dataset
+) -> FeatureStore:
+    files = sorted({file for row in records for file in record_of(row).files})
+    digests = share(accelerator, lambda: hash_inputs(frozen.folder, files))
+    return FeatureStore(config.data.features, digests, frozen.num_layers, frozen.dtype, config.data.variants())
+
+
+def _leave_out(records: datasets.Dataset, failures: dict[str, str]) -> datasets.Dataset:
+    """The records that can be read."""
+    kept = records.select([index for index, where in enumerate(records["where"]) if where not in failures])
+    if len(kept) == 0:
+        where, reason = next(iter(failures.items()))
+        raise LoomVideoError(f"None of the clips can be read, the first is that of {where}: {reason}")
+    return kept
+
+
+def _prepare_validation(
+    accelerator: Accelerator,
+    config: TrainingConfig,
+    num_layers: int,
+    options: dict[str, Any],
+    frozen: _FrozenModels,
+) -> Validation | None:
+    if config.validation is None:
+        return None
+    # A sharded model runs in all processes at once, on the same sample.
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    share_of_samples = (0, 1) if is_sharded else (accelerator.process_index, accelerator.num_processes)
+    validation = Validation(config.validation, num_layers, *share_of_samples, options)
+    if not config.train_text_encoder:
+        validation.prepare(lambda: frozen.load().pipe)
+    return validation
+
+
+def _precompute(
+    accelerator: Accelerator,
+    store: FeatureStore,
+    records: datasets.Dataset,
+    frozen: _FrozenModels,
+    strict: bool,
+) -> dict[str, str]:
+    """Computes missing features, each process its share; returns what could not be read and why, by record."""
+    # Listed once, as the processes begin at different moments, and some at files that others have just written
+    missing = share(
+        accelerator,
+        lambda: [index for index, row in enumerate(records) if not store.is_complete(record_of(row))],
+    )
+    failures = {}
+    own = missing[accelerator.process_index :: accelerator.num_processes]
+    is_shown = accelerator.is_main_process and own
+    with progress_bar(own, desc="Computing features", disable=not is_shown) as progress:
+        for index in progress:
+            record = record_of(records[index])
+            try:
+                clip = read_clip(record, "nothing")
+            except Exception as error:  # whatever is wrong with a file
+                if strict:
+                    raise LoomVideoError(f"{record.where}: {describe_failure(error)}") from error
+                failures[record.where] = describe_failure(error)
+            else:
+                store.write(record, clip, frozen.load())
+    return gather(failures)
 
 
 def _describe_plan(
@@ -433,30 +538,13 @@ def _describe_plan(
     return "\n".join(lines)
 
 
-class _Termination:
-    """Notes that a process is asked to end by SIGTERM, in place of ending it, within a `with`."""
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
-        self.is_requested = False
-
-    def __enter__(self) -> None:
-        # Python allows only its main thread to do this.
-        self.before = None
-        if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self._note)
-
-    def __exit__(self, *_) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
-
-    def _note(self, *_) -> None:
-        self.is_requested = True
-
-    def is_agreed(self) -> bool:
-        """Whether any process is asked to end; all of them learn it at the same step."""
-        is_requested = torch.tensor(float(self.is_requested), device=self.accelerator.device)
-        return self.accelerator.reduce(is_requested).item() > 0
+def _start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
+    try:
+        accelerator.init_trackers("loomvideo", config=flatten(config.model_dump(mode="json")))
+    except Exception as error:  # each tracker has errors of its own
+        raise LoomVideoError(f"`tracker` {config.tracker} does not start: {error}") from error
+    if config.tracker is not None and not accelerator.log_with:
+        raise LoomVideoError(f"`tracker` {config.tracker} is not installed: install it, or leave `tracker` out.")
 
 
 def _leave_signals_to_parent(worker: int) -> None:
@@ -474,217 +562,6 @@ def _log(accelerator: Accelerator, values: dict[str, float], step: int) -> None:
         ) from error
 
 
-def _check(
-    config: TrainingConfig, batches_per_step: int, is_sharded: bool, resume: bool, push: bool, precompute_only: bool
-) -> None:
-    """Raises ValueError for what is wrong apart from the records and the model, before hours have gone into it."""
-    if push and config.hub_model_id is None:
-        raise LoomVideoError("`hub_model_id` is missing in the settings: name the repository to push to.")
-    if push and not find_license(config):
-        raise LoomVideoError(
-            f"The card of {config.model} states no licence: say one by `license`, such as apache-2.0."
-        )
-    if precompute_only and config.data.features is None:
-        raise LoomVideoError("`data.features` is missing in the settings: name the folder to keep features in.")
-    checkpoints = Path(config.output_dir) / "checkpoints"
-    found = find_checkpoints(checkpoints)
-    if found and not (resume or precompute_only):
-        raise LoomVideoError(
-            f"{config.output_dir} has checkpoints already: go on from the last one with --resume, or choose another "
-            "`output_dir`."
-        )
-    if found and resume:
-        _check_same(config, batches_per_step, found[-1])
-    check_writable(checkpoints / "step")
-    if config.data.features is not None:
-        for kind in ("latents", "prompts"):
-            check_writable(Path(config.data.features) / kind / "features")
-    for key in ("ema_decay", "train_text_encoder"):
-        if getattr(config, key) and is_sharded:
-            raise LoomVideoError(f"`{key}` does not work with FSDP: leave it out.")
-    if config.optimizer.name == "muon" and not hasattr(torch.optim, "Muon"):
-        raise LoomVideoError(f"`optimizer.name` muon needs PyTorch 2.9, this is {torch.__version__}: choose adamw.")
-    if config.optimizer.name == "muon" and is_sharded:
-        raise LoomVideoError("`optimizer.name` muon does not work with FSDP: choose adamw.")
-    if config.optimizer.name == "adamw8bit" and find_spec("bitsandbytes") is None:
-        raise LoomVideoError(
-            "`optimizer.name` adamw8bit needs bitsandbytes: install it with `pip install bitsandbytes`."
-        )
-    for index, sample in enumerate(config.validation.samples if config.validation is not None else []):
-        for file in (sample.video, sample.image, *sample.reference_images):
-            if file is not None and not Path(file).is_file():
-                raise LoomVideoError(f"`validation.samples.{index}` names {file}, which is not there.")
-        try:
-            if sample.video is not None:
-                read_video(sample.video, max_frames=MAX_FRAMES)
-            for file in ([] if sample.image is None else [sample.image]) + sample.reference_images:
-                read_image(file)
-        except ValueError as error:
-            raise LoomVideoError(f"`validation.samples.{index}`: {error}") from error
-
-
-def _check_targets(settings: LoraSettings, model_config: dict[str, Any]) -> None:
-    with torch.device("meta"):
-        transformer = LoomVideoTransformer3DModel.from_config(model_config)
-    names = [name for name, module in transformer.named_modules() if isinstance(module, (nn.Linear, nn.Conv3d))]
-    for target in settings.target_modules:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise LoomVideoError(f"`lora.target_modules`: no layer is called {target}, there are {', '.join(names)}.")
-
-
-def _share(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
-    """Makes something in the main process and gives it to all; if it fails, the main process alone says why."""
-    result, error = None, None
-    if accelerator.is_main_process:
-        try:
-            result = make()
-        except (ValueError, OSError) as raised:
-            error = raised
-    result, has_failed = broadcast_object_list([result, error is not None])
-    if error is not None:
-        raise error
-    if has_failed:
-        raise SystemExit(2)
-    return result
-
-
-def _start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
-    try:
-        accelerator.init_trackers("loomvideo", config=_flatten(config.model_dump(mode="json")))
-    except Exception as error:  # each tracker has errors of its own
-        raise LoomVideoError(f"`tracker` {config.tracker} does not start: {error}") from error
-    if config.tracker is not None and not accelerator.log_with:
-        raise LoomVideoError(f"`tracker` {config.tracker} is not installed: install it, or leave `tracker` out.")
-
-
-def _precompute(
-    accelerator: Accelerator,
-    store: FeatureStore,
-    records: datasets.Dataset,
-    load_encoders: Callable[[], Encoders],
-    strict: bool,
-) -> dict[str, str]:
-    """Computes missing features, each process its share; returns what could not be read and why, by record."""
-    # Listed once, as the processes begin at different moments, and some at files that others have just written
-    missing = _share(
-        accelerator,
-        lambda: [index for index, row in enumerate(records) if not store.is_complete(record_of(row))],
-    )
-    failures = {}
-    share = missing[accelerator.process_index :: accelerator.num_processes]
-    is_shown = accelerator.is_main_process and share
-    with progress_bar(share, desc="Computing features", disable=not is_shown) as progress:
-        for index in progress:
-            record = record_of(records[index])
-            try:
-                clip = read_clip(record, "nothing")
-            except Exception as error:  # whatever is wrong with a file
-                if strict:
-                    raise LoomVideoError(f"{record.where}: {describe_failure(error)}") from error
-                failures[record.where] = describe_failure(error)
-            else:
-                store.write(record, clip, load_encoders())
-    return _gather(failures)
-
-
-def _add_lora(transformer: LoomVideoTransformer3DModel, settings: LoraSettings) -> None:
-    transformer.requires_grad_(False)
-    transformer.add_adapter(
-        LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=settings.target_modules,
-        )
-    )
-    cast_training_params(transformer, torch.float32)
-
-
-def _make_optimizers(model: torch.nn.Module, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
-    if settings.name == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit as adamw_class
-    else:
-        adamw_class = torch.optim.AdamW
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizers = []
-    if settings.name == "muon":
-        embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-        matrices = [parameter for parameter in parameters if parameter.ndim == 2 and parameter not in embeddings]
-        parameters = [parameter for parameter in parameters if parameter.ndim != 2 or parameter in embeddings]
-        # With this, one learning rate suits both.
-        options = {"weight_decay": settings.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-        optimizers.append(torch.optim.Muon(matrices, lr=settings.learning_rate, **options))
-    if parameters:
-        optimizers.append(
-            adamw_class(
-                parameters,
-                lr=settings.learning_rate,
-                betas=settings.betas,
-                weight_decay=settings.weight_decay,
-                eps=settings.eps,
-            )
-        )
-    return optimizers
-
-
-def _make_scheduler(optimizer: torch.optim.Optimizer, config: TrainingConfig) -> LambdaLR:
-    settings, num_steps = config.optimizer, config.steps
-    scheduler = get_scheduler(
-        settings.lr_scheduler,
-        optimizer,
-        num_warmup_steps=settings.lr_warmup_steps,
-        num_training_steps=num_steps,
-    )
-    if settings.lr_decay_steps:
-        factors = scheduler.lr_lambdas
-        scheduler.lr_lambdas = [
-            lambda step, factor=factor: factor(step) * min(1, (num_steps - step) / settings.lr_decay_steps)
-            for factor in factors
-        ]
-    return scheduler
-
-
-def _weights(config: TrainingConfig) -> list[float] | None:
-    weights = [dataset.weight for dataset in config.data.datasets]
-    return None if weights[0] is None else weights
-
-
-def _check_same(config: TrainingConfig, batches_per_step: int, path: Path) -> None:
-    """Raises LoomVideoError if settings that steps depend on are not what they were when a checkpoint was written."""
-    state = read_state(path)
-    advice = "set it back, or choose another `output_dir` to begin anew"
-    # How many batches make a step is compared below, as processes count too.
-    free = {*FREE_KEYS, "gradient_accumulation_steps"}
-    now, before = _flatten(config.model_dump(mode="json")), _flatten(state["config"])
-    # What a constant learning rate has led to does not depend on when it falls.
-    has_decayed = state["step"] > before["steps"] - before.get("optimizer.lr_decay_steps", 0)
-    if config.optimizer.lr_scheduler.startswith("constant") and not has_decayed:
-        free |= {"steps", "optimizer.lr_decay_steps"}
-    for key in sorted({*now, *before}):
-        if not {key, key.split(".")[0]} & free and now.get(key) != before.get(key):
-            raise LoomVideoError(
-                f"`{key}` is {now.get(key)}, but was {before.get(key)} when {path} was written: {advice}."
-            )
-    if batches_per_step != state["batches_per_step"]:
-        raise LoomVideoError(
-            f"Processes times `gradient_accumulation_steps` are {batches_per_step}, but were "
-            f"{state['batches_per_step']} when {path} was written: {advice}."
-        )
-    if config.steps < state["step"]:
-        raise LoomVideoError(f"`steps` is {config.steps}, but {path} is beyond that: {advice}.")
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Settings by their whole keys, as trackers and people read them."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, (str, int, float, bool)) else json.dumps(value)
-    return flat
-
-
 def _collect_failures(failures: dict[str, str], items: list[list[Item]], strict: bool) -> None:
     for item in (item for batch in items for item in batch):
         for where, reason in item.failures:
@@ -696,11 +573,6 @@ def _collect_failures(failures: dict[str, str], items: list[list[Item]], strict:
         if item.content is None:
             where, reason = item.failures[-1]
             raise LoomVideoError(f"No clip of the shape of {where} can be read: {reason}")
-
-
-def _gather(failures: dict[str, str]) -> dict[str, str]:
-    """The failures of all processes."""
-    return dict(gather_object(list(failures.items())))
 
 
 def _num_elements(content: Clip | Features, vae_config: dict[str, Any]) -> int:
@@ -735,78 +607,6 @@ def make_sample(
         source_latents=None if features.source_latents is None else features.source_latents.to(device),
         reference_latents=[latents.to(device) for latents in features.reference_latents],
     )
-
-
-@contextmanager
-def _averaged(ema: EMAModel | None, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
-    """Puts the moving average in the place of the weights for a while."""
-    if ema is None:
-        yield
-        return
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    try:
-        yield
-    finally:
-        ema.restore(parameters)
-
-
-def _validate(
-    accelerator: Accelerator,
-    validation: Validation,
-    model: torch.nn.Module,
-    encoders: Encoders | None,
-    folder: str,
-    samples_dir: Path,
-    step: int,
-    should_stop: Callable[[], bool],
-) -> None:
-    model.eval()
-    is_sharded = accelerator.distributed_type == DistributedType.FSDP
-    transformer = model if is_sharded else accelerator.unwrap_model(model)
-    has_text_encoder = isinstance(transformer, TransformerWithTextEncoder)
-    if encoders is not None:
-        pipe = encoders.pipe
-    else:
-        without = {"transformer": None, "text_encoder": None} | ({} if has_text_encoder else {"processor": None})
-        pipe = LoomVideoEditPipeline.from_pretrained(folder, **without).to(accelerator.device)
-    if has_text_encoder:
-        # What it makes of the prompts changes from step to step.
-        validation.prepare(lambda: LoomVideoEditPipeline.from_pipe(pipe, text_encoder=transformer.text_encoder))
-        transformer = transformer.transformer
-    sheets = validation.run(transformer, pipe.vae, pipe.scheduler, samples_dir, step, should_stop)
-    model.train()
-    images = {f"sample {name.split('-')[-1]}": np.asarray(sheet)[None] for name, sheet in sheets.items()}
-    for tracker in accelerator.trackers:
-        tracker.log_images(images, step=step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}))
-    accelerator.wait_for_everyone()
-
-
-def _save_result(accelerator: Accelerator, model: torch.nn.Module, config: TrainingConfig, output_dir: Path) -> Path:
-    """Writes the LoRA, or the transformer and the MLLM, into the output folder, each whole or not at all."""
-    state_dict = accelerator.get_state_dict(model)
-    model = accelerator.unwrap_model(model)
-    if config.lora is not None:
-        path = output_dir / LORA_FILE
-        if accelerator.is_main_process:
-            write_whole(path, lambda file: save_lora(model, Path(file).parent, state_dict=state_dict))
-    else:
-        path = output_dir / "transformer"
-        if accelerator.is_main_process:
-            if config.train_text_encoder:
-                replace_folder(output_dir / "text_encoder", model.text_encoder.save_pretrained)
-                model, state_dict = model.transformer, model.transformer.state_dict()
-            with torch.device("meta"):
-                whole = LoomVideoTransformer3DModel.from_config(model.config)
-            whole.load_state_dict(state_dict, assign=True)
-            replace_folder(path, whole.save_pretrained)
-    accelerator.wait_for_everyone()
-    return path
-
-
-def _last_checkpoint(checkpoints: Path) -> str:
-    found = find_checkpoints(checkpoints)
-    return f", the last good checkpoint is {found[-1]}" if found else ""
 
 
 def _report(failures: dict[str, str], is_main: bool) -> None:
