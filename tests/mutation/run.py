@@ -444,7 +444,7 @@ def _run_tests(tests: list[str], progress: Path, folder: Path) -> None:
 
         recorder = _Progress(progress)
         recorder.write()
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist", "--tb=short"]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-n", "0", "--tb=short"]
         options.append(f"--basetemp={folder / 'temporary'}")
         status = int(pytest.main([*options, *tests], plugins=[recorder]))
         recorder.write(done=status == 0)
@@ -515,7 +515,8 @@ def summarize(verdicts: list[Verdict]) -> bool:
         rooms[verdict.room][name] += 1
         rooms["all"][name] += 1
     print(f"\n{'':14}{'caught':>8}{'hung':>8}{'missed':>8}{'given up':>10}{'excused':>9}")
-    for room, counts in rooms.items():
+    for room in (*ROOMS, "all"):
+        counts = rooms[room]
         print(
             f"{room:14}{counts['caught']:8}{counts['hung']:8}{counts['missed']:8}"
             f"{counts['given up']:10}{counts['excused']:9}"
