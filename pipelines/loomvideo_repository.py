@@ -152,7 +152,11 @@ class LoomVideoHubMixin(Pipeline):
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         # `torch.compile` wraps a module in a class of its own.
         transformer = getattr(self.transformer, "_orig_mod", self.transformer)
-        transformer_class = None if transformer is None else type(transformer)
+        if transformer is not None:
+            transformer_class = type(transformer)
+        else:
+            module, name = self._installed_transformer or (None, "")
+            transformer_class = None if module is None else getattr(import_module(module), name)
         write_remote_code(save_directory, type(self), transformer_class, self._find_code(transformer))
 
     def _find_code(self, transformer: ModelMixin | None) -> Path | None:
@@ -273,7 +277,8 @@ def write_remote_code(
 
     Args:
         folder: the pipeline's folder.
-        pipeline_class, transformer_class: what the index names.
+        pipeline_class: what the index names.
+        transformer_class: likewise, unless the index says that there is no transformer.
         origin: a folder of a pipeline to take the code from; by default it is taken from where the classes are.
     """
     folder = Path(folder)
@@ -286,13 +291,16 @@ def write_remote_code(
 
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     index["_class_name"] = [source.stem, pipeline_class.__name__]
+    # Also of a pipeline that has no transformer, as the entry files name some of it.
+    code = None if origin is None else origin / "transformer"
     if transformer_class is not None:
         source = Path(inspect.getfile(transformer_class))
-        (folder / "transformer").mkdir(exist_ok=True)
-        code = source.parent if origin is None else origin / "transformer"
-        for file in (code if (code / source.name).is_file() else source.parent).glob("transformer_loomvideo*.py"):
-            _copy(file, folder / "transformer" / file.name)
-        index["transformer"] = [source.stem, transformer_class.__name__]
+        code = code if code is not None and (code / source.name).is_file() else source.parent
+        if index.get("transformer") != [None, None]:
+            index["transformer"] = [source.stem, transformer_class.__name__]
+    (folder / "transformer").mkdir(exist_ok=True)
+    for file in [] if code is None else code.glob("transformer_loomvideo*.py"):
+        _copy(file, folder / "transformer" / file.name)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

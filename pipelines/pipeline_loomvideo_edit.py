@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 import torch
@@ -68,10 +68,15 @@ from .loomvideo_repository import LoomVideoHubMixin
 from .loomvideo_sharing import one_call_at_a_time
 
 
-# diffusers copies the files that this one names, and none that only those name.
+# Diffusers fetches the files that this one names, and of the transformer's folder the entry file alone.
 from .loomvideo_lora_files import read_lora_file  # noqa: F401 isort: skip
 from .loomvideo_lora_weights import prepare_lora  # noqa: F401 isort: skip
 from .loomvideo_vae import encode, decode  # noqa: F401 isort: skip
+
+if TYPE_CHECKING:
+    from .transformer.transformer_loomvideo_kv_cache import LoomVideoKVCache  # noqa: F401
+    from .transformer.transformer_loomvideo_single_file import LoomVideoSingleFileMixin  # noqa: F401
+    from .transformer.transformer_loomvideo_step_caches import LoomVideoCacheMixin  # noqa: F401
 
 
 EXAMPLE_DOC_STRING = """

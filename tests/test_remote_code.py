@@ -17,6 +17,7 @@ import ast
 import configparser
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -209,7 +210,7 @@ PUBLISHED = sorted((ROOT / "pipelines").glob("*loomvideo*.py"))
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.name)
 def test_what_goes_to_the_hub_stands_alone(file):
     allowed = set(sys.stdlib_module_names) | {"diffusers", "transformers", "huggingface_hub", "torch", "numpy", "PIL"}
-    siblings = {published.stem for published in PUBLISHED if published.stem.startswith("loomvideo_")}
+    siblings = {published.stem for published in PUBLISHED if published.stem.startswith("loomvideo_")} | {"transformer"}
     for module, level in imports(file):
         assert level < 2
         assert module in (siblings if level else allowed)
@@ -220,10 +221,13 @@ def test_an_entry_names_all_that_it_needs(entry):
     """The Hub's loader copies what the entry file imports, and not what that imports."""
 
     def siblings(name):
-        return {module for module, level in imports(ROOT / "pipelines" / name) if level}
+        return {module for module, level in imports(ROOT / "pipelines" / name) if level} - {"transformer"}
 
     named = siblings(entry)
     assert named == named.union(*(siblings(f"{module}.py") for module in named))
+    of_transformer = re.findall(r"from \.transformer\.(\w+) import", (ROOT / "pipelines" / entry).read_text())
+    models = ROOT / "src" / "loomvideo_diffusers" / "models"
+    assert of_transformer == sorted(file.stem for file in models.glob("transformer_loomvideo_*.py"))
 
 
 @pytest.mark.parametrize(
