@@ -13,8 +13,8 @@
 # limitations under the License.
 """Bringing published weights into the format of diffusers, and models to the Hub."""
 
+from ..hub.upload import push
 from .convert import convert, find_sources, plan_conversion, verify, write
-from .publish import push
 
 
 __all__ = ["convert", "find_sources", "plan_conversion", "push", "verify", "write"]

@@ -119,7 +119,7 @@ def list_tensors(path: Path) -> dict[str | int, Entry]:
         LoomVideoError: if it is damaged, holds anything but tensors, or an index names what is not beside it.
     """
     if path.name.endswith(".index.json"):
-        entries = {}
+        entries: dict[str | int, Entry] = {}
         for shard in _read_index(path):
             entries |= list_tensors(shard)
         return entries
@@ -211,9 +211,10 @@ def name_transformer(
             )
         named, left_out = dict(zip(order, entries.values())), []
     else:
-        prefix = next((prefix for prefix in PREFIXES if any(str(key).startswith(prefix) for key in entries)), "")
-        named = {_here(key.removeprefix(prefix)): entry for key, entry in entries.items() if key.startswith(prefix)}
-        left_out = [key for key in entries if not key.startswith(prefix)]
+        by_name = {str(key): entry for key, entry in entries.items()}
+        prefix = next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in by_name)), "")
+        left_out = [name for name in by_name if not name.startswith(prefix)]
+        named = {_here(name.removeprefix(prefix)): by_name[name] for name in by_name if name.startswith(prefix)}
     left_out += [name for name in named if name.startswith(UNUSED)]
     named = {name: entry for name, entry in named.items() if not name.startswith(UNUSED)}
     check_tensors(named, expected, "LoomVideo")
@@ -287,10 +288,8 @@ class Reader:
             is_safetensors = entry.file.suffix == ".safetensors"
             self._tensors = _open_safetensors(entry.file) if is_safetensors else load_pickled(entry.file)
         try:
-            if isinstance(self._tensors, (dict, list)):
-                tensor = self._tensors[entry.key]
-            else:
-                tensor = self._tensors.get_tensor(entry.key)
+            is_loaded = isinstance(self._tensors, (dict, list))
+            tensor = self._tensors[entry.key] if is_loaded else self._tensors.get_tensor(entry.key)
         except (OSError, KeyError, IndexError, SafetensorError) as error:
             raise LoomVideoError(f"{entry.file} changed while it was read ({error}).") from error
         self._mapped_bytes += tensor.nbytes

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Conversion of the three published sources of LoomVideo into one folder for diffusers, without loading a model."""
 
+import inspect
 import json
 import os
 import shutil
@@ -27,12 +28,12 @@ from huggingface_hub import ModelCard, snapshot_download
 from transformers import Qwen3VLConfig, Qwen3VLModel, Qwen3VLProcessor
 
 from ..errors import LoomVideoError
+from ..hub.cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 from ..media.files import DiskFullError, lock_beside, reason_of_full_disk
 from ..models.transformer_loomvideo import FLOAT32_MODULES, LoomVideoTransformer3DModel
 from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_repository import write_remote_code
 from ..progress import progress_bar
-from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 from .checkpoints import Entry, check_tensors, find_checkpoint, list_tensors, modified, name_transformer
 from .weights import Weights, compare_weights, plan_weights, write_weights
 
@@ -59,7 +60,7 @@ class Source:
     path: Path
     name: str
     revision: str | None = None
-    license: dict[str, str] = field(default_factory=dict)
+    license: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -184,7 +185,11 @@ def _find(
         raise LoomVideoError(f"{given} is neither a file or folder here nor the name of a repository (OWNER/NAME).")
     folder = Path(
         snapshot_download(
-            repo_id, revision=revision or None, allow_patterns=patterns, token=token, cache_dir=cache_dir
+            repo_id,
+            revision=revision or None,
+            allow_patterns=patterns,
+            token=token,
+            cache_dir=None if cache_dir is None else Path(cache_dir),
         )
     )
     return Source(folder, repo_id, folder.name)
@@ -234,7 +239,7 @@ def _plan_transformer(checkpoint: Path, wan: Path) -> tuple[dict[str, Entry], di
         raise LoomVideoError(f"{wan} has no transformer/config.json: is it the right source?")
     entries = list_tensors(checkpoint)
     wan_config = LoomVideoTransformer3DModel.load_config(wan, subfolder="transformer")
-    arguments = LoomVideoTransformer3DModel._get_init_keys(LoomVideoTransformer3DModel)
+    arguments = inspect.signature(LoomVideoTransformer3DModel).parameters
     config = {name: value for name, value in wan_config.items() if name in arguments}
     norms = [entry for key, entry in entries.items() if str(key).endswith("mllm_embedder.norm.weight")]
     if all(isinstance(key, int) for key in entries):
@@ -244,8 +249,8 @@ def _plan_transformer(checkpoint: Path, wan: Path) -> tuple[dict[str, Entry], di
     with torch.device("meta"):
         model = LoomVideoTransformer3DModel.from_config(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    entries, left_out = name_transformer(entries, expected)
-    return entries, dict(model.config), left_out
+    named, left_out = name_transformer(entries, expected)
+    return named, dict(model.config), left_out
 
 
 def _plan_text_encoder(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Entry], Qwen3VLConfig, list[str]]:
@@ -288,7 +293,7 @@ def _plan_vae(folder: Path, in_channels: int) -> tuple[dict[str, Entry], dict[st
 def _list_folder(folder: Path, stem: str) -> dict[str, Entry]:
     for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors"):
         if (folder / name).is_file():
-            return list_tensors(folder / name)
+            return {str(key): entry for key, entry in list_tensors(folder / name).items()}
     raise LoomVideoError(f"{folder} has no {stem}.safetensors: is it the right source?")
 
 

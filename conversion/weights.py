@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -114,7 +114,8 @@ def _write(
 ) -> None:
     # The widest come first, so that all lie at multiples of their size.
     names = sorted(names, key=lambda name: (-weights.dtypes[name].itemsize, name))
-    header, start = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
     for name in names:
         shape, dtype = weights.entries[name].shape, weights.dtypes[name]
         end = start + math.prod(shape) * dtype.itemsize

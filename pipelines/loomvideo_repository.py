@@ -14,15 +14,14 @@
 """Loading and saving that keeps a folder usable with the package, and without it as remote code."""
 
 import inspect
-import io
 import json
+import os
 import shutil
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
@@ -33,31 +32,32 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    RepoFile,
     hf_hub_download,
     snapshot_download,
 )
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import filter_repo_objects
-from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 
 logger = logging.get_logger(__name__)
 
 PIPELINE_FILES = ("pipeline_loomvideo.py", "pipeline_loomvideo_edit.py")
 
-# How often an upload is tried, and the seconds before the second time, which double after that
-NUM_TRIES = 5
-FIRST_WAIT = 1.0
+
+# Diffusers takes the one subclass of `DiffusionPipeline` that an entry file has for the pipeline of that file.
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as Pipeline
+else:
+    Pipeline = object
 
 
-class LoomVideoHubMixin:
+class LoomVideoHubMixin(Pipeline):
     """
     Goes before `DiffusionPipeline` in a pipeline's bases.
 
     A saved folder holds the code that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` runs. The
     stock methods alone would record where a class was imported from, which differs from machine to machine.
     """
+
+    transformer: ModelMixin | None
 
     # Where the installed package keeps its transformer, as (module, class): set by the package. With it a folder's own
     # code is never run, so no `trust_remote_code` is needed.
@@ -100,7 +100,7 @@ class LoomVideoHubMixin:
         new_pipeline = cls(**(pipeline.components | options | kwargs))
         return new_pipeline if dtype is None else new_pipeline.to(dtype=dtype)
 
-    def save_pretrained(self, save_directory: str, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """
         Saves the pipeline, with its code. Of adapters, what was fused is part of the weights, and no other is saved.
         """
@@ -124,11 +124,11 @@ class LoomVideoHubMixin:
         revision: str | None = None,
     ) -> str:
         """
-        Uploads the pipeline to a repository on the Hub that loads with this code and without it.
+        Uploads the pipeline to a repository on the Hub that loads with the package and without it.
 
         The card is that of where the pipeline was loaded from, whose snippets name the repository then, or else that
-        of the repository. Arguments and errors are those of `push_folder`; `safe_serialization` and `variant` are
-        those of `save_pretrained`.
+        of the repository. `revision` is a branch, which is made if it is not there; the other arguments are those of
+        the stock method.
 
         Returns:
             The address of what was uploaded, which is printed too.
@@ -141,12 +141,14 @@ class LoomVideoHubMixin:
                     populate_model_card(load_or_create_model_card(repo_id, token=token or None, is_pipeline=True))
                 )
             (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            files = {file.relative_to(folder).as_posix(): file for file in Path(folder).rglob("*") if file.is_file()}
             message = commit_message or f"Upload {type(self).__name__}"
-            url = push_folder(folder, repo_id, private, revision, create_pr, message, token)
+            commit = commit_files(files, repo_id, private, revision, create_pr, message, token)
+        url = commit.pr_url or f"{commit.repo_url}/tree/{commit.oid}"
         print(f"Pushed: {url}")
         return url
 
-    def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         # `torch.compile` wraps a module in a class of its own.
         transformer = getattr(self.transformer, "_orig_mod", self.transformer)
@@ -176,8 +178,8 @@ class LoomVideoHubMixin:
     def _origin_card(self, repo_id: str) -> str | None:
         """The card of where the pipeline was loaded from, with another name of the model in its snippets."""
         folder = self._origin(getattr(self.transformer, "_orig_mod", self.transformer))
-        card = None if folder is None else _fetch(folder, "README.md")
-        if card is None:
+        card = folder and _fetch(folder, "README.md")
+        if folder is None or card is None:
             return None
         name = _repository(folder) or folder.absolute().name
         text = card.read_text(encoding="utf-8")
@@ -215,112 +217,56 @@ def _without_adapters(transformer: ModelMixin) -> ModelMixin:
     return plain
 
 
-def push_folder(
-    folder: str | Path,
+def commit_files(
+    files: Mapping[str, Path | bytes],
     repo_id: str,
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    commit_message: str | None = None,
+    commit_message: str = "Upload",
     token: str | bool | None = None,
-    card: str | None = None,
-    patterns: list[str] | None = None,
-) -> str:
+) -> CommitInfo:
     """
-    Uploads a folder to a repository on the Hub, which is made if it is not there, and checks what has arrived.
+    Uploads files to a repository on the Hub, which is made if it is not there.
 
-    What fails for want of a network is tried again, up to `NUM_TRIES` times. Files that arrived are not sent again,
-    by a later call neither. Weights that are on the Hub in one file and are sent in several, or the other way round,
-    are deleted there, as a loader might take them.
+    There is one commit, so that nobody loads half of a model; huggingface_hub's `upload_folder` divides what takes
+    long. Weights that are on the Hub in one file and are sent in several, or the other way round, are deleted there,
+    as a loader might take them.
 
     Args:
-        folder: what to upload, but for hidden files.
+        files: what to upload, by name in the repository.
         repo_id: `OWNER/NAME`.
         private: whether a new repository is private.
         revision: the branch, which is made if it is not there.
         create_pr: open a pull request instead of changing the branch.
-        commit_message: of the one commit.
+        commit_message: of the commit.
         token: of the account; by default that of `hf auth login` or of `HF_TOKEN`.
-        card: what `README.md` shall say on the Hub, if not what it says in the folder.
-        patterns: of the names of files to upload, such as `*.safetensors`; by default all.
-
-    Returns:
-        The address of what was uploaded.
-
-    Raises:
-        OSError: if the Hub refuses or cannot be reached, or has other files than were sent.
     """
-    folder, api = Path(folder), HfApi(token=token)
-    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    names = [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
-    sent: dict[str, Path | bytes] = {
-        name: folder / name for name in filter_repo_objects(names, allow_patterns=patterns)
-    }
-    if card is not None:
-        sent["README.md"] = card.encode()
-
-    def upload() -> CommitInfo:
-        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(name, branch=revision, exist_ok=True)
-        there = set(api.list_repo_files(name, revision=revision))
-        replaced = {_other_form(path) for path in sent} & there - sent.keys()
-        return api.create_commit(
-            name,
-            operations=[
-                *(CommitOperationAdd(path, content) for path, content in sent.items()),
-                *(CommitOperationDelete(path) for path in sorted(replaced)),
-            ],
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message or f"Upload {folder.name}",
-        )
-
-    commit = _try_again(upload, f"The upload of {folder.name} to {repo_id}")
-    arrived = _try_again(
-        lambda: list(api.list_repo_tree(commit.repo_url.repo_id, recursive=True, revision=commit.oid)),
-        f"Checking the upload of {folder.name} to {repo_id}",
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    replaced = {_other_form(name) for name in files} & set(api.list_repo_files(repo_id, revision=revision))
+    return api.create_commit(
+        repo_id,
+        operations=[
+            *(CommitOperationAdd(name, content) for name, content in files.items()),
+            *(CommitOperationDelete(name) for name in sorted(replaced - files.keys())),
+        ],
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=commit_message,
     )
-    arrived = {entry.path: entry for entry in arrived if isinstance(entry, RepoFile)}
-    for name, content in sent.items():
-        if name not in arrived or not _is_same(content, arrived[name]):
-            raise OSError(f"{name} on the Hub is not what was sent: push again.")
-    return commit.pr_url or f"{commit.repo_url}/tree/{commit.oid}"
 
 
-def _other_form(path: str) -> str:
+def _other_form(name: str) -> str:
     """What weights in one file are called if they are in several, by their index, and the other way round."""
     index = ".index.json"
-    return path.removesuffix(index) if path.endswith(f".safetensors{index}") else f"{path}{index}"
-
-
-def _try_again(call: Callable[[], Any], what: str) -> Any:
-    """Calls, and again while that may help: without a network, and if the Hub is overloaded or fails."""
-    for attempt in range(NUM_TRIES):
-        try:
-            return call()
-        except OfflineModeIsEnabled as error:
-            raise OSError(f"{what} failed, as HF_HUB_OFFLINE is set.") from error
-        except (HTTPError, OSError, RuntimeError) as error:
-            # The Hub's client raises RuntimeError for a large file, from what happened.
-            cause = error.__cause__ if isinstance(error, RuntimeError) else error
-            status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-            is_final = status is not None and status < 500 and status not in (408, 429)
-            if is_final or attempt == NUM_TRIES - 1:
-                raise OSError(f"{what} failed: {error}") from error
-            time.sleep(FIRST_WAIT * 2**attempt)
-
-
-def _is_same(content: Path | bytes, entry: RepoFile) -> bool:
-    """Whether a file has the hash that the Hub has of it: SHA-256 of large files, git's of the others."""
-    with open(content, "rb") if isinstance(content, Path) else io.BytesIO(content) as file:
-        if entry.lfs is not None:
-            return sha_fileobj(file).hex() == entry.lfs.sha256
-        return git_hash(file.read()) == entry.blob_id
+    return name.removesuffix(index) if name.endswith(f".safetensors{index}") else f"{name}{index}"
 
 
 def write_remote_code(
-    folder: str | Path, pipeline_class: type, transformer_class: type | None, origin: Path | None = None
+    folder: str | os.PathLike, pipeline_class: type, transformer_class: type | None, origin: Path | None = None
 ) -> None:
     """
     Copies the code of the pipelines and of the transformer into a pipeline's folder and names it in the index.
@@ -343,8 +289,9 @@ def write_remote_code(
     if transformer_class is not None:
         source = Path(inspect.getfile(transformer_class))
         (folder / "transformer").mkdir(exist_ok=True)
-        code = source if origin is None else origin / "transformer" / source.name
-        _copy(code if code.is_file() else source, folder / "transformer" / source.name)
+        code = source.parent if origin is None else origin / "transformer"
+        for file in (code if (code / source.name).is_file() else source.parent).glob("transformer_loomvideo*.py"):
+            _copy(file, folder / "transformer" / file.name)
         index["transformer"] = [source.stem, transformer_class.__name__]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -13,9 +13,15 @@
 # limitations under the License.
 """LoomVideo: videos and images from text, and from text with reference images."""
 
+from .loomvideo_versions import check_diffusers  # isort: skip  # noqa: F401, before what may fail
+
+import importlib
+import os
+import re
 import sys
-import time
 from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -25,12 +31,22 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import replace_example_docstring
 
 
-if __name__.startswith("diffusers_modules."):
-    # As remote code, all folders and repositories share these names: those of another are neither taken nor changed.
-    for _name in [name for name in sys.modules if name.startswith(f"{__package__}.loomvideo_")]:
-        del sys.modules[_name]
-    _module, __name__ = sys.modules.pop(__name__), f"{__name__}_{time.time_ns()}"
-    sys.modules[__name__] = _module
+if __name__.startswith("diffusers_modules.") and ".loomvideo_code_" not in __name__:
+    # Diffusers lays the code of all folders into one, and runs it anew at each load. It runs once instead, as a
+    # package named by its content: no folder changes what another runs, and other processes can unpickle its classes.
+    _path = Path(__file__)
+    _names = {_path.stem, *re.findall(r"^\s*from \.(\w+) import", _path.read_text(encoding="utf-8"), re.MULTILINE)}
+    _code = {f"{name}.py": _path.with_name(f"{name}.py").read_bytes() for name in sorted(_names)}
+    _package = _path.with_name(f"loomvideo_code_{sha256(repr(_code).encode()).hexdigest()[:16]}")
+    _package.mkdir(exist_ok=True)
+    for _name, _content in _code.items():
+        _part = _package / f"{_name}.{os.getpid()}"
+        _part.write_bytes(_content)
+        _part.replace(_package / _name)
+    importlib.invalidate_caches()
+    _module = importlib.import_module(f"{__package__}.{_package.name}.{_path.stem}")
+    del sys.modules[__name__]
+    __name__, __package__, __spec__ = _module.__name__, _module.__package__, _module.__spec__
 
 from .loomvideo_base import LoomVideoBase, check_only_one, count_prompts
 from .loomvideo_errors import LoomVideoInputError
@@ -387,3 +403,8 @@ class LoomVideoPipeline(
         if not return_dict:
             return (frames,)
         return LoomVideoPipelineOutput(frames=frames)
+
+
+if "_module" in globals():
+    # The classes are those of the package.
+    globals().update(vars(_module))

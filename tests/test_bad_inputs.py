@@ -21,6 +21,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from loomvideo_diffusers.pipelines.loomvideo_errors import LoomVideoInputError
+
 
 VIDEO = np.zeros((5, 64, 64, 3), np.uint8)
 IMAGE = np.zeros((64, 64, 3), np.uint8)
@@ -35,7 +37,7 @@ def check(pipe, message, **inputs):
     for model in (pipe.text_encoder, pipe.transformer, pipe.vae, pipe.text_encoder.visual):
         model.register_forward_pre_hook(run)
     pipe.vae.encode = pipe.vae.decode = run
-    with pytest.raises((ValueError, TypeError), match=message) as error:
+    with pytest.raises((LoomVideoInputError, TypeError), match=message) as error:
         pipe(**inputs)
     assert "\n" not in str(error.value)
     assert re.search(r"[:,] (pass|use|encode|scale)|must", str(error.value)) or "Pass" in str(error.value)

@@ -13,6 +13,7 @@
 # limitations under the License.
 """The `loomvideo` command, as a shell runs it."""
 
+import json
 import os
 import shlex
 import shutil
@@ -26,10 +27,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from conftest import FIXTURES, GOLDEN, load_case, messages
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 
-from loomvideo_diffusers import cli
+from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, cli
+from loomvideo_diffusers.loading import load_pipeline
 from loomvideo_diffusers.media.video import read_image, read_video, sample_frame_indices
 
 
@@ -256,31 +261,72 @@ def test_memory_is_bounded(tmp_path):
     assert said[2].startswith("0 ['out.mp4']")
 
 
-def test_options_reach_the_model(model_folder, tmp_path):
-    def generate(name, *options):
-        output = tmp_path / f"{name}.png"
-        arguments = ["generate", "a cat", "-o", output, "--model", model_folder, "--height", 64, "--width", 64]
-        assert cli.main([str(argument) for argument in [*arguments, "--steps", 2, "--seed", 3, *options]]) == 0
-        return np.asarray(read_image(output)).astype(int)
+def frames_of(path):
+    """Pixels of an image, or of a lossless sequence of them."""
+    paths = sorted(path.parent.glob(path.name.replace("%d", "*"))) if "%d" in path.name else [path]
+    return np.stack([np.asarray(read_image(one), int) for one in paths])
 
-    expected = generate("plain")
 
-    def difference(*arguments):
-        return np.abs(generate(*arguments) - expected).max()
+def test_options_reach_the_model(model_folder, pipe, tmp_path):
+    """The image is that of a call with the same settings."""
+    base = {"height": 64, "width": 64, "num_inference_steps": 2, "num_frames": 1}
 
-    # By 1, as products of matrices round as their weights lie in memory
-    assert difference("same") <= 1
-    assert difference("offload", "--cpu-offload", "--device", "cpu") <= 1
-    for index, options in enumerate(
+    def call(seed=3, **settings):
+        generator = torch.Generator().manual_seed(seed)
+        return (pipe("a cat", generator=generator, **base | settings).frames[0] * 255).round().astype(int)
+
+    plain = call()
+    for index, (options, settings) in enumerate(
         (
-            ["--seed", 4],
-            ["--steps", 3],
-            ["--guidance-scale", 9],
-            ["--negative-prompt", "a dog"],
-            ["--dtype", "bfloat16"],
+            ([], {}),
+            (["--cpu-offload", "--device", "cpu"], {}),
+            (["--seed", 4], {"seed": 4}),
+            (["--steps", 3], {"num_inference_steps": 3}),
+            (["--guidance-scale", 9], {"guidance_scale": 9.0}),
+            (["--negative-prompt", "a dog"], {"negative_prompt": "a dog"}),
+            (["--reference", REFERENCE], {"reference_images": [read_image(REFERENCE)]}),
         )
     ):
-        assert difference(index, *options) > 1
+        output = tmp_path / f"{index}.png"
+        arguments = ["generate", "a cat", "-o", output, "--model", model_folder, "--height", 64, "--width", 64]
+        assert cli.main([str(argument) for argument in [*arguments, "--steps", 2, "--seed", 3, *options]]) == 0
+        expected = call(**settings)
+        # By 1, as products of matrices round as their weights lie in memory
+        assert np.abs(frames_of(output) - expected).max() <= 1
+        assert not settings or np.abs(expected - plain).max() > 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float32])
+def test_dtype_reaches_the_model(dtype, model_folder):
+    pipe = load_pipeline(LoomVideoPipeline, str(model_folder), device="cpu", dtype=dtype)
+    expected = {"bfloat16": torch.bfloat16}.get(dtype, dtype)
+    assert {part.dtype for part in (pipe.transformer, pipe.vae, pipe.text_encoder)} == {expected}
+
+
+def test_lora_scale_of_a_video(model_folder, transformer, tmp_path):
+    """A LoRA at half its scale edits as one with half its weights does, at 0 as none, and at 1 as by default."""
+    torch.manual_seed(0)
+    transformer.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    weights = get_peft_model_state_dict(transformer)
+    half = {name: tensor * (0.5 if "lora_B" in name else 1) for name, tensor in weights.items()}
+    for name, layers in (("whole", weights), ("half", half)):
+        LoomVideoEditPipeline.save_lora_weights(tmp_path / name, layers)
+
+    def edit(name, *options):
+        (tmp_path / name / "out").mkdir(parents=True, exist_ok=True)
+        output = tmp_path / name / "out" / "%d.png"
+        arguments = ["edit", CLIP, "blue", "-o", output, "--model", model_folder, "--height", 64, "--width", 96]
+        arguments += ["--steps", 2, "--frames", 5, "--seed", 0, *options]
+        assert cli.main([str(argument) for argument in arguments]) == 0
+        return frames_of(output)
+
+    plain, whole = edit("plain"), edit("whole", "--lora", tmp_path / "whole")
+    scaled = edit("scaled", "--lora", tmp_path / "whole", "--lora-scale", 0.5)
+    halved = edit("halved", "--lora", tmp_path / "half", "--lora-scale", 1)
+    assert np.abs(scaled - halved).max() <= 1
+    assert np.abs(edit("none", "--lora", tmp_path / "whole", "--lora-scale", 0) - plain).max() <= 1
+    for first, second in ((plain, whole), (plain, halved), (whole, halved)):
+        assert np.abs(first - second).max() > 2
 
 
 def test_recorded_clip(model_folder, tmp_path):
@@ -320,77 +366,107 @@ def test_help_is_quick(command):
     assert time.perf_counter() - start < 2  # importing torch alone takes longer
 
 
-def test_bad_input(model_folder, tmp_path):
-    (tmp_path / "file").write_text("")
-    (tmp_path / "cut.mp4").write_bytes(Path(CLIP).read_bytes()[:20000])
-    damaged = tmp_path / "damaged"
-    shutil.copytree(model_folder, damaged)
-    (damaged / "text_encoder" / "model.safetensors").write_bytes(b"cut off")
+def bad_inputs(model_folder, tmp_path):
+    """Arguments, and what the line must name: the file or the option that is wrong."""
     output, model = tmp_path / "out.mp4", ["--model", model_folder]
     edit, generate = ["edit", CLIP, "make it blue", "-o"], ["generate", "a cat", "-o"]
-    for arguments, message in (
+    image = ["edit", REFERENCE, "blue", "-o", tmp_path / "out.png", *model]
+    return [
         (["edit", CLIP, "-o", output, *model], "are required: prompt"),
-        (["generate", " ", "-o", output, *model], "The prompt is blank"),
+        (["edit", CLIP, "blue", *model], "are required: output"),
+        (["generate", "a cat", *model], "--output"),
+        (["generate", " ", "-o", output, *model], "prompt is blank"),
         (["edit", tmp_path / "none.mp4", "blue", "-o", output, *model], "none.mp4 cannot be read as a video"),
-        (["edit", tmp_path / "cut.mp4", "blue", "-o", output, *model], "truncated"),
-        (["edit", tmp_path / "file", "blue", "-o", output, *model], "cannot be read as a video"),
-        (["edit", tmp_path / "none.png", "blue", "-o", tmp_path / "out.png", *model], "cannot be read as an image"),
-        ([*edit, tmp_path / "out.png", *model], "must end in .mp4 or .mov or .mkv or .gif"),
-        (["edit", REFERENCE, "blue", "-o", output, *model], "must end in .png or"),
-        ([*edit, tmp_path / "file" / "out.mp4", *model], "is not a folder that can be written to"),
-        ([*edit, output, "--contact-sheet", tmp_path / "sheet.mp4", *model], "must end in .png"),
-        ([*edit, output, *model, "--reference", tmp_path / "file"], "cannot be read as an image"),
+        (["edit", tmp_path / "cut.mp4", "blue", "-o", output, *model], "cut.mp4"),
+        (["edit", tmp_path / "file", "blue", "-o", output, *model], "file cannot be read as a video"),
+        (["edit", tmp_path / "none.png", "blue", "-o", tmp_path / "out.png", *model], "none.png cannot be read"),
+        ([*edit, tmp_path / "out.png", *model], "out.png must end in .mp4 or .mov or .mkv or .gif"),
+        (["edit", REFERENCE, "blue", "-o", output, *model], "out.mp4 must end in .png or"),
+        ([*edit, tmp_path / "file" / "out.mp4", *model], "file is not a folder"),
+        ([*edit, output, "--contact-sheet", tmp_path / "sheet.mp4", *model], "sheet.mp4 must end in .png"),
+        ([*edit, output, *model, "--reference", tmp_path / "file"], "file cannot be read as an image"),
+        ([*generate, output, *model, "--reference", tmp_path / "file"], "file cannot be read as an image"),
+        ([*generate, tmp_path / "a.png", *model, "--reference", tmp_path / "a.png"], "a.png is named twice"),
         ([*generate, output, *model, "--frames", "8"], "`num_frames` must be 4k + 1"),
-        ([*edit, output, *model, "--frames", "34"], "has 33 frames, but 34 were asked for"),
-        ([*edit, output, *model, "--frames", "0"], "The number of frames must be positive, but is 0"),
+        ([*edit, output, *model, "--frames", "34"], "cat.mp4 has 33 frames, but 34"),
+        ([*edit, output, *model, "--frames", "0"], "number of frames must be positive, but is 0"),
         ([*edit, output, *model, "--window", "8"], "`window_frames` must be 4k + 1"),
         ([*edit, output, *model, "--overlap", "5"], "`window_overlap` must be a multiple of 4"),
-        ([*edit, output, *model, "--height", "64"], "give both, or neither"),
-        ([*edit, output, *model, "--width", "64"], "give both, or neither"),
-        ([*edit, output, *model, "--max-crop", "1"], "`max_crop` must be at least 0 and below 1"),
-        ([*edit, output, *model, "--compare", tmp_path / "both.png"], "must end in .mp4 or .mov"),
+        ([*edit, output, *model, "--overlap", "124"], "`window_overlap` must be a multiple of 4"),
+        ([*edit, output, *model, "--height", "64"], "`height` and `width`"),
+        ([*edit, output, *model, "--width", "64"], "`height` and `width`"),
+        ([*edit, output, *model, "--max-crop", "1"], "`max_crop` must be at least 0 and below 1, but is 1"),
+        ([*edit, output, *model, "--rate", "24"], "`rate`"),
+        ([*edit, output, *model, "--compare", tmp_path / "both.png"], "both.png must end in .mp4 or .mov"),
         ([*edit, output, *model, "--compare", output], "out.mp4 is named twice"),
         (["edit", tmp_path / "cut.mp4", "blue", "-o", tmp_path / "cut.mp4", *model], "cut.mp4 is named twice"),
-        (["edit", CLIP, "blue", *model, "--preview", tmp_path / "sheet.mp4"], "must end in .png"),
-        (
-            ["edit", REFERENCE, "blue", "-o", tmp_path / "out.png", *model, "--keep-unchanged"],
-            "is an image: leave out --keep-unchanged, which is for videos",
-        ),
-        (["info", CLIP], "does not say how it was made"),
-        (["info", REFERENCE], "does not say how it was made"),
-        (["info", tmp_path / "file"], "cannot be read as a video"),
-        ([*edit, output, *model, "--height", "100", "--width", "96"], "multiple of 32, but is 100"),
+        (["edit", CLIP, "blue", *model, "--preview", tmp_path / "sheet.mp4"], "sheet.mp4 must end in .png"),
+        ([*image, "--keep-unchanged"], "coffee.jpg is an image: leave out `keep_unchanged`"),
+        ([*image, "--frames", "5"], "coffee.jpg is an image: leave out `num_frames`"),
+        ([*image, "--audio", "none"], "coffee.jpg is an image: leave out `audio`"),
+        ([*image, "--preview", tmp_path / "sheet.png"], "coffee.jpg is an image: leave out `preview`"),
+        (["info", CLIP], "cat.mp4 does not say how it was made"),
+        (["info", REFERENCE], "coffee.jpg does not say how it was made"),
+        (["info", tmp_path / "file"], "file cannot be read as a video"),
+        ([*edit, output, *model, "--height", "100", "--width", "96"], "`height` must be a positive multiple of 32"),
+        ([*edit, output, *model, "--height", "96", "--width", "16"], "`width` must be a positive multiple of 32"),
         ([*edit, output, "--model", tmp_path], "has no model_index.json"),
-        ([*edit, output, "--model", "no/such/model"], "neither a folder here nor the name of a repository"),
-        ([*generate, output, *model, "--steps", "0"], "`num_inference_steps` must be a positive integer"),
-        ([*generate, output, *model, "--frames", "1"], "must end in .png"),
-        ([*generate, output, *model, "--reference"], "expected at least one argument"),
+        ([*edit, output, "--model", "no/such/model"], "no/such/model is neither a folder here nor the name"),
+        ([*generate, output, *model, "--steps", "0"], "`num_inference_steps` must be a positive integer, but is 0"),
+        ([*generate, output, *model, "--frames", "1"], "out.mp4 must end in .png"),
+        ([*generate, output, *model, "--reference"], "--reference: expected at least one argument"),
         ([*generate, output, *model, "--device", "gpu"], "gpu is no device of this machine"),
         ([*generate, output, *model, "--device", "meta"], "meta is no device of this machine"),
-        ([*generate, output, *model, "--seed", "99999999999999999999999"], "the seed must be from 0"),
-        ([*generate, output, *model, "--seed", "1.5"], "the seed must be from 0"),
-        ([*generate, output, *model, "--guidance-scale", "nan"], "--guidance-scale: it must be a number, but is nan"),
-        ([*edit, output, *model, "--guidance-scale-visual", "much"], "it must be a number, but is much"),
+        ([*generate, output, *model, "--seed", "99999999999999999999999"], "--seed: the seed must be from 0"),
+        ([*generate, output, *model, "--seed", "1.5"], "--seed: the seed must be from 0"),
+        ([*generate, output, *model, "--guidance-scale", "nan"], "--guidance-scale: it must be a number"),
+        ([*edit, output, *model, "--guidance-scale-visual", "much"], "--guidance-scale-visual: it must be a number"),
         ([*edit, output, *model, "--lora", CLIP], "cat.mp4 cannot be loaded: "),
         ([*edit, output, *model, "--lora", tmp_path / "none"], "none cannot be loaded: "),
         ([*edit, output, *model, "--lora-scale", "inf"], "--lora-scale: it must be a number, but is inf"),
         ([*edit, output, *model, "--dtype", "int8"], "argument --dtype: invalid choice"),
-        ([*edit, output, *model, "--max-memory", "0"], "it must be more than 0 GB, but is 0"),
+        ([*edit, output, *model, "--max-memory", "0"], "--max-memory: it must be more than 0 GB"),
         ([*edit, output, *model, "--max-memory", "0.2"], "--max-memory must be "),
-        ([*edit, output, *model, "--negative-prompt", "<|image_pad|>"], "must not hold the MLLM's markers"),
-        ([*generate, output, "--model", damaged], "Error while deserializing"),
-        (["info", damaged], "Error while deserializing"),
+        ([*edit, output, *model, "--negative-prompt", "<|image_pad|>"], "negative prompt must not hold"),
+        (["info", tmp_path / "damaged"], "damaged/text_encoder cannot be read: "),
         (
             ["convert", "--loomvideo", tmp_path, "--mllm", tmp_path, "--wan", tmp_path, "-o", tmp_path / "m"],
             "has no config.json",
         ),
         (["info", tmp_path], "has no model_index.json"),
-    ):
-        before = sorted(os.listdir(tmp_path))
-        error = run_in_process(arguments)
-        assert message in error, arguments
-        assert error.strip().splitlines()[-1].startswith("loomvideo")
-        assert sorted(os.listdir(tmp_path)) == before
+    ]
+
+
+@pytest.fixture
+def bad_files(model_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "cut.mp4").write_bytes(Path(CLIP).read_bytes()[:20000])
+    shutil.copytree(model_folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "text_encoder" / "model.safetensors").write_bytes(b"cut off")
+    return tmp_path
+
+
+def test_bad_input(model_folder, bad_files, monkeypatch):
+    """One line that names what is wrong and exit code 2, before the model is loaded; nothing is left behind."""
+    monkeypatch.setattr("loomvideo_diffusers.loading._load_model", None)
+    for arguments, named in bad_inputs(model_folder, bad_files):
+        before = sorted(os.listdir(bad_files))
+        assert named in run_in_process(arguments), arguments
+        assert sorted(os.listdir(bad_files)) == before
+
+
+def test_a_damaged_model(model_folder, bad_files):
+    arguments = ["generate", "a cat", "-o", bad_files / "out.mp4", "--model", bad_files / "damaged"]
+    assert "damaged cannot be loaded: " in run_in_process(arguments)
+    shutil.copy(model_folder / "text_encoder" / "model.safetensors", bad_files / "damaged" / "text_encoder")
+    config = bad_files / "damaged" / "transformer" / "config.json"
+    before = config.read_text()
+    config.write_text(json.dumps(json.loads(before) | {"num_layers": 4 + 1}))
+    assert "damaged lacks the weights of some layers" in run_in_process(arguments)
+    config.write_text(json.dumps(json.loads(before) | {"ffn_dim": 8}))
+    assert "damaged cannot be loaded: " in run_in_process(arguments)
+    config.write_text("{")
+    assert "damaged" in run_in_process(arguments)
 
 
 def run_in_process(arguments) -> str:
@@ -404,7 +480,41 @@ def run_in_process(arguments) -> str:
         except SystemExit as exit_:
             status = exit_.code
     assert status == 2
-    return stderr.getvalue().strip().splitlines()[-1]
+    line = stderr.getvalue().strip().splitlines()[-1]
+    assert line.startswith("loomvideo")
+    return line
+
+
+MISTAKE = """
+import sys
+from loomvideo_diffusers import cli
+from loomvideo_diffusers.footage import plan
+
+def survey(*arguments, **options):
+    return len(3)
+
+plan.survey = survey
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback(model_folder, tmp_path, monkeypatch):
+    """Exit code 1; such an error is no bad input."""
+    arguments = ["edit", CLIP, "blue", "-o", tmp_path / "out.mp4", "--model", model_folder]
+    command = [sys.executable, "-c", MISTAKE, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    assert result.stderr.strip().splitlines()[-1] == "TypeError: object of type 'int' has no len()"
+
+    # While it denoises, too
+    def broken(*_):
+        raise ValueError("one thing is not another")
+
+    monkeypatch.setattr("loomvideo_diffusers.footage.resume.ResumeFile.write", broken)
+    options = ["--height", "64", "--width", "96", "--steps", "2", "--frames", "5"]
+    with pytest.raises(ValueError, match="one thing is not another"):
+        cli.main([*map(str, arguments), *options])
 
 
 def test_exit_code(tmp_path):

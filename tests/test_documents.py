@@ -36,7 +36,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel, cli
-from loomvideo_diffusers.footage.editing import Edit
+from loomvideo_diffusers.footage import EditSettings
 from loomvideo_diffusers.media.video import read_video, write_video
 from loomvideo_diffusers.nano import MODEL
 
@@ -106,8 +106,8 @@ def workplace(tmp_path, monkeypatch, model_folder):
 
     for pipeline_class in (LoomVideoPipeline, LoomVideoEditPipeline):
         make_small(pipeline_class)
-    small_edit = functools.partial(Edit, height=64, width=64, num_inference_steps=1)
-    monkeypatch.setattr("loomvideo_diffusers.footage.editing.Edit", small_edit)
+    small_edit = functools.partial(EditSettings, height=64, width=64, num_inference_steps=1)
+    monkeypatch.setattr("loomvideo_diffusers.footage.plan.EditSettings", small_edit)
     from_pretrained = DiffusionPipeline.from_pretrained.__func__
 
     def small_from_pretrained(cls, *arguments, **options):

@@ -30,8 +30,7 @@ from conftest import FIXTURES
 from oriented import make_oriented_clip, make_oriented_photo, upright_picture
 
 from loomvideo_diffusers import cli
-from loomvideo_diffusers.footage.editing import Edit, edit_footage
-from loomvideo_diffusers.footage.survey import Footage, read_frames, read_model_frames, survey
+from loomvideo_diffusers.footage import Footage, plan_edit, read_frames, read_model_frames, survey
 from loomvideo_diffusers.media.decoding import convert_pixels, measure_rate, sequence_files
 from loomvideo_diffusers.media.encoding import plan_output, write_footage
 from loomvideo_diffusers.media.images import probe_image, read_image
@@ -294,7 +293,7 @@ def test_hdr_keeps_its_depth_and_its_tags(transfer, name, suffix, edit, tmp_path
     make_clip(clip, num_frames=5, codec="libx265", pix_fmt="yuv420p10le", colors=colors, layout=None)
     footage = survey(clip)
     assert (footage.num_bits, footage.pixel_format) == (10, "rgb48le")
-    edit_footage(edit, footage, Edit(**QUICK, keep_unchanged=True), output)
+    plan_edit(footage, output=output, keep_unchanged=True, **QUICK).run(edit)
     with av.open(str(output)) as container:
         context = container.streams.video[0].codec_context
         assert (context.name, context.pix_fmt) == ("hevc", "yuv420p10le")
@@ -337,7 +336,7 @@ def test_transparency(output, keeps, edit, tmp_path):
     assert footage.pixel_format == "rgba"
     seen = next(read_model_frames(footage))
     assert (seen[0, 0].tolist(), seen[0, -1].tolist()) == ([255, 0, 0], [255, 255, 255])
-    edit_footage(edit, footage, Edit(**QUICK), tmp_path / output)
+    plan_edit(footage, output=tmp_path / output, **QUICK).run(edit)
     result = survey(tmp_path / output)
     frame = next(read_frames(result)).astype(float)
     assert ("a" in result.pixel_format) == keeps
@@ -441,20 +440,19 @@ def test_same_bytes_on_any_number_of_processors(tmp_path):
 
 def test_what_was_denoised_is_found_under_another_suffix(edit, tmp_path, monkeypatch):
     footage = survey(make_clip(tmp_path / "source.mp4", num_frames=9))
-    monkeypatch.setattr("loomvideo_diffusers.footage.editing._results", lambda *_: iter([1 / 0]))
+    monkeypatch.setattr("loomvideo_diffusers.footage.run._results", lambda *_: iter([1 / 0]))
     with pytest.raises(ZeroDivisionError):
-        edit_footage(edit, footage, Edit(**QUICK), tmp_path / "out.mov")
+        plan_edit(footage, output=tmp_path / "out.mov", **QUICK).run(edit)
     monkeypatch.undo()
     num_calls = []
     edit.transformer.register_forward_hook(lambda *_: num_calls.append(1))
-    edit_footage(edit, footage, Edit(**QUICK), tmp_path / "out.mkv")
+    plan_edit(footage, output=tmp_path / "out.mkv", **QUICK).run(edit)
     assert not num_calls
     assert sorted(os.listdir(tmp_path)) == ["out.mkv", "source.mp4"]
 
 
-def test_the_output_is_checked_before_the_work(edit, tmp_path):
+def test_the_output_is_checked_before_the_work(tmp_path):
     footage = survey(make_clip(tmp_path / "source.mp4", num_frames=9))
-    edit.text_encoder = edit.vae = None  # nothing of a model is used
     (tmp_path / "file").write_bytes(b"")
     for output, reason in (
         (tmp_path / "out.avi", "must end in"),
@@ -463,9 +461,9 @@ def test_the_output_is_checked_before_the_work(edit, tmp_path):
         (tmp_path / "out_%04d.mp4", "must end in"),
     ):
         with pytest.raises(ValueError, match=reason):
-            edit_footage(edit, footage, Edit(**QUICK), output)
+            plan_edit(footage, output=output, **QUICK)
     with pytest.raises(ValueError, match="copy, encode, none"):
-        edit_footage(edit, footage, Edit(**QUICK), tmp_path / "out.mp4", audio="mute")
+        plan_edit(footage, output=tmp_path / "out.mp4", audio="mute", **QUICK)
     assert plan_output(replace(footage, sound_tracks=()), tmp_path / "out.gif").notes == ()
 
 

@@ -20,8 +20,7 @@ import av
 import pytest
 from clips import QUICK, make_clip
 
-from loomvideo_diffusers.footage.editing import Edit, edit_footage
-from loomvideo_diffusers.footage.survey import survey
+from loomvideo_diffusers.footage import plan_edit, survey
 
 
 TALL, WIDE = {"height": 64, "width": 32}, {"height": 32, "width": 64}
@@ -110,7 +109,7 @@ def test_clip(name, edit, tmp_path):
     source, output = make_clip(tmp_path / f"source{suffix}", **arguments), tmp_path / f"out{result}"
     footage = survey(source)
     shape = TALL if footage.height > footage.width else WIDE
-    edit_footage(edit, footage, Edit(**QUICK | shape), output)
+    plan_edit(footage, output=output, **QUICK | shape).run(edit)
 
     before, times_before, sound_before = probe(source)
     after, times_after, sound_after = probe(output)

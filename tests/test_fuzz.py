@@ -68,7 +68,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
         start = rng.randrange(size)
         del data[start : start + size // 20]
     elif kind == "swapped":
-        first, second = sorted(rng.sample(range(0, size - 64), 2))
+        first, second = sorted(rng.sample(range(size - 64), 2))
         data[first : first + 64], data[second : second + 64] = data[second : second + 64], data[first : first + 64]
     else:
         # Sizes, counts and times stand at the beginning of most files, and at the end of some.

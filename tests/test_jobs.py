@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +26,10 @@ from conftest import FIXTURES
 from torch.nn.modules.module import register_module_forward_hook
 
 from loomvideo_diffusers import cli
+from loomvideo_diffusers.errors import LoomVideoError
+from loomvideo_diffusers.fleet.jobs import read_jobs
+from loomvideo_diffusers.fleet.run import plan_job, run_jobs
+from loomvideo_diffusers.footage import run
 from loomvideo_diffusers.media.video import read_image, read_video
 
 
@@ -74,6 +79,42 @@ def test_one_process_goes_on(jobs, model_folder, tmp_path, capsys):
     assert f"job 3 of 4, {tmp_path / 'none.mp4'}: " in errors
     assert errors.splitlines()[-1] == "loomvideo: error: 1 of 4 jobs failed: the others are done."
     assert (tmp_path / "cup.mp4").exists()
+
+
+def test_a_mistake_in_the_code_stops_no_other_job(jobs, model_folder, tmp_path, capsys, monkeypatch):
+    """It is reported with its traceback, and the exit code says so."""
+
+    def broken(pipe, plan, *arguments):
+        return len(3)
+
+    monkeypatch.setattr(run, "_edit_image", broken)
+    assert cli.main(["edit", "--jobs", str(jobs), "--model", str(model_folder), *OPTIONS]) == 1
+    errors = capsys.readouterr().err
+    assert "TypeError: object of type 'int' has no len()" in errors.splitlines()
+    assert f"job 2 of 4, {tmp_path / 'blue.png'}: TypeError" in errors
+    assert f"job 3 of 4, {tmp_path / 'none.mp4'}: {tmp_path / 'cut.mp4'}" in errors
+    assert errors.splitlines()[-1] == "loomvideo: error: 2 of 4 jobs failed: the others are done."
+    assert (tmp_path / "night.mp4").exists()
+    assert (tmp_path / "cup.mp4").exists()
+
+
+def test_jobs_in_python(jobs, edit, tmp_path):
+    """Each result is there as soon as its job is done."""
+    settings = {"height": 64, "width": 64, "num_inference_steps": 1}
+    results = run_jobs(read_jobs(jobs)[:3], edit, partial(plan_job, **settings))
+    assert list(next(results).report.files) == [tmp_path / "night.mp4"]
+    assert not (tmp_path / "blue.png").exists()
+    second, third = results
+    assert list(second.report.files) == [tmp_path / "blue.png"]
+    assert isinstance(third.error, LoomVideoError)
+    assert not third.is_mistake
+    assert third.report is None
+
+
+def test_wrong_settings_of_all_jobs(jobs, model_folder, capsys, monkeypatch):
+    monkeypatch.setattr("loomvideo_diffusers.cli.edit.load_pipeline", None)
+    assert cli.main(["edit", "--jobs", str(jobs), "--model", str(model_folder), "--window", "8"]) == 2
+    assert "`window_frames` must be 4k + 1" in capsys.readouterr().err
 
 
 def test_negative_prompts_are_encoded_once(jobs, model_folder, capsys):
@@ -129,7 +170,7 @@ def line(**changes) -> str:
 )  # fmt: skip
 def test_bad_jobs(lines, message, tmp_path, capsys, monkeypatch):
     """All that can be known is said before the model is loaded."""
-    monkeypatch.setattr("loomvideo_diffusers.cli.sampling._load", None)
+    monkeypatch.setattr("loomvideo_diffusers.cli.edit.load_pipeline", None)
     monkeypatch.chdir(tmp_path)
     shutil.copy(FIXTURES / "cat.mp4", "cat.mp4")
     shutil.copy(FIXTURES / "coffee.jpg", "coffee.jpg")

@@ -30,16 +30,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 PEAK = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024"
 EDIT = f"""
 import resource, sys
-from pathlib import Path
 
 from loomvideo_diffusers import LoomVideoEditPipeline
-from loomvideo_diffusers.footage.editing import Edit, edit_footage
-from loomvideo_diffusers.footage.survey import survey
+from loomvideo_diffusers.footage import plan_edit
 
 model, source, output = sys.argv[1:]
 pipe = LoomVideoEditPipeline.from_pretrained(model)
-settings = Edit("blue", height=96, width=96, num_inference_steps=2, window_frames=17, window_overlap=8)
-edit_footage(pipe, survey(source), settings, Path(output))
+settings = dict(height=96, width=96, num_inference_steps=2, window_frames=17, window_overlap=8)
+plan_edit(source, "blue", output, **settings).run(pipe)
 print({PEAK})
 """
 LOAD = """

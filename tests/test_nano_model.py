@@ -21,8 +21,7 @@ import torch
 from safetensors import safe_open
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, cli
-from loomvideo_diffusers.footage.editing import Edit, edit_footage
-from loomvideo_diffusers.footage.survey import read_frames, read_model_frames, survey
+from loomvideo_diffusers.footage import plan_edit, read_frames, read_model_frames, survey
 from loomvideo_diffusers.media.video import read_video, write_video
 from loomvideo_diffusers.nano import DEFAULT_OPTIONS, MODEL, NUM_FRAMES, OPTIONS, SIDE
 from loomvideo_diffusers.nano.evaluation import call, evaluate_task
@@ -149,7 +148,8 @@ def test_a_long_edit_has_no_seam(pipe, tmp_path):
 
     def edited(clip, prompt):
         windows = {name: DEFAULT_OPTIONS[name] for name in ("window_frames", "window_overlap")}
-        edit_footage(pipe, clip, Edit(prompt, height=SIDE, width=SIDE, **OPTIONS, **windows), tmp_path / "edited.mp4")
+        settings = {"height": SIDE, "width": SIDE} | OPTIONS | windows
+        plan_edit(clip, prompt, tmp_path / "edited.mp4", **settings).run(pipe)
         return read("edited.mp4")
 
     long, short = ([edited(clip, prompt) for prompt in LONG_EDITS] for clip in (footage, beginning))

@@ -14,6 +14,7 @@
 """A folder's own code: with nothing but diffusers, transformers and torch, and saved and loaded in every way."""
 
 import ast
+import configparser
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,8 @@ from conftest import call_inputs
 from diffusers import DiffusionPipeline
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel
+from loomvideo_diffusers.nano import MODEL
+from loomvideo_diffusers.pipelines.loomvideo_versions import NEWEST, OLDEST, check_diffusers
 
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +101,41 @@ def test_with_and_without_the_package(edit, model_folder, clip, tmp_path):
     assert np.abs(frames - expected).max() < 1e-5
 
 
+# Loads a folder by its own code, saves it by that, loads what was saved, and edits with each.
+SAVE_AND_LOAD_AGAIN = """
+import sys
+sys.modules["loomvideo_diffusers"] = None
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+results, options = [], {"height": 96, "width": 96, "num_inference_steps": 2}
+for folder in sys.argv[1:3]:
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    edit = DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline_loomvideo_edit", trust_remote_code=True)
+    heart = pipe("a red heart", num_frames=5, generator=torch.Generator().manual_seed(0), **options).frames[0]
+    results.append(edit("make it blue", video=heart, generator=torch.Generator().manual_seed(0), **options).frames[0])
+    pipe.save_pretrained(sys.argv[2])
+assert np.isfinite(results[0]).all()
+assert np.abs(results[0] - results[1]).max() < 1e-5  # weights at other addresses are summed up otherwise
+"""
+
+
+def test_nano_without_the_package(tmp_path):
+    """The package's model has no code; saved by the package it has, and so has what is saved from there."""
+    with pytest.raises(AttributeError, match="LoomVideoPipeline"):
+        DiffusionPipeline.from_pretrained(MODEL)
+    LoomVideoPipeline.from_pretrained(MODEL).save_pretrained(tmp_path / "saved")
+    command = [sys.executable, "-c", SAVE_AND_LOAD_AGAIN, tmp_path / "saved", tmp_path / "again"]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "cache")}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    code = {file.relative_to(tmp_path / "saved") for file in (tmp_path / "saved").rglob("*.py")}
+    assert {path.name for path in code} > {"pipeline_loomvideo.py", "transformer_loomvideo.py"}
+    for path in code:
+        assert (tmp_path / "again" / path).read_bytes() == (tmp_path / "saved" / path).read_bytes()
+
+
 def test_saving_compiled_and_missing_transformers(pipe, tmp_path):
     pipe.transformer = torch.compile(pipe.transformer)
     pipe.save_pretrained(tmp_path / "compiled")
@@ -142,6 +181,20 @@ def test_repository(model_folder, tmp_path):
         DiffusionPipeline.from_pretrained("owner/model", **options)
 
 
+def test_versions_of_diffusers(caplog):
+    """Of a version that is too old, one sentence; of one that is too new, a warning; the package asks for the rest."""
+    oldest, after = (f"{major}.{minor}" for major, minor in (OLDEST, (NEWEST[0], NEWEST[1] + 1)))
+    check_diffusers(diffusers.__version__)
+    with pytest.raises(ImportError, match=rf"needs diffusers {oldest} or newer, and 0\.39\.1 is installed: run `pip"):
+        check_diffusers("0.39.1")
+    assert caplog.text == ""
+    check_diffusers(f"{after}.0.dev0")
+    assert f"run `pip install 'diffusers<{after}'`" in caplog.text
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    assert f"diffusers>={oldest},<{after}" in settings["options"]["install_requires"].splitlines()
+
+
 def imports(file: Path):
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -173,6 +226,17 @@ def test_an_entry_names_all_that_it_needs(entry):
     assert named == named.union(*(siblings(f"{module}.py") for module in named))
 
 
-def test_the_transformer_stands_alone():
-    file = ROOT / "src" / "loomvideo_diffusers" / "models" / "transformer_loomvideo.py"
-    assert {module for module, level in imports(file)} <= {*sys.stdlib_module_names, "diffusers", "torch"}
+@pytest.mark.parametrize(
+    "file",
+    sorted((ROOT / "src" / "loomvideo_diffusers" / "models").glob("transformer_*.py")),
+    ids=lambda file: file.name,
+)
+def test_the_transformer_stands_alone(file):
+    for module, level in imports(file):
+        if level == 0:
+            assert module in {*sys.stdlib_module_names, "diffusers", "torch"}
+        else:
+            # The Hub's loader copies what the entry file imports, and not what that imports.
+            assert file.name == "transformer_loomvideo.py"
+            assert level == 1
+            assert file.with_name(f"{module}.py").is_file()

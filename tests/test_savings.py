@@ -27,6 +27,7 @@ from diffusers import (
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )
+from diffusers.hooks import SeaCacheConfig, TextKVCacheConfig
 
 from loomvideo_diffusers import LoomVideoTransformer3DModel
 
@@ -234,6 +235,37 @@ def test_step_caches(name, edit, clip, model_folder):
             TIMESTEPS.append(inputs["timestep"][0].item())
             with alone.cache_context("alone"):
                 assert torch.equal(run(alone, **inputs | {"kv_cache": kv_cache}), output)
+
+
+ALL_CACHES = STEP_CACHES | {
+    "SeaCache": SeaCacheConfig(raw_vision_callback=lambda model, arguments, inputs: [inputs["hidden_states"][0]]),
+    "TextKVCache": TextKVCacheConfig(),
+}
+
+
+@pytest.mark.parametrize("name", ALL_CACHES)
+def test_disabled_caches_leave_nothing(name, transformer):
+    inputs = transformer_inputs("transformer_edit")
+    expected = run(transformer, **inputs)
+    before = [set(vars(module)) for module in transformer.modules()]
+    transformer.enable_cache(ALL_CACHES[name])
+    assert any(module._diffusers_hook.hooks for module in transformer.modules() if hasattr(module, "_diffusers_hook"))
+    for timestep in (999, 500, 499):
+        TIMESTEPS.append(timestep)
+        with transformer.cache_context("a branch"):
+            run(transformer, **inputs)
+    transformer.disable_cache()
+    after = [set(vars(module)) for module in transformer.modules()]
+    assert [new - old for new, old in zip(after[1:], before[1:])] == [set()] * len(before[1:])
+    assert after[0] - before[0] == {"_cache_config"}
+    assert transformer._cache_config is None
+    assert torch.equal(run(transformer, **inputs), expected)
+    # Hooks of others stay.
+    transformer.enable_layerwise_casting(torch.bfloat16, torch.float32)
+    hooks = sum(hasattr(module, "_diffusers_hook") for module in transformer.modules())
+    transformer.enable_cache(ALL_CACHES[name])
+    transformer.disable_cache()
+    assert sum(hasattr(module, "_diffusers_hook") for module in transformer.modules()) == hooks > 0
 
 
 def test_a_call_that_was_broken_off(edit, clip):

@@ -190,10 +190,10 @@ def test_nothing_is_overwritten_under_another_name(tmp_path, monkeypatch, capsys
     (tmp_path / "hard.mp4").hardlink_to("cat.mp4")
     before = sorted(os.listdir())
     for command, message in (
-        ("generate a -o coffee.jpg --reference coffee.jpg", "is a reference, and would be overwritten"),
+        ("generate a -o coffee.jpg --reference coffee.jpg", "coffee.jpg is named twice"),
         (
             "generate a -o link/coffee.jpg --reference coffee.jpg",
-            "is a reference, and would be overwritten",
+            "link/coffee.jpg is named twice",
         ),
         ("edit cat.mp4 a -o link/cat.mp4", "link/cat.mp4 is named twice"),
         ("edit cat.mp4 a -o hard.mp4", "hard.mp4 is named twice"),

@@ -145,6 +145,30 @@ def test_attention_backends(backend, transformer, inputs):
     torch.testing.assert_close(run(transformer, **padded(inputs, 5)), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("backend", list(AttentionBackendName))
+def test_backends_that_take_no_mask(backend, transformer, inputs):
+    """They are those that Diffusers says take none; and it is said before any block runs."""
+    tokens, mask = torch.randn(1, 4, 2, 8), torch.ones(1, 1, 1, 4, dtype=torch.bool)
+    reason = ""
+    try:
+        _AttentionBackendRegistry._backends[backend](tokens, tokens, tokens, attn_mask=mask)
+    except Exception as error:
+        reason = str(error)
+    takes_none = "attn_mask" in reason
+    _AttentionBackendRegistry.set_active_backend(backend)
+    mask = torch.tensor([[True, False]])
+    if not takes_none:
+        assert transformer.prepare_attention_mask(mask).dtype == torch.bool
+        return
+    ran = []
+    transformer.blocks[0].register_forward_pre_hook(lambda *_: ran.append(True))
+    for call in (lambda: transformer.prepare_attention_mask(mask), lambda: run(transformer, **padded(inputs, 5))):
+        with pytest.raises(ValueError, match=f"attention by `{backend.value}` does not take: call `set_attention"):
+            call()
+    assert not ran
+    assert transformer.prepare_attention_mask(None) is None
+
+
 @pytest.mark.skipif(is_xformers_available(), reason="xformers is installed")
 def test_missing_xformers_is_said(transformer):
     with pytest.raises(RuntimeError, match=r"install `xformers"):
@@ -303,6 +327,70 @@ def test_single_file_errors(tmp_path):
         LoomVideoTransformer3DModel.from_single_file(
             {name: tensor for name, tensor in state.items() if name != "proj_out.bias"}, config=WAN_TRANSFORMER
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "sentence"),
+    [
+        (
+            "hooks._helpers.TransformerBlockRegistry",
+            lambda model: model.enable_cache(FirstBlockCacheConfig()),
+            "no step caches that are known here: go without `enable_cache`, or install diffusers 0.40 to 0.42",
+        ),
+        (
+            "loaders.single_file_utils.load_single_file_checkpoint",
+            lambda model: model.from_single_file(CHECKPOINT),
+            "no loader of single files that is known here: load a model folder with `from_pretrained`, or install",
+        ),
+        (
+            "models._modeling_parallel.ContextParallelInput",
+            lambda model: model._cp_plan,
+            "no context parallelism that is known here: pass a `cp_plan`, or install diffusers 0.40 to 0.42",
+        ),
+        (
+            "models.attention_dispatch._AttentionBackendRegistry",
+            lambda model: model.prepare_attention_mask(torch.tensor([[True, False]])),
+            "no attention backends that are known here: pass one prompt at a time, or install diffusers 0.40 to 0.42",
+        ),
+    ],
+)
+def test_other_versions_of_diffusers(name, call, sentence, transformer, monkeypatch):
+    """What they lack is said in a sentence by the feature that needs it; all else works."""
+    monkeypatch.delattr(f"diffusers.{name}")
+    with pytest.raises(ImportError, match=f"^This diffusers has {sentence}"):
+        call(transformer)
+
+
+def test_device_map(transformer, inputs, model_folder, tmp_path):
+    """Blocks beyond the memory that is given wait on the disk, none of them in two places; numbers are the same."""
+    nbytes = sum(parameter.nbytes for parameter in transformer.parameters())
+    sizes = [sum(parameter.nbytes for parameter in block.parameters()) for block in transformer.blocks]
+    loaded = LoomVideoTransformer3DModel.from_pretrained(
+        model_folder,
+        subfolder="transformer",
+        device_map="auto",
+        max_memory={"cpu": nbytes - sizes[-1] - sizes[-2] // 2},
+        offload_folder=tmp_path,
+    )
+    places = loaded.hf_device_map
+    assert set(places.values()) == {"cpu", "disk"}
+    assert not [name for name in places if name.startswith("blocks.") and name.count(".") > 1]
+    assert any(parameter.is_meta for parameter in loaded.parameters())
+    expected, kept = run(transformer, **inputs), loaded.create_kv_cache()
+    for _ in range(2):
+        torch.testing.assert_close(run(loaded, **inputs, kv_cache=kept), expected, atol=1e-5, rtol=0)
+    assert kept.nbytes > 0
+    assert kept.tokens.nbytes > 0
+
+
+def test_group_offload_fills_the_cache(transformer, inputs):
+    """Hooks that move inputs pass on the cache that was given, not a copy, so that nothing is computed twice."""
+    expected, kept = run(transformer, **inputs), transformer.create_kv_cache()
+    transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    assert torch.equal(run(transformer, **inputs, kv_cache=kept), expected)
+    assert min(kept.nbytes, kept.tokens.nbytes) > 0
+    transformer.mllm_embedder.register_forward_pre_hook(lambda *_: pytest.fail("What was kept is computed again."))
+    assert torch.equal(run(transformer, **inputs, kv_cache=kept), expected)
 
 
 def test_released_tensors():

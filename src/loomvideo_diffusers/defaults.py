@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a model says of how it is best called."""
+"""What a model's folder says about how it is best called."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from .errors import LoomVideoError
 
 
-# What a model may say, and of what kind that is
+# The options that a model may name, and their types
 OPTIONS = {
     "height": int,
     "width": int,
@@ -35,17 +35,17 @@ OPTIONS = {
 
 def read_default_options(model: str) -> dict[str, Any]:
     """
-    Reads what a model says of its sizes, frames, steps and guidance scales, without loading anything else of it.
+    Reads a model's own sizes, frames, steps and guidance scales, and nothing else of it.
 
     Args:
-        model: a folder, or a repository.
+        model: a folder or a repository.
 
     Returns:
-        Arguments of a call, of those in `OPTIONS`. What is not among them is as the pipelines' signatures have it,
-        which are right for the released model, of which nothing is said.
+        Arguments of a call, some of those in `OPTIONS`. For the others, the defaults of the pipelines' calls are
+        right, which are those of the released model.
 
     Raises:
-        LoomVideoError: if the folder is no model, or it says what cannot be.
+        LoomVideoError: if the folder is no model, or names an option that does not exist or is out of range.
         OSError: if a repository cannot be read.
     """
     file = Path(model) / "model_index.json"
@@ -68,3 +68,22 @@ def read_default_options(model: str) -> dict[str, Any]:
     if ("height" in options) != ("width" in options):
         raise LoomVideoError(f"`default_options` in {file} have only one of height and width: give both, or neither.")
     return options
+
+
+def read_size_step(model: str) -> int:
+    """
+    Reads what height and width must be multiples of: the VAE's compression times the transformer's patches.
+
+    Args:
+        model: a folder or a repository.
+
+    Raises:
+        OSError: if its configuration cannot be read.
+    """
+    from diffusers import AutoencoderKLWan
+
+    from . import LoomVideoTransformer3DModel
+
+    vae = AutoencoderKLWan.load_config(model, subfolder="vae")
+    transformer = LoomVideoTransformer3DModel.load_config(model, subfolder="transformer")
+    return vae.get("scale_factor_spatial", 8) * transformer.get("patch_size", (1, 2, 2))[1]

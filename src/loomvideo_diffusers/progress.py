@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""One progress bar at a time, and all that is printed meanwhile above it, for the person who waits."""
+"""One progress bar at a time, in the last line of the terminal; what is printed meanwhile appears above it."""
 
 import itertools
 import os
@@ -27,10 +27,10 @@ from weakref import WeakSet
 from tqdm import tqdm
 
 
-# Between two lines of one bar where stderr is a file and not a terminal, in seconds
+# Seconds between two lines of one bar where stderr is a file and not a terminal
 SECONDS_BETWEEN_LINES = 60
 
-# Those that are open, the innermost last: it alone is drawn.
+# The open bars, the innermost last: only that one is drawn.
 _bars: list["ProgressBar"] = []
 
 
@@ -43,13 +43,14 @@ def progress_bar(
     **options: Any,
 ) -> "ProgressBar":
     """
-    Opens a bar that is used as one of tqdm: iterated, or with `update`, `set_postfix` and `close`, or in `with`.
+    Opens a bar that is used like tqdm's: iterated, with `update`, `set_postfix` and `close`, or in `with`.
 
-    While it is open, another that opens takes over its line, says there how far this one is, and leaves nothing
-    behind. What is printed meanwhile to `sys.stdout` and `sys.stderr`, warnings too, appears above the line. Where
-    stderr is no terminal, a bar is a line a minute and one at its end. Of several processes the first alone has bars.
+    A bar that is opened within another takes over its line, shows there how far the outer one is, and leaves nothing
+    behind. What is printed to `sys.stdout` and `sys.stderr` meanwhile, warnings included, appears above the line.
+    Where stderr is no terminal, a bar prints a line a minute and one at its end. Of several processes only the first
+    has bars.
 
-    A pipeline's own bars become such ones by `pipe.progress_bar = functools.partial(progress_bar, desc="Denoising")`.
+    `pipe.progress_bar = functools.partial(progress_bar, desc="Denoising")` makes a pipeline use them.
     """
     disable = disable or int(os.environ.get("RANK", 0)) > 0
     return ProgressBar(iterable, desc=desc, total=total, disable=disable, **options)
@@ -57,7 +58,7 @@ def progress_bar(
 
 @contextmanager
 def stage(description: str) -> Iterator[None]:
-    """Shows what is being done and for how long, where nobody knows how far it is, until a bar takes over its line."""
+    """Shows what is being done and for how long, where progress is unknown, until a bar takes over its line."""
     with progress_bar(desc=description, bar_format="{desc} [{elapsed}]", leave=False) as bar:
         ended = threading.Event()
 
@@ -74,13 +75,26 @@ def stage(description: str) -> Iterator[None]:
             thread.join()
 
 
+class Stopwatch:
+    """Measures how long each stage of something takes, in `seconds`."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
 def message(text: str) -> None:
     """Prints a line to stderr, above the bar."""
     print(text, file=sys.stderr, flush=True)
 
 
 def close_bars() -> None:
-    """Closes what an error left open, so that what is printed next is the last line."""
+    """Closes the bars that an error left open, so that what is printed next is the last line."""
     while _bars:
         _bars[-1].close()
 
@@ -88,7 +102,7 @@ def close_bars() -> None:
 class ProgressBar(tqdm):
     """See `progress_bar`."""
 
-    # Its own, so that bars of other libraries, which `_AboveTheBar` shows in its line, do not move to one below
+    # Its own set: otherwise tqdm would move other libraries' bars, which `_AboveTheBar` shows in this line, one down.
     _instances = WeakSet()
 
     def __init__(self, iterable: Iterable[Any] | None = None, *, file: TextIO | None = None, **options: Any):
@@ -96,7 +110,7 @@ class ProgressBar(tqdm):
         self.is_terminal = file.isatty()
         self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         options = {"position": 0, "leave": None if all(bar.total is None for bar in _bars) else False} | options
-        # A terminal that does not say how large it is, as some in containers, would be left empty.
+        # On a terminal that does not tell its size, as in some containers, tqdm would draw nothing.
         columns, lines = shutil.get_terminal_size()
         size = {"dynamic_ncols": True} if _has_size(file) else {"ncols": columns, "nrows": lines}
         super().__init__(iterable, file=file, **size | options)
@@ -109,7 +123,7 @@ class ProgressBar(tqdm):
                 self.refresh()
 
     def __iter__(self) -> Iterator[Any]:
-        # tqdm's own counts only now and then, and a bar within this one shows the count.
+        # tqdm's own updates its count only now and then, and a bar within this one shows the count.
         with self:
             for item in self.iterable:
                 yield item
@@ -118,13 +132,13 @@ class ProgressBar(tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         values = super().format_dict
-        # tqdm calls those equal that are in the same line.
+        # tqdm's bars compare equal if they are in the same line.
         outer = itertools.takewhile(lambda bar: bar is not self, _bars)
         return values | {"prefix": "".join(bar.place for bar in outer) + (values["prefix"] or "")}
 
     @property
     def place(self) -> str:
-        """How far it is, before the words of a bar within it."""
+        """How far it is, as shown before the text of a bar within it."""
         return "" if self.total is None else f"{self.desc.removesuffix(': ')} {self.n}/{self.total}, ".lstrip()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
@@ -157,7 +171,7 @@ class ProgressBar(tqdm):
 
 
 class _AboveTheBar:
-    """A terminal in whose place whole lines are written above the bar, and bars of other libraries into its line."""
+    """Stands in for a terminal: writes whole lines above the bar, and other libraries' bars into its line."""
 
     def __init__(self, terminal: TextIO):
         self.terminal = terminal
@@ -182,7 +196,7 @@ class _AboveTheBar:
 
 
 def _redirect(is_terminal: bool) -> None:
-    """Has what is printed to the terminal appear above the bar as long as one is open."""
+    """Lets what is printed to the terminal appear above the bar as long as one is open."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, _AboveTheBar):

@@ -11,39 +11,203 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What several commands need."""
+"""What several commands share: options, the settings that they and the model give, and what is printed."""
 
+import argparse
+import json
 import logging
+import math
 import os
+import shlex
 import sys
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from .. import nano
+from ..defaults import read_default_options, read_size_step
 from ..errors import LoomVideoError
+from ..loading import DTYPES, find_model
 
 
-class Stopwatch:
-    """Remembers how long each stage of a command took."""
+# Options of the command line that are settings of a plan, and their names there
+SETTINGS = {
+    "negative_prompt": "negative_prompt",
+    "seed": "seed",
+    "height": "height",
+    "width": "width",
+    "steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+    "guidance_scale_visual": "guidance_scale_visual",
+    "window": "window_frames",
+    "overlap": "window_overlap",
+    "lora_scale": "lora_scale",
+    "max_crop": "max_crop",
+    "keep_unchanged": "keep_unchanged",
+}
 
-    def __init__(self):
-        self.seconds = {}
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
+def seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError("the seed must be from 0 to 2^63 - 1")
+    return int(text)
 
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+
+def finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"it must be a number, but is {text}")
+    return number
+
+
+def rate(text: str) -> float:
+    number = finite(text)
+    if not 1 / 3600 <= number <= 1000:
+        raise argparse.ArgumentTypeError(f"it must be from 1/3600 to 1000, but is {text}")
+    return number
+
+
+def gigabytes(text: str) -> float:
+    number = finite(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"it must be more than 0 GB, but is {text}")
+    return number
+
+
+def add_command(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=summary, description=summary)
+
+
+def add_sampling_options(command: argparse.ArgumentParser, output: str, frames: str) -> None:
+    """Adds the options of `generate` and `edit`; the help texts of two differ."""
+    option = command.add_argument
+    option("-o", "--output", type=Path, metavar="FILE", help=output)
+    option(
+        "--model",
+        default="nano",
+        metavar="nano|PATH|REPO",
+        help="model folder or repository (default: nano, a small model of coloured shapes in the package)",
+    )
+    option("--lora", nargs="+", default=[], metavar="PATH|REPO", help="LoRA file, folder or repository")
+    option("--lora-partial", action="store_true", help="skip the layers of a LoRA that the model does not have")
+    option("--lora-scale", type=finite, metavar="S", help="weight of the LoRAs (default: 1)")
+    option("--reference", nargs="+", type=Path, default=[], metavar="IMAGE", help="@Image 1, ... of the prompt")
+    option("--negative-prompt", metavar="TEXT", help="what to avoid (default: the published negative prompt)")
+    option("--frames", type=int, metavar="N", help=frames)
+    option("--height", type=int, metavar="PIXELS", help="height that the model works at, a multiple of 32")
+    option("--width", type=int, metavar="PIXELS", help="width that the model works at, a multiple of 32")
+    option("--window", type=int, metavar="N", help="frames to denoise at once, 4k + 1; bounds memory (default: 121)")
+    option("--overlap", type=int, metavar="N", help="frames that windows share, 4k (default: a quarter of a window)")
+    option("--steps", type=int, metavar="N", help="denoising steps (default: the model's own, or 50)")
+    option(
+        "--guidance-scale",
+        type=finite,
+        metavar="S",
+        help="weight of the prompt (default: the model's own, or 5 to generate and 2.5 to edit)",
+    )
+    option(
+        "--guidance-scale-visual",
+        type=finite,
+        metavar="S",
+        help="weight of the source and the references (default: the model's own, or 1.5)",
+    )
+    option("--seed", type=seed, metavar="N", help="seed of the noise (default: random)")
+    option("--device", metavar="DEVICE", help="default: the first available of cuda, mps and cpu")
+    option("--dtype", choices=DTYPES, help="default: bfloat16, or float32 on cpu")
+    option("--max-memory", type=gigabytes, metavar="GB", help="stop instead of using more memory of the device")
+    option("--cpu-offload", action="store_true", help="keep only the model that is running on the device")
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """
+    The settings that the command line gives, or else the model: arguments of a plan, and `num_frames` if the model
+    says it.
+
+    Raises:
+        LoomVideoError: if there is no such model, or it cannot work at the given size.
+    """
+    model = find_model(arguments.model)
+    settings = read_default_options(model)
+    if arguments.height is not None or arguments.width is not None:
+        settings = {name: value for name, value in settings.items() if name not in ("height", "width")}
+        step = read_size_step(model)
+        for name in ("height", "width"):
+            size = getattr(arguments, name)
+            if size is not None and (size <= 0 or size % step):
+                raise LoomVideoError(f"`{name}` must be a positive multiple of {step}, but is {size}.")
+    for option, name in SETTINGS.items():
+        value = getattr(arguments, option, None)
+        if value is not None:
+            settings[name] = value
+    return settings
+
+
+def loading_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `load_pipeline`."""
+    return {
+        "model": arguments.model,
+        "loras": arguments.lora,
+        "lora_partial": arguments.lora_partial,
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "max_memory": arguments.max_memory,
+        "cpu_offload": arguments.cpu_offload,
+    }
+
+
+def describe(command: str, arguments: argparse.Namespace, settings: Any, given: Mapping[str, Any]) -> str:
+    """
+    What a result says about itself, as JSON: the command that makes it again, and its main settings.
+
+    Args:
+        command: `generate` or `edit`.
+        arguments: of the command line.
+        settings: of the plan.
+        given: values of options that the model, the seed or a job determine.
+    """
+    values = vars(arguments) | dict(given)
+    words, options = ["loomvideo", command], []
+    for name, value in values.items():
+        is_default = value is None or value is False or value == [] or (name, value) == ("model", "nano")
+        if name == "function" or is_default:
+            continue
+        if name in ("input", "prompt"):
+            words.append(str(value))
+        else:
+            listed = value if isinstance(value, list) else [] if value is True else [value]
+            options += [f"--{name.replace('_', '-')}", *map(str, listed)]
+    description = {
+        "command": shlex.join(words + options),
+        "prompt": settings.prompt,
+        "model": arguments.model,
+        "lora": [] if settings.lora_scale == 0 else arguments.lora,
+        "seed": settings.seed,
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_scale_visual": settings.guidance_scale_visual,
+        "loomvideo-diffusers": version("loomvideo-diffusers"),
+    }
+    return json.dumps(description)
+
+
+def options_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the command line that give these settings."""
+    return {option: settings[name] for option, name in SETTINGS.items() if name in settings}
+
+
+def print_report(files: Mapping[Path, str], seconds: Mapping[str, float]) -> None:
+    """Prints what was written, and after the first file how long each stage took."""
+    times = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+    for index, (path, words) in enumerate(files.items()):
+        print(f"Wrote {path}: {words}{f' ({times})' if index == 0 and times else ''}.")
 
 
 def silence_imports() -> None:
-    """Has libraries that are imported later say nothing then but errors: the user can do nothing about the rest."""
+    """Silences warnings of libraries while they are imported: the user can do nothing about them."""
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
@@ -52,31 +216,10 @@ def silence_imports() -> None:
 
 
 def silence_libraries() -> None:
-    """Has libraries say nothing but errors, and leave the bars to the command."""
+    """Silences all but errors of diffusers and transformers, and their progress bars, which the command's replace."""
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):
         library.logging.set_verbosity_error()
         library.logging.disable_progress_bar()
-
-
-def find_model(model: str) -> str:
-    if model == "nano":
-        model = str(nano.MODEL)
-    folder = Path(model)
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise LoomVideoError(f"{model} has no model_index.json: make a model folder with `loomvideo convert`.")
-    if not folder.exists() and (len(folder.parts) != 2 or folder.is_absolute()):
-        raise LoomVideoError(f"{model} is neither a folder here nor the name of a repository (OWNER/NAME).")
-    return model
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether it is that, in the words of any device."""
-    words = ("out of memory", "can't allocate memory", "Cannot allocate memory")
-    return isinstance(error, MemoryError) or any(these in str(error) for these in words)

@@ -11,4 +11,4 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Many clips from one list."""
+"""Many edits from one list: `read_jobs` reads it, `run_jobs` runs it."""

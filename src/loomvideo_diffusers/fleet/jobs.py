@@ -11,22 +11,23 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Many edits from one file: each line of it is a job, and processes that start together divide them."""
+"""A list of edits in a file: each line is a job."""
 
-import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-import torch.distributed
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import LoomVideoError
+from ..footage.plan import identity
 from ..media.decoding import is_sequence, sequence_files
 from ..media.encoding import check_footage_path
 from ..media.records import read_json_records
 from ..media.video import IMAGE_SUFFIXES, check_output_path, is_image
 from ..pipelines.loomvideo_mllm import check_prompt
+
+
+EXAMPLE = '{"input": "a.mp4", "prompt": "make it night", "output": "b.mp4"}'
 
 
 def _check_words(words: str) -> str:
@@ -48,11 +49,11 @@ class Job(BaseModel):
     An edit.
 
     Attributes:
-        input: the video or image; paths begin at the folder of the file of jobs.
+        input: the video or image. Paths are relative to the folder of the job file.
         prompt: the instruction.
         output: the file to write.
-        reference: images that the prompt calls `@Image 1`, ...
-        seed: makes the result repeatable; by default that of the command.
+        reference: images that the prompt calls `@Image 1`, `@Image 2`, ...
+        seed: seed of the noise; by default that of the command, or else a random one.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -66,11 +67,11 @@ class Job(BaseModel):
 
 def read_jobs(path: Path) -> list[Job]:
     """
-    Reads all jobs of a file.
+    Reads a file with a job on each line, or a `.json` with a list of them.
 
     Raises:
-        LoomVideoError: naming the line, if one is no job, or reads what is not there,
-            or writes what cannot be written, or what another one reads or writes.
+        LoomVideoError: naming the line, if one is not a job, reads a file that does not exist, writes one that cannot
+            be written, or writes one that another job reads or writes.
     """
     jobs, written, read = [], {}, {}
     for where, record in read_json_records(path):
@@ -85,7 +86,7 @@ def read_jobs(path: Path) -> list[Job]:
         job.reference = [path.parent / reference for reference in job.reference]
         try:
             _check_files(job)
-        except ValueError as error:
+        except LoomVideoError as error:
             raise LoomVideoError(f"{where}: {error}") from error
         output = identity(job.output)
         if output in written:
@@ -103,7 +104,7 @@ def read_jobs(path: Path) -> list[Job]:
 
 
 def _check_files(job: Job) -> None:
-    """Raises a LoomVideoError if a job could not begin."""
+    """Raises a LoomVideoError if a file of a job does not exist, or its output cannot be written."""
     for file in (job.input, *job.reference):
         if file == job.input and is_sequence(file):
             sequence_files(file)
@@ -113,29 +114,3 @@ def _check_files(job: Job) -> None:
         check_output_path(job.output, IMAGE_SUFFIXES, f"{job.input} is an image: ")
     else:
         check_footage_path(job.output, f"{job.input} is no image: ")
-
-
-def identity(path: Path) -> tuple[int, int] | str:
-    """What two paths have in common if they are those of one file, by whatever names, there or still to be made."""
-    try:
-        status = path.stat()
-    except OSError:
-        return os.path.normcase(path.resolve())
-    return status.st_dev, status.st_ino
-
-
-EXAMPLE = '{"input": "a.mp4", "prompt": "make it night", "output": "b.mp4"}'
-
-
-def share_of_process(jobs: list[Job]) -> list[Job]:
-    """Those that this process is to do: all, or if `accelerate launch` started several, each so many-th."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    return jobs[rank::world_size]
-
-
-def wait_for_other_processes() -> None:
-    """Returns when all processes are here: what started them ends them all when one ends with an error."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()

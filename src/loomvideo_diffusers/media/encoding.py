@@ -25,7 +25,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from ..errors import LoomVideoError
-from ..footage.survey import Footage
+from ..footage.surveying import Footage
 from .decoding import FRAME_NUMBER, PIXEL_FORMATS, open_video, sequence_file, silence_av
 from .files import whole_file
 from .sound import AUDIO_MODES, CONTAINERS, Track, add_sound, plan_sound, write_packet

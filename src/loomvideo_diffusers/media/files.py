@@ -207,7 +207,7 @@ def _lock(file: Path, what: Path) -> Iterator[None]:
 
 
 def _open_lock(file: Path, what: Path) -> int:
-    busy = ValueError(f"Another run is writing to {what}: wait until it has ended, or choose another place.")
+    busy = LoomVideoError(f"Another run is writing to {what}: wait until it has ended, or choose another place.")
     if fcntl is None:
         try:
             file.unlink(missing_ok=True)

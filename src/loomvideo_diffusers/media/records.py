@@ -59,7 +59,7 @@ def read_json_records(path: Path) -> list[tuple[str, Any]]:
     return [(f"{path}:{number}", _parse(line, f"{path}:{number}")) for number, line in lines if line.strip()]
 
 
-class _MoreThanOneValue(ValueError):
+class _MoreThanOneValue(LoomVideoError):
     pass
 
 
@@ -90,7 +90,7 @@ def _parse(text: str, where: str) -> Any:
     except RecursionError as error:
         raise LoomVideoError(f"{where} is not JSON of records: it is nested too deeply.") from error
     except json.JSONDecodeError as error:
-        kind = _MoreThanOneValue if error.msg == "Extra data" else ValueError
+        kind = _MoreThanOneValue if error.msg == "Extra data" else LoomVideoError
         raise kind(f"{where} is not JSON: {error.msg} at column {error.colno}.") from error
     except ValueError as error:
         raise LoomVideoError(f"{where} is not JSON of records: {error}.") from error

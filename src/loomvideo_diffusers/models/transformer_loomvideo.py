@@ -11,58 +11,58 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The LoomVideo diffusion transformer (arXiv 2606.06042), in one file that needs nothing but torch and diffusers."""
+"""The LoomVideo diffusion transformer (arXiv 2606.06042)."""
 
+import importlib
 import math
 import os
+import re
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.hooks import FasterCacheConfig, ModelHook, TaylorSeerCacheConfig
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.hooks.faster_cache import FasterCacheBlockHook
-from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastHook
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
-from diffusers.loaders.single_file_utils import load_single_file_checkpoint
-from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
-from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
-from diffusers.models.cache_utils import CacheMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.model_loading_utils import load_model_dict_into_meta
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import FP32LayerNorm
-from diffusers.quantizers import DiffusersAutoQuantizer
-from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from diffusers.utils import apply_lora_scale, is_accelerate_available
-from diffusers.utils.torch_utils import maybe_adjust_dtype_for_device
 
 
-if __name__.startswith("diffusers_modules."):
-    # As remote code, all folders and repositories share this name: that of another is not changed.
-    _module, __name__ = sys.modules.pop(__name__), f"{__name__}_{time.time_ns()}"
-    sys.modules[__name__] = _module
+if __name__.startswith("diffusers_modules.") and ".loomvideo_code_" not in __name__:
+    # Diffusers lays the code of all folders into one, and runs it anew at each load. It runs once instead, as a
+    # package named by its content: no folder changes what another runs, and other processes can unpickle its classes.
+    _path = Path(__file__)
+    _names = {_path.stem, *re.findall(r"^\s*from \.(\w+) import", _path.read_text(encoding="utf-8"), re.MULTILINE)}
+    _code = {f"{name}.py": _path.with_name(f"{name}.py").read_bytes() for name in sorted(_names)}
+    _package = _path.with_name(f"loomvideo_code_{sha256(repr(_code).encode()).hexdigest()[:16]}")
+    _package.mkdir(exist_ok=True)
+    for _name, _content in _code.items():
+        _part = _package / f"{_name}.{os.getpid()}"
+        _part.write_bytes(_content)
+        _part.replace(_package / _name)
+    importlib.invalidate_caches()
+    _module = importlib.import_module(f"{__package__}.{_package.name}.{_path.stem}")
+    del sys.modules[__name__]
+    __name__, __package__, __spec__ = _module.__name__, _module.__package__, _module.__spec__
+
+from .transformer_loomvideo_kv_cache import LoomVideoBlockCache, LoomVideoKVCache, LoomVideoTokenCache
+from .transformer_loomvideo_single_file import LoomVideoSingleFileMixin
+from .transformer_loomvideo_step_caches import LoomVideoCacheMixin
+
 
 # Reference image k (k = 1, 2, ...) sits at time -10k (paper: negative temporal RoPE).
 REFERENCE_TIME_STEP = 10
 
 # Modules whose weights are in float32 whatever the precision of the others
 FLOAT32_MODULES = ["rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
-
-# Torch's own attention kernels broadcast masks of four dimensions; the others take [B, L].
-BROADCAST_MASK_BACKENDS = [
-    backend for backend in AttentionBackendName if "native" in backend.value or backend is AttentionBackendName.FLEX
-]
 
 
 def apply_rotary_emb(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -76,48 +76,6 @@ def apply_rotary_emb(hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.
         # The same numbers in a tenth of the time
         rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
     return rotated.flatten(-2).type_as(hidden_states)
-
-
-class LoomVideoBlockCache:
-    """Keys and values of one block's cross-attention, `[B, L, heads, head_dim]`, which depend on the prompt alone."""
-
-    def __init__(self):
-        self.key: torch.Tensor | None = None
-        self.value: torch.Tensor | None = None
-
-
-class LoomVideoTokenCache:
-    """What all guidance branches that see the same source and references share: their tokens, and rotary tables."""
-
-    def __init__(self):
-        self.source: torch.Tensor | None = None
-        self.references: list[torch.Tensor] | None = None
-        self.rotary: tuple[torch.Tensor, torch.Tensor] | None = None
-        # How many of this process's tokens are the video's, the others being references; None without references
-        self.num_video_tokens: int | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that it takes, in bytes."""
-        tensors = [self.source, *(self.references or []), *(self.rotary or [])]
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-
-
-class LoomVideoKVCache:
-    """
-    What does not change over the steps of one guidance branch: cross-attention's keys and values, and what is in
-    `tokens`. The first forward fills it, later ones with the same inputs read it.
-    """
-
-    def __init__(self, num_layers: int, tokens: LoomVideoTokenCache | None = None):
-        self.blocks = [LoomVideoBlockCache() for _ in range(num_layers)]
-        self.tokens = LoomVideoTokenCache() if tokens is None else tokens
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that keys and values take, in bytes; that of the tokens is `tokens.nbytes`."""
-        tensors = [tensor for block in self.blocks for tensor in (block.key, block.value)]
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 class LoomVideoAttnProcessor:
@@ -158,11 +116,6 @@ class LoomVideoAttnProcessor:
             query = apply_rotary_emb(query, *rotary_emb)
             key = apply_rotary_emb(key, *rotary_emb)
 
-        if attention_mask is not None:
-            backend = self._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
-            if backend in BROADCAST_MASK_BACKENDS:
-                attention_mask = attention_mask[:, None, None]
-
         hidden_states = dispatch_attention_fn(
             query,
             key,
@@ -196,15 +149,8 @@ class LoomVideoAttention(nn.Module, AttentionModuleMixin):
 
         self.set_processor(LoomVideoAttnProcessor())
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        kv_cache: LoomVideoBlockCache | None = None,
-    ) -> torch.Tensor:
-        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, kv_cache)
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.processor(self, hidden_states, *args, **kwargs)
 
 
 class LoomVideoFeedForward(FeedForward):
@@ -289,7 +235,7 @@ class LoomVideoRotaryPosEmbed(nn.Module):
         for index, (height, width) in enumerate(reference_grids, start=1):
             grids.append((torch.full((1,), -REFERENCE_TIME_STEP * index, device=device), height, width))
 
-        freqs_dtype = maybe_adjust_dtype_for_device(torch.float64, device)
+        freqs_dtype = torch.float32 if device.type in ("mps", "npu", "neuron") else torch.float64
         cos, sin = [], []
         for times, height, width in grids:
             shape = (len(times), height, width)
@@ -388,7 +334,7 @@ def _add_gated(
 
 
 class LoomVideoTransformer3DModel(
-    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    ModelMixin, ConfigMixin, PeftAdapterMixin, LoomVideoSingleFileMixin, LoomVideoCacheMixin, AttentionMixin
 ):
     r"""
     The LoomVideo transformer: Wan2.2-TI2V-5B's blocks, with each block reading one layer of a multimodal LLM, a source
@@ -424,23 +370,14 @@ class LoomVideoTransformer3DModel(
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["patch_embedding", "condition_embedder", "norm"]
     _no_split_modules = ["LoomVideoTransformerBlock"]
-    _skip_keys = ["kv_cache"]
     # Without Accelerate, Diffusers refuses to load a model that has this: then `__init__` sees to it, and weights are
     # copied into what it made.
     _keep_in_fp32_modules = FLOAT32_MODULES if is_accelerate_available() else None
+    _float32_modules = FLOAT32_MODULES
     _supports_param_buffer_assignment = False
     # T5 projection of the published file, which no block reads.
     _keys_to_ignore_on_load_unexpected = ["condition_embedder.text_embedder"]
     _repeated_blocks = ["LoomVideoTransformerBlock"]
-    _cp_plan = {
-        "rope": {
-            0: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
-            1: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
-            2: ContextParallelInput(split_dim=1, expected_dims=3, split_output=True),
-        },
-        "blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3, split_output=False)},
-        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
-    }
 
     @register_to_config
     def __init__(
@@ -489,165 +426,48 @@ class LoomVideoTransformer3DModel(
                     parameter.data = parameter.data.float()
 
         self.gradient_checkpointing = False
-        # Hooks of caches whose state has to be changed for each guidance branch, and the states by branch and hook
-        self._hooks_without_context: list[ModelHook] = []
-        self._cache_states: dict[str, dict[ModelHook, Any]] = defaultdict(dict)
 
-    @classmethod
-    def from_single_file(
-        cls,
-        pretrained_model_link_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor],
-        config: str | os.PathLike | None = None,
-        subfolder: str | None = None,
-        dtype: torch.dtype | None = None,
-        quantization_config: QuantizationConfigMixin | None = None,
-        **kwargs,
-    ) -> "LoomVideoTransformer3DModel":
-        r"""
-        Loads the published checkpoint, `gen_model.pth`, or a safetensors or GGUF file with the same names.
+    @property
+    def _cp_plan(self) -> dict[str, Any]:
+        try:
+            from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
+        except ImportError as error:
+            raise ImportError(
+                "This diffusers has no context parallelism that is known here: pass a `cp_plan`, or install diffusers "
+                f"0.40 to 0.42 ({error})."
+            ) from error
+        rotary, mask = (ContextParallelInput(split_dim=1, expected_dims=n, split_output=True) for n in (4, 3))
+        return {
+            "rope": {0: rotary, 1: rotary, 2: mask},
+            "blocks.0": {"hidden_states": ContextParallelInput(split_dim=1, expected_dims=3)},
+            "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+        }
 
-        Args:
-            pretrained_model_link_or_path_or_dict (`str`, `os.PathLike` or `dict`):
-                A local file, the address of a file on the Hub, or a state dict. Pickled code is never run.
-            config (`str` or `os.PathLike`, *optional*):
-                A folder or repository with the `config.json` of a LoomVideo or of a Wan transformer. Without it the
-                sizes are read off the tensors and heads are 128 wide, as in the released model.
-            subfolder (`str`, *optional*):
-                Where in `config` the file lies.
-            dtype (`torch.dtype`, *optional*):
-                Precision of the model; by default that of the file. `torch_dtype` is its older name.
-            quantization_config (`QuantizationConfigMixin`, *optional*):
-                `GGUFQuantizationConfig(compute_dtype=...)` for a GGUF file, whose layers stay quantized, or a
-                `TorchAoConfig`, by which those of other files are quantized.
-            kwargs (*optional*):
-                Constructor arguments, which go before the `config`, and the Hub's: `revision`, `token`, `cache_dir`,
-                `force_download`, `local_files_only`, `proxies`.
+    def prepare_attention_mask(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """
+        Returns a mask of tokens, bool `[B, L]`, in the shape that the attention backend takes.
 
         Raises:
-            ValueError: if the tensors are not those of a LoomVideo transformer of these sizes.
+            ValueError: if it takes none.
         """
-        dtype = kwargs.pop("torch_dtype", dtype)
-        expected_arguments = cls._get_init_keys(cls)
-        model_config = {name: kwargs.pop(name) for name in list(kwargs) if name in expected_arguments}
-        quantizer = None
-        if quantization_config is not None:
-            quantizer = DiffusersAutoQuantizer.from_config(quantization_config, pre_quantized=False)
-            quantizer.validate_environment()
-            dtype = quantizer.update_torch_dtype(dtype)
-        if isinstance(pretrained_model_link_or_path_or_dict, dict):
-            checkpoint = pretrained_model_link_or_path_or_dict
-        else:
-            checkpoint = load_single_file_checkpoint(str(pretrained_model_link_or_path_or_dict), **kwargs)
-        if not isinstance(checkpoint, dict):
-            raise ValueError(
-                f"This is not a LoomVideo checkpoint: it holds a {type(checkpoint).__name__}, not tensors."
-            )
-        unused = tuple(cls._keys_to_ignore_on_load_unexpected)
-        checkpoint = {name: tensor for name, tensor in checkpoint.items() if not name.startswith(unused)}
-        if quantizer is None and any(hasattr(tensor, "quant_type") for tensor in checkpoint.values()):
-            raise ValueError(
-                "The tensors of this file are quantized: pass "
-                "`quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16)`."
-            )
-        # Tensors of GGUF files are bytes, and know what shape they stand for; what is no tensor has none.
-        shapes = {
-            name: tuple(getattr(tensor, "quant_shape", getattr(tensor, "shape", ())))
-            for name, tensor in checkpoint.items()
-        }
-
-        if config is not None:
-            loaded = cls.load_config(config, subfolder=subfolder, **kwargs)
-            model_config = {name: value for name, value in loaded.items() if name in expected_arguments} | model_config
+        if mask is None:
+            return None
         try:
-            model_config = cls._config_from_shapes(shapes, model_config.get("attention_head_dim", 128)) | model_config
-        except KeyError as error:
-            raise ValueError(f"This is not a LoomVideo checkpoint: it has no tensor {error}.") from error
-
-        with torch.device("meta"):
-            model = cls.from_config(model_config)
-        expected = model.state_dict()
-        wrong = [name for name in expected if expected[name].shape != shapes.get(name)]
-        wrong += [name for name in shapes if name not in expected]
-        if wrong:
+            from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+        except ImportError as error:
+            raise ImportError(
+                "This diffusers has no attention backends that are known here: pass one prompt at a time, or install "
+                f"diffusers 0.40 to 0.42 ({error})."
+            ) from error
+        backend = self.blocks[0].attn2.processor._attention_backend
+        name = (backend or _AttentionBackendRegistry.get_active_backend()[0]).value
+        if "varlen" not in name and any(kernel in name for kernel in ("flash", "sage", "aiter", "xla")):
             raise ValueError(
-                f"{len(wrong)} tensors of the checkpoint are missing, unknown or of another shape than the config "
-                f"says, the first is {wrong[0]}: pass the `config` that belongs to the file."
+                f"Prompts of unequal length in one batch need a mask, which attention by `{name}` does not take: call "
+                '`set_attention_backend("native")`, or pass one prompt at a time.'
             )
-        if quantizer is not None:
-            quantizer.preprocess_model(
-                model, device_map=None, state_dict=checkpoint, keep_in_fp32_modules=FLOAT32_MODULES
-            )
-            load_model_dict_into_meta(
-                model,
-                checkpoint,
-                dtype,
-                hf_quantizer=quantizer,
-                keep_in_fp32_modules=FLOAT32_MODULES,
-                device_map={"": torch.device("cpu")},
-            )
-            quantizer.postprocess_model(model)
-            model.hf_quantizer = quantizer
-            return model.eval()
-        if dtype is not None:
-            for name, tensor in checkpoint.items():
-                keep_in_fp32 = any(part in name for part in FLOAT32_MODULES)
-                checkpoint[name] = tensor.to(torch.float32 if keep_in_fp32 else dtype)
-        model.load_state_dict(checkpoint, assign=True)
-        return model.eval()
-
-    @staticmethod
-    def _config_from_shapes(shapes: dict[str, tuple[int, ...]], attention_head_dim: int) -> dict[str, Any]:
-        inner_dim, in_channels, *patch_size = shapes["patch_embedding.weight"]
-        return {
-            "patch_size": tuple(patch_size),
-            "num_attention_heads": inner_dim // attention_head_dim,
-            "attention_head_dim": attention_head_dim,
-            "in_channels": in_channels,
-            "out_channels": shapes["proj_out.weight"][0] // math.prod(patch_size),
-            "mllm_dim": shapes["mllm_embedder.norm.weight"][0],
-            "freq_dim": shapes["condition_embedder.time_embedder.linear_1.weight"][1],
-            "ffn_dim": shapes["blocks.0.ffn.net.0.proj.weight"][0],
-            "num_layers": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
-            "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
-        }
-
-    def enable_cache(self, config: Any) -> None:
-        # The caches of diffusers look up where a block takes and returns its hidden states.
-        TransformerBlockRegistry.register(
-            LoomVideoTransformerBlock, TransformerBlockMetadata(return_hidden_states_index=0)
-        )
-        if isinstance(config, TaylorSeerCacheConfig) and not (config.cache_identifiers or config.use_lite_mode):
-            # Its own patterns fit the names of no model with numbered attentions.
-            config = replace(config, cache_identifiers=[r"blocks\.\d+\.(attn1|attn2|ffn)"])
-        if isinstance(config, FasterCacheConfig):
-            # Guidance's branches come one after the other here, so that no batch holds two of them.
-            config = replace(config, is_guidance_distilled=True)
-        super().enable_cache(config)
-        self._hooks_without_context = [
-            hook
-            for module in self.modules()
-            if hasattr(module, "_diffusers_hook")
-            for hook in module._diffusers_hook.hooks.values()
-            if isinstance(hook, (FasterCacheBlockHook, PyramidAttentionBroadcastHook))
-        ]
-
-    @contextmanager
-    def cache_context(self, name: str, **kwargs) -> Iterator[None]:
-        # Two caches of diffusers keep one state for all contexts: here each guidance branch has its own.
-        for hook in self._hooks_without_context:
-            hook.state = self._cache_states[name].setdefault(hook, type(hook.state)())
-        # Without hooks, nothing is to be told, and nothing is left on a model that other threads use.
-        with super().cache_context(name, **kwargs) if self._has_hooks() else nullcontext():
-            yield
-
-    def _reset_stateful_cache(self, recurse: bool = True) -> None:
-        self._cache_states.clear()
-        if self._has_hooks():
-            super()._reset_stateful_cache(recurse)
-
-    def _has_hooks(self) -> bool:
-        """Whether Diffusers has put hooks anywhere."""
-        return any("_diffusers_hook" in vars(module) for module in self.modules())
+        # Torch's own kernels broadcast masks of four dimensions; the others take [B, L].
+        return mask[:, None, None] if "native" in name or name == "flex" else mask
 
     def create_kv_cache(self, tokens: LoomVideoTokenCache | None = None) -> LoomVideoKVCache:
         """
@@ -710,6 +530,7 @@ class LoomVideoTransformer3DModel(
             )
         if source_hidden_states is not None and source_scale is None:
             raise ValueError("`source_hidden_states` needs a `source_scale`: pass the timestep over 1000.")
+        attention_mask = self.prepare_attention_mask(encoder_attention_mask)
 
         batch_size, _, num_frames, height, width = hidden_states.shape
         patch_frames, patch_height, patch_width = self.config.patch_size
@@ -723,10 +544,10 @@ class LoomVideoTransformer3DModel(
         tokens = self.patch_embedding(hidden_states)
         if source_scale is not None:
             if cache.source is None:
-                if source_hidden_states is None:
-                    # One patch of zeros stands for all.
-                    source_hidden_states = hidden_states.new_zeros(1, hidden_states.shape[1], *self.config.patch_size)
-                cache.source = self.source_patch_embedding(source_hidden_states)
+                # One patch of zeros stands for all.
+                patch_of_zeros = hidden_states.new_zeros(1, hidden_states.shape[1], *self.config.patch_size)
+                source = patch_of_zeros if source_hidden_states is None else source_hidden_states
+                cache.source = self.source_patch_embedding(source)
             tokens = (tokens + source_scale.view(-1, 1, 1, 1, 1) * cache.source).type_as(tokens)
         tokens = tokens.flatten(2)
         if references:
@@ -739,26 +560,23 @@ class LoomVideoTransformer3DModel(
             cos, sin, is_reference = self.rope(video_grid, reference_grids, hidden_states.device)
             cache.rotary = (cos, sin)
             if references:
-                cache.num_video_tokens = math.prod(video_grid)
-                if is_reference.shape[1] < tokens.shape[1]:
-                    # Context parallelism has given this process a part of the tokens.
-                    cache.num_video_tokens = int(is_reference.logical_not().sum())
+                # Context parallelism gives this process a part of the tokens.
+                is_part = is_reference.shape[1] < tokens.shape[1]
+                cache.num_video_tokens = int((~is_reference).sum()) if is_part else math.prod(video_grid)
 
         # 2. Time. The time embedder runs in the precision of the modulation tables: both stay in float32 when the
         # model is loaded in half precision, and a table, not being a layer, is never quantized.
         temb, block_temb = self.condition_embedder(timestep, self.scale_shift_table.dtype, tokens.dtype)
 
         # 3. Blocks, each with its own layer of the MLLM
+        is_checkpointed = torch.is_grad_enabled() and self.gradient_checkpointing
+        run = self._gradient_checkpointing_func if is_checkpointed else lambda module, *args: module(*args)
         for index, block in enumerate(self.blocks):
             block_cache = None if kv_cache is None else kv_cache.blocks[index]
-            arguments = (block_temb, cache.rotary, cache.num_video_tokens, encoder_attention_mask, block_cache)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                mllm_tokens = self._gradient_checkpointing_func(self.mllm_embedder, encoder_hidden_states[:, index])
-                tokens = self._gradient_checkpointing_func(block, tokens, mllm_tokens, *arguments)
-            else:
-                is_kept = block_cache is not None and block_cache.key is not None
-                mllm_tokens = None if is_kept else self.mllm_embedder(encoder_hidden_states[:, index])
-                tokens = block(tokens, mllm_tokens, *arguments)
+            is_kept = block_cache is not None and block_cache.key is not None
+            mllm_tokens = None if is_kept else run(self.mllm_embedder, encoder_hidden_states[:, index])
+            arguments = (block_temb, cache.rotary, cache.num_video_tokens, attention_mask, block_cache)
+            tokens = run(block, tokens, mllm_tokens, *arguments)
 
         # 4. Output. References are cut off after the projection, when context parallelism has gathered all tokens.
         shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).to(tokens.device).chunk(2, dim=1)
@@ -771,3 +589,8 @@ class LoomVideoTransformer3DModel(
         if not return_dict:
             return (output,)
         return Transformer2DModelOutput(sample=output)
+
+
+if "_module" in globals():
+    # The classes are those of the package.
+    globals().update(vars(_module))

@@ -60,19 +60,19 @@ def main() -> None:
         model / "samples" / "curves.png",
     )
     write_card(model, results)
-    print(f"Wrote {model}.")
+    print(f"Wrote {model}, without code, as the package has it; `save_pretrained` or `loomvideo push` add the code.")
 
 
 def _train(settings: str) -> None:
     """Trains by a file of settings of this folder: first all features, then on them."""
     # Clips are independent of each other, so a process for each core encodes more of them than threads would.
-    _run_training(settings, 1 if torch.cuda.is_available() else os.cpu_count(), "--precompute-only")
+    _run_training(settings, 1 if torch.cuda.is_available() else os.cpu_count() or 1, "--precompute-only")
     _run_training(settings, 1, "--resume")
 
 
 def _run_training(settings: str, num_processes: int, option: str) -> None:
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={num_processes}"] if num_processes > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() // num_processes)}
+    environment = os.environ | {"OMP_NUM_THREADS": str((os.cpu_count() or 1) // num_processes)}
     if not torch.cuda.is_available():
         # On CPUs, short sequences are faster through plain matrix products.
         environment |= {"ACCELERATE_USE_CPU": "true", "DIFFUSERS_ATTN_BACKEND": "_native_math"}

@@ -58,7 +58,7 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_events(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    values = {}
+    values: dict[int, float] = {}
     # What was interrupted did some steps twice; the later ones count.
     for file in sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime):
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()

@@ -43,7 +43,7 @@ def write_dataset(folder: Path, num_families: int) -> None:
         return
 
     def write(unfinished: Path) -> None:
-        lines = {name: [] for name in (*TASKS, IMAGES)}
+        lines: dict[str, list[str]] = {name: [] for name in (*TASKS, IMAGES)}
         for index in tqdm(range(num_families), desc="Drawing clips"):
             family = sample_family(np.random.default_rng([SEED, index]))
             for example, record in zip(family, _write_family(unfinished, f"{index:05d}", family)):
@@ -58,7 +58,7 @@ def write_dataset(folder: Path, num_families: int) -> None:
 def _write_family(root: Path, name: str, family: list[Example]) -> list[dict[str, Any]]:
     """Draws every scene of a family once, and returns the records of its examples."""
     (root / name).mkdir(parents=True)
-    paths = {}
+    paths: dict[tuple[Scene, int], str] = {}
 
     def draw(scene: Scene, num_frames: int) -> str:
         if (scene, num_frames) not in paths:
@@ -74,7 +74,8 @@ def _write_family(root: Path, name: str, family: list[Example]) -> list[dict[str
     records = []
     for example in family:
         kind = "image" if example.num_frames == 1 else "video"
-        record = {"instruction": example.prompt, f"target_{kind}_path": draw(example.target, example.num_frames)}
+        target = draw(example.target, example.num_frames)
+        record: dict[str, Any] = {"instruction": example.prompt, f"target_{kind}_path": target}
         if example.source is not None:
             record[f"source_{kind}_path"] = draw(example.source, example.num_frames)
         if example.references:

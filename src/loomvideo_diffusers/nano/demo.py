@@ -48,7 +48,7 @@ def main() -> None:
     pictures = [_picture("triangle", "orange", "white"), PIL.Image.fromarray(draw_frame(Scene((), "striped"), 0))]
     composed = _run(pipe, composition, reference_images=pictures, **size)
 
-    rows = [
+    rows: list[tuple[str, Any]] = [
         (f"generate: {generation}", heart),
         ("source", heart),
         (f"edit: {change}", blue_heart),
@@ -65,8 +65,8 @@ def main() -> None:
             write_video(path, video)
             print(f"Wrote {path}.")
     path = OUTPUT_DIR / "contact-sheet.png"
-    labels, clips = zip(*rows)
-    write_image(path, contact_sheet(clips, height=SIDE, labels=labels))
+    sheet = contact_sheet([clip for _, clip in rows], height=SIDE, labels=[label for label, _ in rows])
+    write_image(path, sheet)
     print(f"Wrote {path}: each source above its result.")
 
 

@@ -15,6 +15,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,13 +79,8 @@ def write_denoised(pipe: LoomVideoPipeline, folder: Path) -> None:
         latents = pipe.encode_pixels(draw_targets(examples))
         noise = torch.randn(latents.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
-            latents = call(
-                pipe,
-                examples,
-                latents=(1 - level) * latents + level * noise,
-                output_type="latent",
-                **OPTIONS | {"num_inference_steps": NUM_STEPS},
-            )
+            options: dict[str, Any] = OPTIONS | {"num_inference_steps": NUM_STEPS, "output_type": "latent"}
+            latents = call(pipe, examples, latents=(1 - level) * latents + level * noise, **options)
         write_whole(path, partial(save_file, {"latents": latents.half().contiguous()}))
 
 

@@ -15,10 +15,10 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,10 @@ def evaluate(
     Returns:
         By evaluation and task: the number of results, the share of successes, and the mean of every other judgement.
     """
-    results = {name: {} for name in EVALUATIONS}
+    results: dict[str, dict[str, dict[str, float]]] = {name: {} for name in EVALUATIONS}
     if results_file.exists():
         results |= json.loads(results_file.read_text(encoding="utf-8"))
-    jobs = {}
+    jobs: dict[tuple[str, str], tuple[str, int, Path | None, dict[str, Any]]] = {}
     for name, (tasks, options) in EVALUATIONS.items():
         number, folder = (num_examples, sheets_dir) if name == "whole" else (num_compared, None)
         jobs |= {
@@ -96,9 +96,12 @@ def evaluate(
         }
     for (name, task), means in measure(load_model, model, jobs):
         results[name][task] = means
-        text = json.dumps(results, indent=2) + "\n"
-        write_whole(results_file, lambda file, text=text: Path(file).write_text(text, encoding="utf-8"))
+        write_whole(results_file, partial(_write_json, content=results))
     return {name: {task: results[name][task] for task in tasks} for name, (tasks, _) in EVALUATIONS.items()}
+
+
+def _write_json(path: str, content: dict[str, Any]) -> None:
+    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_model(model: Path) -> LoomVideoPipeline:
@@ -122,7 +125,8 @@ def measure(
         A key, and the number of results, the share of successes, and the mean of every other judgement.
     """
     # Small as it is, the model is faster in a process for each core than with several threads.
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    num_processes = max(1, min(os.cpu_count() or 1, len(jobs)))
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         futures = {pool.submit(_measure_task, load, model, *job): key for key, job in jobs.items()}
         for future in tqdm(as_completed(futures), desc="Evaluating", total=len(futures)):
             yield futures[future], future.result()
@@ -182,8 +186,8 @@ def evaluate_task(
 
 def run_examples(
     pipe: LoomVideoPipeline,
-    examples: tuple[Example, ...],
-    seeds: tuple[int, ...],
+    examples: Sequence[Example],
+    seeds: Sequence[int],
     with_references: bool = True,
     **options: Any,
 ) -> list[np.ndarray]:
@@ -194,12 +198,10 @@ def run_examples(
     return list((frames * 255).round().astype(np.uint8))
 
 
-def call(
-    pipe: LoomVideoPipeline, examples: tuple[Example, ...], with_references: bool = True, **options: Any
-) -> np.ndarray | torch.Tensor:
+def call(pipe: LoomVideoPipeline, examples: Sequence[Example], with_references: bool = True, **options: Any) -> Any:
     """Calls the pipeline that examples of one task need, and returns what is in its output."""
     first = examples[0]
-    inputs = {"prompt": [example.prompt for example in examples]}
+    inputs: dict[str, Any] = {"prompt": [example.prompt for example in examples]}
     if with_references and first.references:
         inputs["reference_images"] = [
             [PIL.Image.fromarray(render(reference, 1)[0]) for reference in example.references] for example in examples
@@ -207,7 +209,7 @@ def call(
     if first.source is None:
         inputs |= {"height": SIDE, "width": SIDE, "num_frames": first.num_frames}
     else:
-        inputs["video"] = [render(example.source, example.num_frames) for example in examples]
+        inputs["video"] = [render(example.source, example.num_frames) for example in examples if example.source]
         pipe = LoomVideoEditPipeline.from_pipe(pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe(**inputs | options).frames

@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, ConfigMixin
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file
 from transformers import Qwen3VLModel
@@ -51,7 +51,9 @@ def load_trained(untrained: Path, run: Path) -> LoomVideoPipeline:
 
 def assemble(pipe: LoomVideoPipeline, vae: Path, folder: Path) -> None:
     """
-    Writes the model in float16, with its own code, unless the folder is there.
+    Writes the model in float16, unless the folder is there.
+
+    It is weights and settings alone, as part of the package; the pipeline's `save_pretrained` would add the code.
 
     Args:
         pipe: the trained pipeline.
@@ -61,10 +63,18 @@ def assemble(pipe: LoomVideoPipeline, vae: Path, folder: Path) -> None:
     if folder.exists():
         return
     pipe.register_modules(vae=AutoencoderKLWan.from_pretrained(vae))
-    for part in (pipe, pipe.transformer, pipe.vae):
-        # Not where it was trained
+    # Not where it was trained
+    for part in (pipe, pipe.components["transformer"], pipe.components["vae"]):
         part.register_to_config(_name_or_path=folder.name)
-    replace_folder(folder, pipe.to(torch.float16).save_pretrained)
+    pipe.register_to_config(transformer=("loomvideo_diffusers", LoomVideoTransformer3DModel.__name__))
+    pipe.to(torch.float16)
+
+    def save(target: Path) -> None:
+        for name, part in pipe.components.items():
+            part.save_pretrained(target / name)
+        ConfigMixin.save_config(pipe, target)
+
+    replace_folder(folder, save)
 
 
 def write_card(folder: Path, results: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -95,7 +105,7 @@ def write_card(folder: Path, results: dict[str, dict[str, dict[str, float]]]) ->
         compared={task: [_success(results[name].get(task)) for name in EVALUATIONS] for task in results["whole"]},
         sheets=sorted(file.stem for file in (folder / "samples").glob("*-*.png")),
     )
-    write_whole(folder / "README.md", lambda file: Path(file).write_text(str(card), encoding="utf-8"))
+    write_whole(folder / "README.md", card.save)
 
 
 def _cells(means: dict[str, float]) -> list[str]:

@@ -93,7 +93,7 @@ def look(frames: np.ndarray, region: np.ndarray | None = None) -> Sight:
         for shape in SHAPES
         for is_outline in (False, True)
     }
-    shape, is_outline = max(overlaps, key=overlaps.get)
+    shape, is_outline = max(overlaps, key=lambda each: overlaps[each])
     path = np.array([_fit(mask, shape, is_outline)[1] for mask in masks])
     return Sight(
         background, shape, color, is_outline, float(overlaps[shape, is_outline]), path, _direction(path[-1] - path[0])
@@ -186,8 +186,8 @@ def judge(example: Example, frames: np.ndarray) -> dict[str, bool | float]:
         other = look(frames, corner)
         right["other"] = (other.shape, other.color) == expected
     if source is not None:
-        expected = np.array([main.center(time) for time in frame_times(len(frames))])
-        error = np.inf if seen.path is None else np.linalg.norm(seen.path - expected, axis=1).max()
+        path = np.array([main.center(time) for time in frame_times(len(frames))])
+        error = np.inf if seen.path is None else np.linalg.norm(seen.path - path, axis=1).max()
         measured["path_error"] = float(error)
         right["path"] = bool(error <= PATH_TOLERANCE)
         before, ideal = render(source, len(frames)), render(target, len(frames))

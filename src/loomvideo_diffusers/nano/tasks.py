@@ -13,8 +13,9 @@
 # limitations under the License.
 """What LoomVideo-nano is trained on and measured by: words, source, references and result of a task."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from .world import (
     is_held_out,
     sample_scene,
 )
+
+
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ def sample_family(rng: np.random.Generator) -> list[Example]:
     scene = sample_scene(rng)
     examples = [make(scene, rng, False) for make in TASKS.values()]
     for example in examples[: len(REVERSIBLE)]:
+        assert example.source is not None
         back = _ask(example.task, example.target, example.source, rng)
         examples.append(replace(example, prompt=back, source=example.target, target=example.source))
         examples.append(text_to_video(example.target, rng))
@@ -148,10 +153,10 @@ def sample_held_out(task: str, rng: np.random.Generator) -> Example:
             continue
 
 
-def _pick(rng: np.random.Generator, options: tuple | list) -> str:
+def _pick(rng: np.random.Generator, options: Sequence[Choice]) -> Choice:
     if not options:
         raise LookupError("there is nothing to choose from")
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _noun(thing: Thing, rng: np.random.Generator) -> str:
@@ -314,8 +319,7 @@ def shape_and_color_to_video(scene: Scene, rng: np.random.Generator, held_out: b
 
 def _portrait(shape: str, color: str, rng: np.random.Generator, radius: int | None = None) -> Scene:
     """A reference image: one thing in the middle of any background."""
-    radius = radius or _pick(rng, list(SIZES.values()))
-    thing = Thing(shape, color, radius, "still", (SIDE / 2, SIDE / 2))
+    thing = Thing(shape, color, radius or _pick(rng, list(SIZES.values())), "still", (SIDE / 2, SIDE / 2))
     return Scene((thing,), _pick(rng, BACKGROUNDS))
 
 

@@ -123,7 +123,7 @@ def draw_frame(scene: Scene, time: float) -> np.ndarray:
     frame = background_pixels(scene.background).astype(np.float32)
     for thing in scene.things:
         mask = draw_mask(thing.shape, thing.radius, thing.center(time), scene.style == "outline")[..., None]
-        frame = frame * (1 - mask) + np.float32(COLORS[thing.color]) * mask
+        frame = frame * (1 - mask) + np.array(COLORS[thing.color], np.float32) * mask
     frame = frame.round().astype(np.uint8)
     return 255 - frame if scene.style == "inverted" else frame
 
@@ -138,7 +138,7 @@ def background_pixels(name: str) -> np.ndarray:
         "striped": (np.repeat(cells[:, None], SIDE, 1), (226, 226, 226), (196, 196, 196)),
         "checkered": (cells[:, None] ^ cells[None], (50, 54, 64), (82, 88, 102)),
     }[name]
-    return np.where(choice[..., None], np.uint8(second), np.uint8(first))
+    return np.where(choice[..., None], np.array(second, np.uint8), np.array(first, np.uint8))
 
 
 def draw_mask(shape: str, radius: float, center: tuple[float, float], is_outline: bool = False) -> np.ndarray:
@@ -186,8 +186,8 @@ def _polygon(shape: str) -> list[tuple[float, float]]:
         return [(0, -1.1), (1, 0.55), (-1, 0.55)]
     if shape == "star":
         radii = [1.12, 0.56] * 5
-        angles = [math.pi * (index / 5 - 0.5) for index in range(10)]
-        return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in zip(radii, angles)]
+        turns = [math.pi * (index / 5 - 0.5) for index in range(10)]
+        return [(radius * math.cos(turn), radius * math.sin(turn)) for radius, turn in zip(radii, turns)]
     if shape == "heart":
         angles = np.linspace(0, 2 * math.pi, 65)[:-1]
         x = np.sin(angles) ** 3

@@ -14,22 +14,24 @@
 """
 Fine-tuning: `loomvideo train CONFIG.yaml`, or `accelerate launch -m loomvideo_diffusers.training CONFIG.yaml`.
 
-`config` is what a run is told, `data` and `features` what it reads, `objective` what it minimizes, `trainer` the run
-itself, with `checkpoints` and `validation` on the way and `publishing` at the end.
+Read `run` first, a run from top to bottom. `config` holds the settings, `checks` finds what is wrong with them, and
+`setup` prepares the rest. `data`, `features` and `batches` lead from records to batches, `objective` and `step` from
+these to the loss and its gradients; `model` and `optimization` are the weights and how they change. `checkpoints`,
+`validation` and `publishing` write files. `processes` is for several processes.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 
-# As in the package: imported when first used. What is started as a module can then silence the libraries before.
-_MODULES = {"TrainingConfig": ".config", "load_config": ".config", "train": ".trainer"}
+# Imported when first used, as in the package, so that a command can silence the libraries before.
+_MODULES = {"TrainingConfig": ".config", "load_config": ".config", "train": ".run"}
 
 __all__ = ["TrainingConfig", "load_config", "train"]
 
 if TYPE_CHECKING:
     from .config import TrainingConfig, load_config
-    from .trainer import train
+    from .run import train
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Checkpoints that are whole or not there, from which a run goes on exactly."""
+"""Checkpoints, written whole or not at all, from which a run continues exactly."""
 
 import json
 import os
@@ -28,6 +28,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ..errors import LoomVideoError
 from ..media.files import reason_of_full_disk
 from ..pipelines import LoomVideoPipeline
 
@@ -39,7 +40,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def save_only_lora(accelerator: Accelerator) -> None:
-    """Has checkpoints hold the adapter, as a file that pipelines load, and not the frozen weights."""
+    """Makes checkpoints hold the adapter, as a file that pipelines load, without the frozen weights."""
 
     def save(models: list[torch.nn.Module], weights: list[dict], output_dir: str) -> None:
         weights.clear()
@@ -74,10 +75,18 @@ def save_checkpoint(
     accelerator: Accelerator, folder: Path, step: int, state: dict[str, Any], ema: EMAModel | None, keep: int
 ) -> None:
     """
-    Writes a checkpoint under a temporary name, gives it its own when all of it is on disk, and then removes old ones.
+    Writes a checkpoint under a temporary name, renames it once all of it is on disk, and then removes old ones.
+
+    Args:
+        accelerator: of this process; all processes call this.
+        folder: of the checkpoints.
+        step: after which it is written.
+        state: what `read_state` will return.
+        ema: the moving average, or None.
+        keep: how many of the latest checkpoints stay.
 
     Raises:
-        OSError: if it cannot be written; what was there before stays.
+        OSError: if it cannot be written; earlier checkpoints stay.
     """
     unfinished = folder / f".unfinished-{step:06d}"
     try:
@@ -96,16 +105,16 @@ def save_checkpoint(
             os.replace(unfinished, folder / f"step-{step:06d}")
             _sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch reports a full disk as a RuntimeError, in words of its own.
+        # PyTorch reports a full disk as a RuntimeError with another message.
         reason = reason_of_full_disk(error, unfinished) or error
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(
-            f"The checkpoint of step {step} could not be written to {folder} ({reason}): see that there is room, and "
-            "go on from the previous one with --resume."
+            f"The checkpoint of step {step} could not be written to {folder} ({reason}): make room, and continue from "
+            "the previous one with --resume."
         ) from error
     if accelerator.is_main_process:
         for old in find_checkpoints(folder)[:-keep]:
-            # Removing takes time, and a half-removed checkpoint must not look like one.
+            # Removing takes time, and a half-removed checkpoint must not look like a whole one.
             removed = old.with_name(f".removed-{old.name}")
             os.replace(old, removed)
             shutil.rmtree(removed)
@@ -121,7 +130,7 @@ def load_checkpoint(accelerator: Accelerator, path: Path, state: dict[str, Any],
     """
     try:
         if accelerator.process_index < state["num_processes"]:
-            # Accelerate goes on without it if it cannot be read.
+            # Accelerate would continue without it if it cannot be read.
             load(path / f"random_states_{accelerator.process_index}.pkl")
         accelerator.load_state(str(path))
         if ema is not None:
@@ -134,7 +143,7 @@ def load_checkpoint(accelerator: Accelerator, path: Path, state: dict[str, Any],
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Reads the `state` of a checkpoint, or raises ValueError if it is damaged."""
+    """Reads the `state` of a checkpoint, or raises LoomVideoError if it is damaged."""
     try:
         state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -144,19 +153,21 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _damaged(path: Path, reason: Exception | str) -> ValueError:
-    return ValueError(f"The checkpoint {path} is damaged ({reason}): delete it, and --resume takes the one before it.")
+def _damaged(path: Path, reason: Exception | str) -> LoomVideoError:
+    return LoomVideoError(
+        f"The checkpoint {path} is damaged ({reason}): delete it, and --resume continues from the one before it."
+    )
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, by step."""
+    """The whole checkpoints in a folder, the earliest first."""
     found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _sync(path: Path) -> None:
     if os.name == "nt":
-        return  # Windows syncs no folders, and no files that are open to be read.
+        return  # Windows cannot sync folders, nor files that are open for reading.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a training run is told: the settings of a YAML file, checked before anything is loaded."""
+"""The settings of a training run, read from a YAML file and checked before anything is loaded."""
 
 import difflib
 import os
@@ -29,6 +29,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from ..errors import LoomVideoError
 from ..pipelines.loomvideo_frames import MAX_SOURCE_FRAMES, TRAINED_SIZES_480P, TRAINED_SIZES_720P
@@ -41,15 +42,18 @@ def _check_num_frames(num_frames: int) -> int:
     return num_frames
 
 
-def _check_words(words: str) -> str:
-    check_prompt(words, "it")
-    return words
+def _check_text(text: str) -> str:
+    check_prompt(text, "it")
+    return text
 
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Side = Annotated[int, Field(gt=0, multiple_of=32)]
 NumFrames = Annotated[int, Field(ge=1, le=MAX_SOURCE_FRAMES), AfterValidator(_check_num_frames)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+# Conditions that a sample is trained without, so that guidance has a branch to guide away from
+Dropped = Literal["nothing", "text", "all"]
 
 
 class Settings(BaseModel):
@@ -58,7 +62,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             # YAML reads `no` as false.
             if info.field_name == "mixed_precision" and not value:
                 return "no"
@@ -69,62 +73,62 @@ class Settings(BaseModel):
 class LoraSettings(Settings):
     """
     Attributes:
-        rank: inner width of the adapter.
-        alpha: the adapter's weight is `alpha / rank`; by default `rank`.
-        dropout: probability of dropping an input of the adapter.
-        target_modules: the layers to adapt, by the ends of their names. Attention alone by default; `ffn.net.0.proj`,
-            `ffn.net.2`, `mllm_embedder.linear_1`, `mllm_embedder.linear_2`, `patch_embedding` and
-            `source_patch_embedding` are there too.
+        rank: the rank of the adapter's matrices.
+        alpha: the adapter is scaled by `alpha / rank`; by default `rank`.
+        dropout: the probability of dropping an input of the adapter.
+        target_modules: the layers to adapt, by the ends of their names; by default those of attention. Others are
+            `ffn.net.0.proj`, `ffn.net.2`, `mllm_embedder.linear_1`, `mllm_embedder.linear_2`, `patch_embedding` and
+            `source_patch_embedding`.
     """
 
-    rank: int = Field(32, gt=0)
-    alpha: float | None = Field(None, gt=0)
+    rank: int = Field(default=32, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
     dropout: Probability = 0.0
-    target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
+    target_modules: list[str] = Field(default=["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
 
 
 class DatasetSettings(Settings):
     """
     Attributes:
         records: a JSON or JSONL file, or a folder of them.
-        root: the folder that the paths in the records begin at; by default that of the records.
-        weight: how often samples come from this dataset, relative to the weights of the others; by default all
-            records come equally often.
+        root: the folder that paths in the records are relative to; by default that of the records.
+        weight: how often samples are drawn from this dataset, relative to the weights of the others; by default all
+            records are drawn equally often.
     """
 
     records: str
     root: str | None = None
-    weight: float | None = Field(None, gt=0)
+    weight: float | None = Field(default=None, gt=0)
 
 
 class DataSettings(Settings):
     """
     Attributes:
         datasets: where the samples come from.
-        sizes: `480p` or `720p`, the sizes that LoomVideo was trained on, or a list of `[width, height]`. A clip is
-            scaled and cropped to the one whose proportions are nearest. By default the size that the model says it is
-            best called with, or else `480p`.
-        max_frames: the greatest length, 4k + 1; of longer clips the beginning is used, at 24 frames a second. By
-            default what the model says, or else 121.
-        tokens_per_batch: samples of one shape go into a batch until it has so many tokens; a larger one goes alone.
-        drop_all: probability of training a sample without any condition, which guidance needs.
-        drop_text: probability of training a sample without its text.
-        drop_all_prompt: what the MLLM reads of a sample without any condition; by default nothing. Guidance at
-            inference has it read the negative prompt, which only an MLLM that knows the language understands.
-        features: a folder in which latents and MLLM features are kept, so that neither the VAE nor the MLLM is in
-            memory while training. Without it they are computed as needed.
-        num_workers: processes that read clips or features ahead.
+        sizes: `480p` or `720p`, the sizes that LoomVideo was trained on, or a list of `[width, height]`. Each clip is
+            scaled and cropped to the size with the nearest aspect ratio. By default the model's own size, or else
+            `480p`.
+        max_frames: the greatest number of frames, 4k + 1, at 24 a second; of longer clips the beginning is used. By
+            default the model's own length, or else 121.
+        tokens_per_batch: a batch holds samples of one shape, up to this many tokens; a larger sample is a batch alone.
+        drop_all: the probability of training a sample without any condition, which guidance needs.
+        drop_text: the probability of training a sample without its prompt.
+        drop_all_prompt: what the MLLM reads for a sample without any condition; by default nothing. At inference,
+            guidance has it read the negative prompt, which only an MLLM that knows the language understands.
+        features: a folder to keep latents and MLLM features in, so that neither the VAE nor the MLLM is in memory
+            during the training. Without it, they are computed when needed.
+        num_workers: how many processes read clips or features ahead.
     """
 
     datasets: list[DatasetSettings] = Field(min_length=1)
     sizes: Literal["480p", "720p"] | Annotated[list[tuple[Side, Side]], Field(min_length=1)] | None = None
     max_frames: NumFrames | None = None
-    tokens_per_batch: int = Field(16384, gt=0)
+    tokens_per_batch: int = Field(default=16384, gt=0)
     drop_all: Probability = 0.1
     drop_text: Probability = 0.1
     drop_all_prompt: str = ""
     features: str | None = None
-    num_workers: int = Field(2, ge=0)
+    num_workers: int = Field(default=2, ge=0)
 
     @model_validator(mode="after")
     def _goes_together(self) -> "DataSettings":
@@ -134,12 +138,15 @@ class DataSettings(Settings):
             raise LoomVideoError("`drop_all` and `drop_text` must not be more than 1 together")
         return self
 
-    def variants(self) -> list[str]:
-        """What samples are trained without: nothing, and what is dropped now and then."""
-        return ["nothing", *(["text"] if self.drop_text else []), *(["all"] if self.drop_all else [])]
+    def variants(self) -> list[Dropped]:
+        """Which conditions are dropped from samples: `nothing`, and those with a probability above 0."""
+        probabilities: dict[Dropped, float] = {"nothing": 1, "text": self.drop_text, "all": self.drop_all}
+        return [dropped for dropped, probability in probabilities.items() if probability > 0]
 
     def size_list(self) -> list[tuple[int, int]]:
-        """The sizes as (width, height); of the trained ones also their transposes."""
+        """The sizes as (width, height), the trained ones upright too; `sizes` must be set, as by `with_defaults`."""
+        if self.sizes is None:
+            raise TypeError("`sizes` is not set: call `with_defaults` first.")
         if not isinstance(self.sizes, str):
             return self.sizes
         sizes = TRAINED_SIZES_480P if self.sizes == "480p" else TRAINED_SIZES_720P
@@ -149,27 +156,27 @@ class DataSettings(Settings):
 class OptimizerSettings(Settings):
     """
     Attributes:
-        name: `adamw`, or `adamw8bit` of bitsandbytes, or `muon` of PyTorch 2.9 for matrices, with `adamw` for the
-            rest; it needs fewer steps to train a model from nothing.
-        learning_rate, betas, weight_decay, eps: as of `torch.optim.AdamW`.
-        max_grad_norm: what the norm of all gradients together is clipped to.
-        lr_scheduler: a schedule of diffusers.
-        lr_warmup_steps: steps in which the learning rate grows from 0.
-        lr_decay_steps: the last steps, in which a constant learning rate falls to 0; a run that goes on may set others
-            if they have not begun.
+        name: `adamw`; `adamw8bit` from bitsandbytes; or `muon` from PyTorch 2.9 for matrices, with `adamw` for the
+            rest, which trains a model from scratch in fewer steps.
+        learning_rate, betas, weight_decay, eps: as in `torch.optim.AdamW`.
+        max_grad_norm: the norm that all gradients together are clipped to.
+        lr_scheduler: a schedule from Diffusers.
+        lr_warmup_steps: steps in which the learning rate rises from 0.
+        lr_decay_steps: how many of the last steps a constant learning rate falls to 0 in; a resumed run may change it
+            if the fall has not begun.
     """
 
     name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
     betas: tuple[Probability, Probability] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0)
-    eps: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "constant_with_warmup"
-    lr_warmup_steps: int = Field(100, ge=0)
-    lr_decay_steps: int = Field(0, ge=0)
+    lr_warmup_steps: int = Field(default=100, ge=0)
+    lr_decay_steps: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _decays_once(self) -> "OptimizerSettings":
@@ -182,12 +189,12 @@ class OptimizerSettings(Settings):
 
 class ValidationSample(Settings):
     """
-    One call of a pipeline: `video` or `image` is a file to edit; without either, `prompt` is generated.
+    One call of a pipeline: edits the file `video` or `image`; without either, generates from `prompt`.
 
-    What is not said of its size and length is as the model says, or else as of the pipelines.
+    Size and length are by default the model's own, or else those of the pipelines.
     """
 
-    prompt: Annotated[str, AfterValidator(_check_words)]
+    prompt: Annotated[str, AfterValidator(_check_text)]
     video: str | None = None
     image: str | None = None
     reference_images: list[str] = []
@@ -209,14 +216,14 @@ class ValidationSettings(Settings):
     Attributes:
         samples: what to generate and edit.
         every: steps between validations.
-        num_inference_steps, guidance_scale, guidance_scale_visual: as in a call; by default as the model says, or else
-            as of the pipelines.
-        seed: of the noise, the same each time.
+        num_inference_steps, guidance_scale, guidance_scale_visual: as in a call; by default the model's own, or else
+            those of the pipelines.
+        seed: of the noise, the same at each validation.
     """
 
     samples: list[ValidationSample] = Field(min_length=1)
-    every: int = Field(250, gt=0)
-    num_inference_steps: int | None = Field(None, gt=0)
+    every: int = Field(default=250, gt=0)
+    num_inference_steps: int | None = Field(default=None, gt=0)
     guidance_scale: float | None = None
     guidance_scale_visual: float | None = None
     seed: Seed = 0
@@ -225,27 +232,29 @@ class ValidationSettings(Settings):
 class TrainingConfig(Settings):
     """
     Attributes:
-        model: folder or repository of the model to train.
+        model: the folder or repository of the model to train.
         output_dir: the folder for checkpoints, samples, logs and the result.
-        data: the clips.
+        data: the clips to train on.
         lora: trains a LoRA; without it, all weights of the transformer are trained.
-        train_text_encoder: trains the MLLM too, together with all weights of the transformer. For small models.
-        timestep_shift: how far timesteps are shifted towards noise; by default as far as a sample has tokens.
+        train_text_encoder: trains the MLLM too, together with all weights of the transformer; meant for small models.
+        timestep_shift: how far timesteps are shifted towards noise, 1 or more; by default it grows with the number of
+            tokens of a sample.
         optimizer: how the weights are changed.
-        validation: what to look at on the way.
-        steps: optimizer steps.
-        gradient_accumulation_steps: batches of each process that make a step.
-        gradient_checkpointing: computes activations twice instead of keeping them.
+        validation: samples to make during the training.
+        steps: how many steps of the optimizer to take.
+        gradient_accumulation_steps: how many batches of each process make a step.
+        gradient_checkpointing: recomputes activations instead of keeping them, which saves memory and takes time.
         compile_blocks: compiles the transformer's blocks and the layers of a trained MLLM, which takes minutes and
             makes each step faster.
         mixed_precision: `bf16`, or `no` for float32.
-        ema_decay: keeps a moving average of the trained weights, which is validated and saved in their place.
+        ema_decay: the decay of a moving average of the trained weights, which is then validated and saved in their
+            place.
         seed: of everything that is random.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the latest checkpoints to keep.
         tracker: `tensorboard` or `wandb`.
         hub_model_id: the repository that `--push-to-hub` uploads the result to.
-        license: of the result, an identifier of the Hub; by default what the card of the model states.
+        license: of the result, as the Hub names it; by default that on the card of the model.
     """
 
     model: str
@@ -253,18 +262,18 @@ class TrainingConfig(Settings):
     data: DataSettings
     lora: LoraSettings | None = None
     train_text_encoder: bool = False
-    timestep_shift: float | None = Field(None, ge=1)
+    timestep_shift: float | None = Field(default=None, ge=1)
     optimizer: OptimizerSettings = OptimizerSettings()
     validation: ValidationSettings | None = None
-    steps: int = Field(1000, gt=0)
-    gradient_accumulation_steps: int = Field(1, gt=0)
+    steps: int = Field(default=1000, gt=0)
+    gradient_accumulation_steps: int = Field(default=1, gt=0)
     gradient_checkpointing: bool = True
     compile_blocks: bool = False
     mixed_precision: Literal["bf16", "no"] = "bf16"
     ema_decay: Probability | None = None
     seed: Seed = 0
-    checkpoint_every: int = Field(250, gt=0)
-    keep_checkpoints: int = Field(2, gt=0)
+    checkpoint_every: int = Field(default=250, gt=0)
+    keep_checkpoints: int = Field(default=2, gt=0)
     tracker: Literal["tensorboard", "wandb"] | None = None
     hub_model_id: str | None = None
     license: str | None = None
@@ -277,13 +286,12 @@ class TrainingConfig(Settings):
 
     def with_defaults(self, options: dict[str, Any]) -> "TrainingConfig":
         """
-        The same settings, and what they leave open of data and validation filled in.
+        The same settings, with the sizes and the length of the data set.
 
         Args:
-            options: what the model says, as `read_default_options` returns it.
+            options: how the model says it is best called, as `read_default_options` returns it.
         """
-        size = {name: options[name] for name in ("height", "width") if name in options}
-        sizes = [(size["width"], size["height"])] if size else "480p"
+        sizes = [(options["width"], options["height"])] if {"width", "height"} & options.keys() else "480p"
         data = self.data.model_copy(
             update={
                 "sizes": sizes if self.data.sizes is None else self.data.sizes,
@@ -295,7 +303,7 @@ class TrainingConfig(Settings):
 
 def load_config(path: str | os.PathLike) -> TrainingConfig:
     """
-    Reads the settings of a YAML file.
+    Reads the settings from a YAML file.
 
     Raises:
         LoomVideoError: if the file cannot be read, or a key is unknown, missing or of a wrong value; it names the key.
@@ -305,7 +313,7 @@ def load_config(path: str | os.PathLike) -> TrainingConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise LoomVideoError(f"{path} cannot be read: pass the path of a YAML file.") from error
     except yaml.YAMLError as error:
-        raise LoomVideoError(f"{path} is not YAML: {error}") from error
+        raise LoomVideoError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
         raise LoomVideoError(f"{path} has no keys: it needs `model`, `output_dir` and `data`.")
     for key in ("lora", "optimizer"):
@@ -318,11 +326,11 @@ def load_config(path: str | os.PathLike) -> TrainingConfig:
         raise LoomVideoError(f"{path}: {'; '.join(map(_describe, error.errors()))}") from error
 
 
-def _describe(error: dict[str, Any]) -> str:
-    # Where there are several types to choose from, pydantic puts the type into the place.
+def _describe(error: ErrorDetails) -> str:
+    # For a key of several types, pydantic adds the type to the location.
     key = ".".join(str(part) for part in error["loc"] if "[" not in str(part))
     if error["type"] == "extra_forbidden":
-        section = TrainingConfig
+        section: type[Settings] = TrainingConfig
         for part in error["loc"][:-1]:
             section = _section(section, part)
         near = difflib.get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
@@ -330,13 +338,15 @@ def _describe(error: dict[str, Any]) -> str:
         return f"the key `{key}` is unknown: {hint}"
     if error["type"] == "missing":
         return f"the key `{key}` is missing"
+    if error["type"] == "model_type":
+        return f"`{key}` must have keys of its own"
     message = error["msg"].removeprefix("Value error, ")
     return f"`{key}`: {message[0].lower()}{message[1:]}"
 
 
 def _section(section: type[Settings], part: str | int) -> type[Settings]:
-    """The settings under a key of others, or the others themselves for a place in a list."""
-    sections = {
+    """The class of the settings under a key; for a place in a list, that of the list."""
+    sections: dict[str | int, type[Settings]] = {
         "data": DataSettings,
         "datasets": DatasetSettings,
         "lora": LoraSettings,

@@ -11,22 +11,18 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Training data: from files of records to batches of clips, the same ones in the same order each time."""
+"""Training data: records of prompts and files, checked, and read as clips of pixels."""
 
-import itertools
-import math
 import os
-import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
 import PIL.Image
 import torch
-from torch.utils.data import Dataset, Sampler
 
 from ..errors import LoomVideoError
 from ..media.images import is_image, probe_image, read_image
@@ -34,16 +30,13 @@ from ..media.records import read_json_records
 from ..media.video import probe_video, read_video
 from ..pipelines.loomvideo_frames import fit, nearest_size
 from ..pipelines.loomvideo_mllm import PROMPT_PREFIXES, check_prompt
-from .config import DatasetSettings, DataSettings
+from .config import DatasetSettings, DataSettings, Dropped
 
 
 PROMPT_KEYS = ("text", "instruction")
 TARGET_KEYS = ("path", "target_video_path", "target_image_path")
 SOURCE_KEYS = ("source_video_path", "source_image_path")
 REFERENCES_KEY = "reference_image_paths"
-
-# What a sample is trained without, so that guidance has something to guide away from.
-Dropped = Literal["nothing", "text", "all"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ class Record:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """What records must have in common to go into one batch."""
+        """Frames, height, width and number of references: what the records of a batch have in common."""
         return (self.num_frames, self.height, self.width, len(self.references))
 
     @property
@@ -91,15 +84,15 @@ class Record:
 
 def read_records(settings: DataSettings, strict: bool = False) -> tuple[datasets.Dataset, dict[str, str]]:
     """
-    Reads and checks all records of all datasets, and opens each file to see what shape it has.
+    Reads and checks the records of all datasets, and opens each file to see its shape.
 
     Args:
         settings: where the records are, with `sizes` and `max_frames`.
-        strict: whether to read all of each file, and raise ValueError for the first that is damaged.
+        strict: whether to read each file to its end, and raise LoomVideoError for the first that is damaged.
 
     Returns:
         A row for each record whose files can be read, with the attributes of `Record` and the number of its `dataset`;
-        and what is wrong with the others, by the file and place of the record.
+        and for the others the reason, by the file and place of the record.
 
     Raises:
         LoomVideoError: for the first record that is wrong, with the file and the line, or if no file can be read.
@@ -112,7 +105,7 @@ def read_records(settings: DataSettings, strict: bool = False) -> tuple[datasets
                 f"{dataset.records} has no records: each is a JSON object, on a line of its own in JSONL."
             )
         rows += [row | {"dataset": number, "drop_all_prompt": settings.drop_all_prompt} for row in found]
-    # Where features are computed, that reads all before the training begins.
+    # Features are computed from whole files before the training begins.
     read_all = strict and settings.features is None
     rows = datasets.Dataset.from_list(rows).map(
         _add_shape,
@@ -123,19 +116,25 @@ def read_records(settings: DataSettings, strict: bool = False) -> tuple[datasets
     failures = {row["where"]: row["problem"] for row in rows.select_columns(["where", "problem"]) if row["problem"]}
     for where, problem in failures.items():
         if strict or len(failures) == len(rows):
-            first = "" if strict else "None of the clips can be read, the first is that of "
+            first = "" if strict else "None of the clips can be read; the first is that of "
             raise LoomVideoError(f"{first}{where}: {problem}")
     readable = [index for index, problem in enumerate(rows["problem"]) if not problem]
     return rows.select(readable).remove_columns("problem"), failures
 
 
 def describe_failure(error: Exception) -> str:
-    """Why a clip cannot be read, of errors that do not say it themselves too."""
+    """Why a clip cannot be read, in one line; errors of libraries are named by their type."""
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def record_of(row: dict[str, Any]) -> Record:
     return Record(**{name: row[name] for name in Record.__dataclass_fields__})
+
+
+def shapes_of(records: datasets.Dataset) -> list[tuple[int, int, int, int]]:
+    """The `Record.shape` of each row."""
+    columns = (records["num_frames"], records["height"], records["width"], map(len, records["references"]))
+    return list(zip(*columns))
 
 
 def _read_dataset(settings: DatasetSettings) -> Iterator[dict[str, Any]]:
@@ -152,7 +151,7 @@ def _read_dataset(settings: DatasetSettings) -> Iterator[dict[str, Any]]:
 def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise LoomVideoError(f"{where} is not a JSON object.")
-    # Tables exported by other libraries have a null where there is nothing.
+    # Tables exported by other libraries have a null in each empty cell.
     record = {key: value for key, value in record.items() if value is not None}
     for key, value in record.items():
         if key not in (*PROMPT_KEYS, *TARGET_KEYS, *SOURCE_KEYS, REFERENCES_KEY):
@@ -205,9 +204,9 @@ def _one_of(
 
 
 def _add_shape(row: dict[str, Any], sizes: list[tuple[int, int]], max_frames: int, read_all: bool) -> dict[str, Any]:
-    """The shape that a record is trained in, or as its `problem`, why not."""
+    """The shape that a record is trained in, or its `problem`."""
     shape = {"width": 0, "height": 0, "num_frames": 0, "problem": ""}
-    # Whatever is wrong with a file, it is that file that is left out.
+    # Whatever the error, it is this record that is left out.
     try:
         for reference in row["references"]:
             probe_image(reference)
@@ -228,10 +227,10 @@ def _add_shape(row: dict[str, Any], sizes: list[tuple[int, int]], max_frames: in
 @dataclass
 class Clip:
     """
-    The pixels of a sample, and what the MLLM reads with them.
+    The pixels and the prompt of a sample.
 
     Attributes:
-        prompt: with the task's prefix; empty if it was dropped.
+        prompt: with the task's prefix; without any if it was dropped.
         target: uint8 `[F, H, W, 3]`.
         source: uint8 `[F, H, W, 3]`, or None.
         references: uint8, each `[H, W, 3]`.
@@ -246,18 +245,18 @@ class Clip:
 
 
 def read_frames(path: str, record: Record) -> torch.Tensor:
-    """Reads a target or a source as uint8 `[F, H, W, 3]`, fitted to the record's size, or raises ValueError."""
+    """Reads a target or a source as uint8 `[F, H, W, 3]`, fitted to the record's size, or raises LoomVideoError."""
     frames = read_video(path, max_frames=record.num_frames) if record.is_video else [read_image(path)]
     return torch.from_numpy(np.stack([_fit(frame, record) for frame in frames]))
 
 
 def read_clip(record: Record, dropped: Dropped) -> Clip:
-    """Reads a record's files, cut to one length and fitted to its size. Raises LoomVideoError if a file is corrupt."""
+    """Reads a record's files, cut to one length and fitted to its size; raises LoomVideoError if one is damaged."""
     target, source, references = read_frames(record.target, record), None, []
     if dropped != "all":
         if record.source is not None:
             source = read_frames(record.source, record)
-            # A file may turn out to be shorter than it says.
+            # A file may be shorter than its header says.
             num_frames = min(len(target), len(source))
             target, source = target[:num_frames], source[:num_frames]
         references = [torch.from_numpy(_fit(read_image(path), record)) for path in record.references]
@@ -267,167 +266,3 @@ def read_clip(record: Record, dropped: Dropped) -> Clip:
 def _fit(image: Any, record: Record) -> np.ndarray:
     image = PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image
     return np.array(fit(image, record.height, record.width))
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Which row of the records comes next, and the seed of all that is random about it."""
-
-    row: int
-    seed: int
-
-
-@dataclass
-class Item:
-    """
-    What a draw led to.
-
-    Attributes:
-        content: what was read.
-        seed: of the noise and the timestep.
-        failures: what could not be read on the way, as (file and place of the record, reason).
-    """
-
-    content: Any
-    seed: int
-    failures: list[tuple[str, str]] = field(default_factory=list)
-
-
-class TrainingDataset(Dataset):
-    """
-    Reads what a `Draw` asks for, with `read(record, dropped)`.
-
-    A record that turns out corrupt is replaced by the next one of its shape, so that a batch stays as large as it is.
-    """
-
-    def __init__(
-        self, records: datasets.Dataset, read: Callable[[Record, Dropped], Any], drop_all: float, drop_text: float
-    ):
-        self.records = records
-        self.read = read
-        self.drop_all = drop_all
-        self.drop_text = drop_text
-        self.shapes = shapes_of(records)
-        self.rows_by_shape = {}
-        for row, shape in enumerate(self.shapes):
-            self.rows_by_shape.setdefault(shape, []).append(row)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, draw: Draw) -> Item:
-        chance = random.Random(draw.seed).random()
-        dropped = "all" if chance < self.drop_all else "text" if chance < self.drop_all + self.drop_text else "nothing"
-        failures = []
-        for row in self._rows_like(draw.row):
-            record = record_of(self.records[row])
-            try:
-                return Item(self.read(record, dropped), draw.seed, failures)
-            except Exception as error:
-                failures.append((record.where, describe_failure(error)))
-        return Item(None, draw.seed, failures)
-
-    def _rows_like(self, row: int) -> Iterator[int]:
-        yield row
-        alike = self.rows_by_shape[self.shapes[row]]
-        place = alike.index(row)
-        yield from alike[place + 1 :] + alike[:place]
-
-
-def shapes_of(records: datasets.Dataset) -> list[tuple[int, int, int, int]]:
-    columns = (records["num_frames"], records["height"], records["width"], map(len, records["references"]))
-    return list(zip(*columns))
-
-
-class TokenBatchSampler(Sampler[list[Draw]]):
-    """
-    Yields endless batches, each of records of one shape that have no more than so many tokens together.
-
-    The order depends on the seed alone. Each process takes its turn in it, so that two processes see in one step what
-    one process sees with twice the accumulation, and a run can begin at any batch.
-
-    Args:
-        shapes: frames, height, width and number of references of each record.
-        dataset_of: the number of the dataset that each record belongs to.
-        weights: how often to draw from each dataset, by its number, or None to draw all records equally often.
-        token_size: frames, and pixels on a side, of what becomes a token.
-        tokens_per_batch: the most tokens of a batch of more than one sample.
-        seed: of the order and of all samples.
-        first_batch: where to begin, counted over all processes.
-        num_processes, process_index: which batches are this process's.
-    """
-
-    def __init__(
-        self,
-        shapes: list[tuple[int, int, int, int]],
-        dataset_of: list[int],
-        weights: list[float] | None,
-        token_size: tuple[int, int],
-        tokens_per_batch: int,
-        seed: int,
-        first_batch: int = 0,
-        num_processes: int = 1,
-        process_index: int = 0,
-    ):
-        self.shapes = shapes
-        self.batch_sizes = {
-            shape: max(1, tokens_per_batch // num_tokens(shape, token_size)) for shape in sorted(set(shapes))
-        }
-        # The rows of each dataset, and how many draws an epoch has of it, which need not be a whole number
-        self.rows = {number: np.flatnonzero(np.equal(dataset_of, number)) for number in sorted(set(dataset_of))}
-        self.draws = {number: len(rows) for number, rows in self.rows.items()}
-        if weights is not None:
-            total = sum(weights[number] for number in self.rows)
-            self.draws = {number: len(shapes) * weights[number] / total for number in self.rows}
-        self.seed = seed
-        self.first_batch = first_batch
-        self.num_processes = num_processes
-        self.process_index = process_index
-
-    def epoch(self, number: int) -> list[list[Draw]]:
-        """The batches of an epoch: without weights each record comes once, with them as often as they say."""
-        rng = np.random.default_rng([self.seed, number])
-        rows = np.concatenate(
-            [
-                self._draw(dataset, math.floor(number * draws), math.floor((number + 1) * draws))
-                for dataset, draws in self.draws.items()
-            ]
-        )
-        rng.shuffle(rows)
-        seeds = rng.integers(0, 2**63, len(rows))
-        by_shape = {}
-        for row, seed in zip(rows.tolist(), seeds.tolist()):
-            by_shape.setdefault(self.shapes[row], []).append(Draw(row, seed))
-        batches = [
-            draws[start : start + self.batch_sizes[shape]]
-            for shape, draws in by_shape.items()
-            for start in range(0, len(draws), self.batch_sizes[shape])
-        ]
-        return [batches[index] for index in rng.permutation(len(batches))]
-
-    def _draw(self, dataset: int, first: int, end: int) -> np.ndarray:
-        """A part of a dataset's endless order, in which each of its records comes once before any comes again."""
-        rows = self.rows[dataset]
-        if first == end:
-            return rows[:0]
-        rounds = range(first // len(rows), (end - 1) // len(rows) + 1)
-        order = np.concatenate(
-            [np.random.default_rng([self.seed, dataset, number, 1]).permutation(rows) for number in rounds]
-        )
-        start = rounds[0] * len(rows)
-        return order[first - start : end - start]
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        index = 0
-        for number in itertools.count():
-            for batch in self.epoch(number):
-                if index >= self.first_batch and index % self.num_processes == self.process_index:
-                    yield batch
-                index += 1
-
-
-def num_tokens(shape: tuple[int, int, int, int], token_size: tuple[int, int]) -> int:
-    """How many tokens a video of so many frames, height and width has, with so many references of its size."""
-    num_frames, height, width, num_references = shape
-    frame_step, side = token_size
-    return ((num_frames - 1) // frame_step + 1 + num_references) * (height // side) * (width // side)

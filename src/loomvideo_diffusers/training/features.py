@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the frozen models make of a clip: latents of the VAE and features of the MLLM, at once or kept on disk."""
+"""Features of clips: latents of the VAE and hidden states of the MLLM, computed when needed or kept on disk."""
 
 import hashlib
 import json
@@ -28,11 +28,13 @@ from ..errors import LoomVideoError
 from ..media.files import write_whole
 from ..pipelines import LoomVideoEditPipeline
 from ..pipelines.loomvideo_frames import mllm_frames
+from ..pipelines.loomvideo_mllm import run_mllm, tokenize
 from ..progress import progress_bar
-from .data import Clip, Dropped, Record, read_frames
+from .config import Dropped
+from .data import Clip, Record, read_frames
 
 
-# Raised when what is computed of the same inputs changes.
+# To be raised when the same inputs lead to other features.
 FORMAT = 2
 
 
@@ -57,11 +59,11 @@ class Encoders:
     The VAE, in float32, and the MLLM of a model.
 
     Args:
-        folder: the model.
-        num_layers: how many of the MLLM's last layers the transformer reads; None if the MLLM is trained, so that only
+        folder: of the model.
+        num_layers: how many of the MLLM's last layers the transformer reads; None if the MLLM is trained, when only
             its processor is needed here.
         device: where they run.
-        dtype: precision of the MLLM, and of the pixels that it is shown.
+        dtype: of the MLLM and of the pixels that it reads.
     """
 
     def __init__(self, folder: str, num_layers: int | None, device: torch.device, dtype: torch.dtype):
@@ -70,6 +72,7 @@ class Encoders:
             folder, **without, dtype={"default": torch.float32, "text_encoder": dtype}
         ).to(device)
         self.num_layers = num_layers
+        self.device = device
         self.dtype = dtype
 
     @torch.no_grad()
@@ -83,39 +86,40 @@ class Encoders:
 
     @torch.no_grad()
     def latents(self, frames: torch.Tensor) -> torch.Tensor:
-        """Encodes uint8 `[F, H, W, 3]` as `[C, T, h, w]`."""
+        """Encodes uint8 `[F, H, W, 3]` as float32 `[C, T, h, w]`."""
         return self.pipe.encode_pixels(frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1)[0]
 
     @torch.no_grad()
     def prompt(self, clip: Clip) -> dict[str, torch.Tensor]:
-        """Encodes what the MLLM sees of a clip, or prepares it for the MLLM."""
+        """The hidden states of the MLLM, `[num_layers, L, E]`, or if it is trained, its inputs."""
         source = clip.source
         if source is not None:
             frames = [PIL.Image.fromarray(frame.numpy()) for frame in source]
             source = mllm_frames(frames) if clip.is_video else frames[0]
         references = [PIL.Image.fromarray(reference.numpy()) for reference in clip.references]
-        inputs = self.pipe.tokenize([clip.prompt], [references], [source])
+        inputs = tokenize(self.pipe.processor, [clip.prompt], [references], [source])
+        inputs = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         if self.num_layers is None:
             return {
-                name: value.to(self.dtype) if value.is_floating_point() else value
-                for name, value in inputs.items()
-                if isinstance(value, torch.Tensor)
+                name: value.to(self.dtype) if value.is_floating_point() else value for name, value in inputs.items()
             }
-        return {"prompt_embeds": self.pipe.get_mllm_hidden_states(inputs)[0][0, -self.num_layers :]}
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        hidden_states, _ = run_mllm(self.pipe.text_encoder, inputs, self.num_layers)
+        return {"prompt_embeds": hidden_states[0]}
 
 
 class FeatureStore:
     """
-    Features on disk, each under the hash of all that it depends on: files, sizes, words, and the models' weights.
+    Features on disk, each named by the hash of all that it depends on: files, sizes, prompts and the models' weights.
 
-    What is there is complete, as files appear when they are written; what changed has another name.
+    A file that is there is whole. When an input changes, so does the name.
 
     Args:
         folder: where the features are kept.
         digests: what `hash_inputs` returned for the model and all files of the records.
-        num_layers: how many of the MLLM's layers are kept; None to keep what the processor made for it.
-        dtype: precision of the MLLM.
-        variants: what prompts are encoded without: nothing, and what is dropped now and then.
+        num_layers: how many of the MLLM's layers are kept; None to keep the MLLM's inputs.
+        dtype: of the MLLM.
+        variants: which conditions are dropped from samples.
     """
 
     def __init__(
@@ -139,7 +143,7 @@ class FeatureStore:
         key = {"text": record.full_prompt(dropped)}
         if dropped != "all" and (record.source is not None or record.references):
             key |= {
-                # Of a source, the MLLM sees as much as its target is long.
+                # The MLLM sees only as much of a source as its target is long.
                 "source": None
                 if record.source is None
                 else [self.digests[record.source], self.digests[record.target]],
@@ -150,7 +154,7 @@ class FeatureStore:
         return self._path("prompts", self.mllm | key)
 
     def paths(self, record: Record) -> Iterator[Path]:
-        """Yields where all features of a record are, or would be."""
+        """Yields the path of each feature of a record, whether or not it is there."""
         yield self._latents_path(record.target, record, record.num_frames)
         if record.source is not None:
             yield self._latents_path(record.source, record, record.num_frames)
@@ -163,13 +167,13 @@ class FeatureStore:
         return all(path.exists() for path in self.paths(record))
 
     def write(self, record: Record, clip: Clip, encoders: Encoders) -> None:
-        """Computes what is missing of a record, of which `clip` is all that could be read."""
+        """Computes the missing features of a record, whose files were read as `clip`, without anything dropped."""
         for video, frames in ((record.target, clip.target), (record.source, clip.source)):
             if video is None:
                 continue
             path = self._latents_path(video, record, record.num_frames)
             if not path.exists():
-                # Where one of the two turned out to be short, the clip has the other one cut.
+                # If one of the two turned out to be short, the clip has the other cut to it: read it whole.
                 is_whole = len(frames) == record.num_frames
                 _write(path, {"latents": encoders.latents(frames if is_whole else read_frames(video, record))})
         for reference, pixels in zip(record.references, clip.references):
@@ -189,7 +193,7 @@ class FeatureStore:
         if dropped != "all":
             if record.source is not None:
                 source_latents = _read(self._latents_path(record.source, record, record.num_frames))["latents"]
-                # A file may have turned out to be shorter than it says, and the VAE is causal.
+                # A file may be shorter than its header says; latents can be cut because the VAE is causal.
                 length = min(latents.shape[1], source_latents.shape[1])
                 latents, source_latents = latents[:, :length], source_latents[:, :length]
             references = [_read(self._latents_path(path, record, 1))["latents"] for path in record.references]
@@ -210,11 +214,11 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise LoomVideoError(f"{path} cannot be read ({error}): delete it, and it will be made again.") from error
+        raise LoomVideoError(f"{path} cannot be read ({error}): delete it, and it will be computed again.") from error
 
 
 def hash_inputs(model: str, files: list[str]) -> dict[str, str]:
-    """Hashes all that features depend on: each file, and as `vae` and `mllm` the weights and settings of a model."""
+    """Hashes what features depend on: each file, and as `vae` and `mllm` the files of these models."""
     folders = {"vae": ["vae"], "mllm": ["text_encoder", "processor"]}
     weights = {
         part: sorted(file for name in names for file in (Path(model) / name).rglob("*") if file.is_file())
@@ -231,7 +235,7 @@ def hash_inputs(model: str, files: list[str]) -> dict[str, str]:
             except OSError:
                 if isinstance(file, Path):
                     raise
-                # A clip that cannot be read has no features, and is named where they are missed.
+                # A clip that cannot be read has no features, and is reported when they are computed.
             digests[str(file)] = digest.hexdigest()
     for part, paths in weights.items():
         contents = [[path.relative_to(model).as_posix(), digests[str(path)]] for path in paths]

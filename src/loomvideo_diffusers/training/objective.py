@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The training objective (spec: training objective): noise levels, targets, and the loss of samples of any shapes."""
+"""The training objective (spec: training objective): timesteps, targets, and the loss of samples of any shape."""
 
 import math
 from dataclasses import dataclass, field
@@ -24,19 +24,19 @@ from torch.nn.utils.rnn import pad_sequence
 from ..pipelines.loomvideo_mllm import run_mllm
 
 
-# Keeps a trace of noise in the clean end of the path.
+# A trace of noise stays at timestep 0.
 EPS = 1e-3
 
 
 @dataclass
 class TrainingSample:
     """
-    What one sample's loss depends on, apart from the transformer.
+    What the loss of one sample depends on, apart from the model.
 
     Attributes:
         latents: the clean target, normalized, float32 `[C, T, h, w]`.
-        prompt: what the MLLM makes of the prompt, one layer for each block, as `prompt_embeds`
-            `[num_layers, L, mllm_dim]`; or where the MLLM is trained, what the processor makes of it for the MLLM.
+        prompt: `prompt_embeds`, the hidden states of the MLLM, one layer for each block, `[num_layers, L, mllm_dim]`;
+            or if the MLLM is trained, its inputs.
         noise: standard normal, of the shape of `latents`.
         timestep: the noise level, in [0, 1].
         source_latents: the clean source, of the shape of `latents`, or None.
@@ -52,7 +52,7 @@ class TrainingSample:
 
 
 def dynamic_shift(num_tokens: int) -> float:
-    """How far the timesteps of a sample of so many tokens, references included, are shifted towards noise."""
+    """How far timesteps are shifted towards noise: from 1 at 64 tokens, references included, to 8."""
     return min(max(1 + 0.5 * math.log2(num_tokens / 64), 1.0), 8.0)
 
 
@@ -69,12 +69,12 @@ def add_noise(latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tenso
 
 
 def velocity_target(latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """What the model is to predict, at any timestep."""
+    """What the model learns to predict; it does not depend on the timestep."""
     return (1 - EPS) * noise - latents
 
 
 def group_by_shape(samples: list[TrainingSample]) -> list[list[TrainingSample]]:
-    """Divides samples into groups whose latents and references have the same shapes, which one forward can take."""
+    """Groups samples whose latents and references have the same shapes, so that one forward pass can take them."""
     groups = {}
     for sample in samples:
         shapes = (sample.latents.shape, *(reference.shape for reference in sample.reference_latents))
@@ -86,9 +86,9 @@ def squared_error(model: torch.nn.Module, samples: list[TrainingSample]) -> torc
     """
     The sum of the squared errors over all elements of samples of the same shapes, in float32.
 
-    Prompts are padded to the longest and masked. A sample without a source gets zeros for one, like the published
-    model. Divided by the number of elements of a batch, the sums of its groups add up to its loss. `model` is the
-    transformer, or a `TransformerWithTextEncoder`.
+    Prompts are padded to the longest and masked. Beside samples with a source, one without gets zeros in its place, as
+    in the published model. The sums of the groups of a batch, divided by the number of its elements, add up to its
+    loss. `model` is the transformer, or a `TransformerWithTextEncoder`.
     """
     latents = torch.stack([sample.latents for sample in samples])
     noise = torch.stack([sample.noise for sample in samples])
@@ -117,7 +117,7 @@ def squared_error(model: torch.nn.Module, samples: list[TrainingSample]) -> torc
 
 
 def _collate_prompts(prompts: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
-    """Puts the prompts of a batch together, as arguments of the model."""
+    """The prompts of a batch as arguments of the model."""
     if "prompt_embeds" in prompts[0]:
         embeds = [prompt["prompt_embeds"].transpose(0, 1) for prompt in prompts]
         lengths = [len(embed) for embed in embeds]
@@ -130,7 +130,7 @@ def _collate_prompts(prompts: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
     inputs = {}
     for name in {name for prompt in prompts for name in prompt}:
         tensors = [prompt[name] for prompt in prompts if name in prompt]
-        # Pixels and grids are those of all samples, in order; of words each sample has a row.
+        # Pixels and grids of all samples follow each other; of the words, each sample has a row.
         if name.startswith(("pixel_values", "image_grid", "video_grid")):
             inputs[name] = torch.cat(tensors)
         else:
@@ -140,10 +140,10 @@ def _collate_prompts(prompts: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
 
 class TransformerWithTextEncoder(nn.Module):
     """
-    The transformer and the MLLM, to train them as one model.
+    The transformer and the MLLM, trained as one model.
 
-    Its arguments are those of the transformer, but for `prompt_inputs`, what the processor made of the prompts, in the
-    place of `encoder_hidden_states` and their mask.
+    It takes the transformer's arguments, but `prompt_inputs`, what the processor returns, in place of
+    `encoder_hidden_states` and their mask.
     """
 
     def __init__(self, transformer: nn.Module, text_encoder: nn.Module):

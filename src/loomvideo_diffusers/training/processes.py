@@ -11,20 +11,54 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What the processes of a training decide together."""
+"""Several processes as one run: what one of them does for all, and how they end together."""
 
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
+
+from .config import TrainingConfig
 
 
-def share(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
-    """Makes something in the main process and gives it to all; if it fails, the main process alone says why."""
+# How long processes wait for each other: one may have many more features to compute than the others.
+PROCESS_TIMEOUT = timedelta(hours=4)
+
+Result = TypeVar("Result")
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=config.tracker,
+        project_dir=Path(config.output_dir) / "logs",
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
+            # The vision tower gets no gradients from a batch without images.
+            DistributedDataParallelKwargs(find_unused_parameters=config.train_text_encoder),
+        ],
+    )
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether the model is divided among the processes (FSDP)."""
+    return accelerator.distributed_type == DistributedType.FSDP
+
+
+def share(accelerator: Accelerator, make: Callable[[], Result]) -> Result:
+    """Calls `make` in the main process and returns its result in all; if it fails, only the main process says why."""
     result, error = None, None
     if accelerator.is_main_process:
         try:
@@ -39,32 +73,32 @@ def share(accelerator: Accelerator, make: Callable[[], Any]) -> Any:
     return result
 
 
-def gather(failures: dict[str, str]) -> dict[str, str]:
-    """The failures of all processes."""
+def gather_failures(failures: dict[str, str]) -> dict[str, str]:
+    """Merges the failures of all processes."""
     return dict(gather_object(list(failures.items())))
 
 
 class Termination:
-    """Notes that a process is asked to end by SIGTERM, in place of ending it, within a `with`."""
+    """In a `with` block, notes a SIGTERM instead of ending the process."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.is_requested = False
+        self.previous_handler: Any = None
 
     def __enter__(self) -> None:
-        # Python allows only its main thread to do this.
-        self.before = None
+        # Python lets only the main thread set a handler.
         if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self._note)
+            self.previous_handler = signal.signal(signal.SIGTERM, self._note)
 
     def __exit__(self, *_) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+        if self.previous_handler is not None:
+            signal.signal(signal.SIGTERM, self.previous_handler)
 
     def _note(self, *_) -> None:
         self.is_requested = True
 
     def is_agreed(self) -> bool:
-        """Whether any process is asked to end; all of them learn it at the same step."""
+        """Whether any process was asked to end; all processes get the same answer at the same step."""
         is_requested = torch.tensor(float(self.is_requested), device=self.accelerator.device)
         return self.accelerator.reduce(is_requested).item() > 0

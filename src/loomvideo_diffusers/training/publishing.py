@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The model card of what was trained, and the way to the Hub."""
+"""The model card of the result, and its upload to the Hub."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -20,17 +20,17 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
-from ..conversion.cards import measure_part, stated_license
+from ..hub.cards import measure_part, stated_license
+from ..hub.upload import push_folder
 from ..media.files import write_whole
-from ..pipelines.loomvideo_repository import push_folder
 from .checkpoints import LORA_FILE
 from .config import TrainingConfig
 
 
 def write_card(config: TrainingConfig, output_dir: Path, repo_id: str | None) -> None:
-    """Writes `README.md`: what was trained on what with which settings, how to use it, and the last samples."""
+    """Writes `README.md`: the base model, the settings, how to use the result, and the last samples."""
     is_lora = config.lora is not None
-    # A folder on somebody's machine is not the name of a model.
+    # A local folder is no name by which others find the model.
     is_local = Path(config.model).is_dir()
     base_model = None if is_local else config.model
     card_data = ModelCardData(
@@ -66,7 +66,7 @@ def write_card(config: TrainingConfig, output_dir: Path, repo_id: str | None) ->
 
 
 def find_license(config: TrainingConfig) -> dict[str, str]:
-    """The licence in the result's metadata: that of the settings, or what the model's card states, empty if none."""
+    """The licence for the card's metadata: of the settings, or else of the model's card; empty if there is none."""
     if config.license is not None:
         return {"license": config.license}
     is_local = Path(config.model).is_dir()
@@ -91,15 +91,15 @@ def _last_samples(config: TrainingConfig, output_dir: Path) -> list[dict[str, st
 
 
 def create_repository(name: str) -> str:
-    """Makes a repository on the Hub if it is not there, and returns its name in full."""
+    """Creates a repository on the Hub if there is none, and returns its full name."""
     try:
         return HfApi().create_repo(name, exist_ok=True).repo_id
     except HTTPError as error:
-        raise OSError(f"The repository {name} cannot be made on the Hub: {error}") from error
+        raise OSError(f"The repository {name} cannot be created on the Hub: {error}") from error
 
 
 def push_to_hub(config: TrainingConfig, output_dir: Path, repo_id: str) -> str:
-    """Uploads the result with its card and its last samples, and returns the address of the upload."""
+    """Uploads the result with its card and its last samples, and returns the address of the commit."""
     try:
         return push_folder(
             output_dir,

@@ -11,36 +11,41 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Samples on the way: what the pipelines make with the weights of the moment, as videos and contact sheets."""
+"""Validation: samples that the pipelines make with the current weights, as videos and contact sheets."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, SchedulerMixin
 
-from ..media.video import MAX_FRAMES, contact_sheet, read_image, read_video, write_image, write_video
+from ..media.images import read_image
+from ..media.video import MAX_FRAMES, contact_sheet, read_video, write_image, write_video
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..progress import progress_bar
 from .config import ValidationSample, ValidationSettings
+from .objective import TransformerWithTextEncoder
+from .processes import is_sharded
 
 
 class _StoppedError(Exception):
-    """Ends a call of a pipeline."""
+    """Leaves a call of a pipeline."""
 
 
 class Validation:
     """
-    Makes samples, in steps: once their prompts are encoded, only transformer and VAE are needed.
+    Makes samples: `prepare` encodes their prompts, after which `run` needs only the transformer and the VAE.
 
     Args:
-        settings: what to make.
+        settings: which samples to make, and when.
         num_layers: how many of the MLLM's last layers the transformer reads.
-        process_index, num_processes: every process makes its share.
-        options: what the model says of how it is best called, for what the settings leave open.
+        process_index, num_processes: each process makes its share.
+        options: how the model says it is best called, for what the settings leave open.
     """
 
     def __init__(
@@ -55,10 +60,13 @@ class Validation:
         self.num_layers = num_layers
         self.options = options
         self.indices = range(process_index, len(settings.samples), num_processes)
-        self.calls = {}
+        self.calls: dict[int, dict[str, Any]] = {}
+
+    def is_due(self, step: int, last_step: int) -> bool:
+        return step % self.settings.every == 0 or step == last_step
 
     def prepare(self, load_pipe: Callable[[], LoomVideoEditPipeline]) -> None:
-        """Reads the inputs and encodes the prompts with a pipeline, loaded only if there is something to encode."""
+        """Reads the inputs and encodes the prompts; the pipeline is loaded only if this process has samples."""
         for index in self.indices:
             self.calls[index] = self._prepare(self.settings.samples[index], load_pipe())
 
@@ -87,7 +95,7 @@ class Validation:
         return inputs
 
     def is_complete(self, folder: Path, step: int) -> bool:
-        """Whether all samples of a step are there, those of the other processes too."""
+        """Whether all samples of a step are there, including those of other processes."""
         numbers = range(1, len(self.settings.samples) + 1)
         return all((folder / f"step-{step:06d}-{number}.png").exists() for number in numbers)
 
@@ -101,9 +109,9 @@ class Validation:
         should_stop: Callable[[], bool],
     ) -> dict[str, PIL.Image.Image]:
         """
-        Writes each sample as `step-STEP-NUMBER.mp4`, with a contact sheet; returns the sheets by name.
+        Writes each sample as `step-STEP-NUMBER.mp4`, with a contact sheet, and returns the sheets by name.
 
-        As soon as `should_stop` says so, which it is asked after each step, it makes no more of them.
+        `should_stop` is asked after each denoising step; once it is true, no more samples are made.
         """
 
         def stop(pipe: LoomVideoPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict:
@@ -112,13 +120,7 @@ class Validation:
             return {}
 
         sheets = {}
-        settings = self.settings
-        options = {}
-        for name in ("num_inference_steps", "guidance_scale", "guidance_scale_visual"):
-            value = self.options.get(name) if getattr(settings, name) is None else getattr(settings, name)
-            if value is not None:
-                options[name] = value
-        options |= {name: self.options[name] for name in ("window_frames", "window_overlap") if name in self.options}
+        options = self._call_options()
         for index, inputs in self.calls.items():
             source = inputs["video"] if "video" in inputs else [inputs["image"]] if "image" in inputs else None
             pipeline_class = LoomVideoPipeline if source is None else LoomVideoEditPipeline
@@ -126,7 +128,7 @@ class Validation:
                 text_encoder=None, processor=None, vae=vae, transformer=transformer, scheduler=scheduler
             )
             pipe.progress_bar = partial(progress_bar, desc=f"Sample {index + 1}", leave=False)
-            generator = torch.Generator().manual_seed(settings.seed)
+            generator = torch.Generator().manual_seed(self.settings.seed)
             try:
                 frames = pipe(**inputs, **options, generator=generator, callback_on_step_end=stop).frames[0]
             except _StoppedError:
@@ -137,3 +139,53 @@ class Validation:
             sheets[name] = contact_sheet([frames] if source is None else [source[: len(frames)], frames])
             write_image(folder / f"{name}.png", sheets[name])
         return sheets
+
+    def _call_options(self) -> dict[str, Any]:
+        """What all samples are called with: the settings, or else what the model says."""
+        names = ("num_inference_steps", "guidance_scale", "guidance_scale_visual")
+        options = {
+            name: self.options[name] for name in (*names, "window_frames", "window_overlap") if name in self.options
+        }
+        return options | {name: value for name in names if (value := getattr(self.settings, name)) is not None}
+
+
+def validate(
+    accelerator: Accelerator,
+    validation: Validation,
+    model: torch.nn.Module,
+    pipe: LoomVideoEditPipeline | None,
+    folder: str,
+    samples_dir: Path,
+    step: int,
+    should_stop: Callable[[], bool],
+) -> None:
+    """
+    Makes the samples of a step in all processes, and logs them.
+
+    Args:
+        accelerator: of this process.
+        validation: the samples.
+        model: what is trained, prepared.
+        pipe: a pipeline with the VAE and the MLLM, loaded for the time being from `folder` if None.
+        folder: of the model.
+        samples_dir: where the samples are written.
+        step: names them.
+        should_stop: see `Validation.run`.
+    """
+    model.eval()
+    transformer: Any = model if is_sharded(accelerator) else accelerator.unwrap_model(model)
+    has_text_encoder = isinstance(transformer, TransformerWithTextEncoder)
+    if pipe is None:
+        without = {"transformer": None, "text_encoder": None} | ({} if has_text_encoder else {"processor": None})
+        pipe = LoomVideoEditPipeline.from_pretrained(folder, **without).to(accelerator.device)
+    if has_text_encoder:
+        # The MLLM changes from step to step, and with it the prompts' hidden states.
+        own = LoomVideoEditPipeline.from_pipe(pipe, text_encoder=transformer.text_encoder)
+        validation.prepare(lambda: own)
+        transformer = transformer.transformer
+    sheets = validation.run(transformer, pipe.vae, pipe.scheduler, samples_dir, step, should_stop)
+    model.train()
+    images = {f"sample {name.split('-')[-1]}": np.asarray(sheet)[None] for name, sheet in sheets.items()}
+    for tracker in accelerator.trackers:
+        tracker.log_images(images, step=step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}))
+    accelerator.wait_for_everyone()

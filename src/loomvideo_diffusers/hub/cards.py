@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The card of a converted model: what it was made of, what it holds, and how to use it."""
+"""Cards of models: what a converted one was made of, what it holds, and how to use it."""
 
 import json
 import math
@@ -28,7 +28,7 @@ RECORD_FILE = "conversion.json"
 PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def render_base_card(folder: Path, location: str | None, license: dict[str, str]) -> str:
+def render_base_card(folder: Path, location: str | None, license: dict[str, Any]) -> str:
     """
     The card of a folder that `convert` wrote.
 
@@ -87,7 +87,7 @@ def measure_part(folder: Path, part: str) -> dict[str, Any]:
     }
 
 
-def stated_license(card: ModelCard) -> dict[str, str]:
+def stated_license(card: ModelCard) -> dict[str, Any]:
     """The licence that a card states, as its metadata do: an identifier, and of one of its own, name and address."""
     stated = {name: card.data.get(name) for name in ("license", "license_name", "license_link")}
     return {name: value for name, value in stated.items() if value is not None}

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Footage: a clip of any length, size and rate, what it is, and its frames one by one."""
+"""What a clip of any length, size and rate is, found out by decoding it once, and its frames one by one."""
 
 import os
 from collections.abc import Iterator
@@ -30,27 +30,27 @@ from ..media.video import FRAMES_PER_SECOND
 from ..progress import progress_bar
 
 
-# A picture that stands for longer than a second is shown to the model for one second.
+# A picture that is shown for longer than a second is shown to the model for one second.
 MOST_REPEATS = FRAMES_PER_SECOND
 
 
 @dataclass(frozen=True)
 class Footage:
     """
-    What a clip is, besides its pixels.
+    All of a clip but its pixels; made by `survey`.
 
     Attributes:
         path: the file, or the pattern of an image sequence.
-        width, height: of an upright frame, in pixels.
-        times: when each frame is shown, ascending, in units of `time_base` seconds.
-        time_base: the unit of the times.
-        rate: frames a second, as measured, where pauses do not count.
-        sound_tracks: the indices of the streams of sound that can be used.
-        goes_on: whether the file does after the last of these frames.
-        pixel_aspect: width of a pixel by its height in an upright frame; None where the file does not say.
-        end: when the last frame is over, in units of `time_base`; None for one frame's time after it.
-        pixel_format: of the frames, with 8 or 16 bits, with or without alpha: one of `PIXEL_FORMATS`.
-        num_bits: of the clip's own colors.
+        width, height: size of an upright frame in pixels.
+        times: when each frame is shown, ascending, in units of `time_base`.
+        time_base: the unit of the times, in seconds.
+        rate: measured frames a second, pauses left out.
+        sound_tracks: indices of the audio streams that can be used.
+        goes_on: whether the file has more frames than these.
+        pixel_aspect: width of a pixel over its height in an upright frame; None if the file does not say.
+        end: when the last frame ends, in units of `time_base`; None for the usual time of a frame after it starts.
+        pixel_format: format of the frames that are read, one of `PIXEL_FORMATS`: 8 or 16 bits, with or without alpha.
+        num_bits: bits of each of the clip's own colors.
         notes: what a person should know before the clip is edited, a sentence each.
     """
 
@@ -71,10 +71,10 @@ class Footage:
     @property
     def stride(self) -> Fraction:
         """
-        How many frames of the clip make one of the model's, which knows 24 a second: a whole number, or one over it.
+        How many frames of the clip there are for each frame of the model, which edits 24 a second: n or 1 / n.
 
-        Whole steps keep the motion even. A clip of 20 to 35 frames a second is edited frame by frame; of a faster one
-        every n-th frame is, and of a slower one the model sees each frame several times.
+        Whole numbers keep the motion even. A clip between 16 and 36 frames a second is edited frame by frame. Of a
+        faster one, the model sees every n-th frame; of a slower one, each frame n times.
         """
         if self.rate >= FRAMES_PER_SECOND:
             return Fraction(max(1, round(self.rate / FRAMES_PER_SECOND)))
@@ -90,9 +90,9 @@ class Footage:
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """
-        How many of the model's frames each frame of the clip is: none, if it shows the edit of the one before.
+        How many of the model's frames each frame of the clip becomes: 0 if it shows the edit of the one before it.
 
-        Frames that come as evenly as the clip's rate says are taken by its stride. One that stands for longer is shown
+        Frames that follow each other at the clip's rate are taken by its stride. One that is shown for longer is shown
         to the model for as long, up to a second, and is never skipped.
         """
         usual, repeats = 1 / float(self.rate), int(1 / min(1, self.stride))
@@ -111,13 +111,13 @@ class Footage:
 
     @cached_property
     def model_frames(self) -> tuple[int, ...]:
-        """Which of the model's frames shows each frame of the clip."""
+        """Which of the model's frames each frame of the clip shows."""
         starts = np.cumsum([0, *self.counts[:-1]])
         return tuple((starts - (np.array(self.counts) == 0)).tolist())
 
     @property
     def num_model_frames(self) -> int:
-        """How many frames the model edits, 4k + 1; of the last ones, some may stand for nothing."""
+        """How many frames the model edits, 4k + 1: the last one is repeated as often as that takes."""
         return -(-(sum(self.counts) - 1) // 4) * 4 + 1
 
 
@@ -128,16 +128,16 @@ def survey(
     rate: Fraction | float | None = None,
 ) -> Footage:
     """
-    Decodes a clip once and says what it is.
+    Decodes a clip once, to find out what it is and that all of it can be read.
 
     Args:
-        path: a file in any format that FFmpeg reads, or an image sequence by its pattern, such as `frames_%04d.png`.
+        path: a file in any format that FFmpeg reads, or the pattern of an image sequence, such as `frames_%04d.png`.
         num_frames: take only so many frames from its beginning.
         show_progress: whether to show a progress bar.
         rate: frames a second of an image sequence, by default 24.
 
     Raises:
-        LoomVideoError: if it cannot be read, is truncated, damaged or has no frames, or not so many.
+        LoomVideoError: if it cannot be read, is truncated or damaged, or has no frames or fewer than `num_frames`.
     """
     if num_frames is not None and num_frames < 1:
         raise LoomVideoError(f"The number of frames must be positive, but is {num_frames}.")
@@ -198,27 +198,26 @@ def survey(
 
 
 def read_frames(footage: Footage) -> Iterator[np.ndarray]:
-    """Yields all frames of a clip, upright, `[H, W, C]` in its `pixel_format`: uint8 or uint16."""
+    """Yields the frames of a clip, upright, `[H, W, 3 or 4]` of uint8 or uint16, in its `pixel_format`."""
     with open_video(footage.path, footage.rate) as reader:
         for _, (frame, _) in zip(footage.times, reader.frames()):
             yield reader.to_pixels(frame, footage.pixel_format)
 
 
 def spread_indices(footage: Footage, count: int = 6) -> list[int]:
-    """The numbers of a few frames from all over a clip, or of all of a shorter one."""
+    """The indices of `count` frames from all over a clip, or of all frames of a shorter one."""
     return sorted(set(np.linspace(0, len(footage.times) - 1, count).round().astype(int).tolist()))
 
 
 def spread_frames(footage: Footage, count: int = 6) -> list[np.ndarray]:
-    """Reads a few frames from all over a clip, or all of a shorter one, as `read_frames` does."""
+    """Reads `count` frames from all over a clip, or all frames of a shorter one, as `read_frames` does."""
     chosen = set(spread_indices(footage, count))
     return [pixels for index, pixels in enumerate(read_frames(footage)) if index in chosen]
 
 
 def read_model_frames(footage: Footage) -> Iterator[np.ndarray]:
     """
-    Yields the frames that the model sees, uint8 `[H, W, 3]`, transparent ones on white, `num_model_frames` of them;
-    the last ones may be the same.
+    Yields the `num_model_frames` frames that the model sees, uint8 `[H, W, 3]`, what is transparent laid on white.
     """
     num_yielded, pixels = 0, None
     for count, frame in zip(footage.counts, read_frames(footage)):

@@ -1,0 +1,270 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The plan of an edit: all that can be refused is refused when it is made, before a model is loaded."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import PIL.Image
+
+from ..errors import LoomVideoError
+from ..media.decoding import PIXEL_FORMATS, is_sequence, sequence_files
+from ..media.encoding import OutputPlan, check_footage_path, plan_output
+from ..media.files import check_output_path, lock_beside
+from ..media.images import IMAGE_SUFFIXES, is_image, read_image
+from .geometry import Placement
+from .settings import EditSettings
+from .surveying import Footage, survey
+
+
+# torch, diffusers and transformers take seconds to import, and a plan needs none of them.
+if TYPE_CHECKING:
+    import torch
+
+    from ..pipelines import LoomVideoEditPipeline
+
+
+@dataclass(frozen=True)
+class Report:
+    """
+    What a run wrote.
+
+    Attributes:
+        files: each file, with a few words on what it holds.
+        seconds: how long each stage took.
+    """
+
+    files: dict[Path, str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """
+    A checked edit, made by `plan_edit`.
+
+    Attributes:
+        source: the clip or the image.
+        settings: what to do with it.
+        placement: where the clip's pictures lie in the model's frame; None for an image, which is not placed.
+        output: how the result is written; None of a preview, and a path for an image.
+        compare: how the source beside the result is written.
+        contact_sheet, preview: image files of the source above the result.
+        comment: what the files say about themselves.
+        model: what the pipeline is loaded from, LoRAs too: an edit is resumed only with the same model.
+        notes: what a person should know before the edit runs, a sentence each.
+    """
+
+    source: Footage | PIL.Image.Image
+    settings: EditSettings
+    placement: Placement | None = None
+    output: OutputPlan | Path | None = None
+    compare: OutputPlan | None = None
+    contact_sheet: Path | None = None
+    preview: Path | None = None
+    comment: str = ""
+    model: str = ""
+    notes: tuple[str, ...] = ()
+
+    def run(self, pipe: "LoomVideoEditPipeline", negative_prompt_embeds: "torch.Tensor | None" = None) -> Report:
+        """
+        Edits and writes.
+
+        Memory does not grow with the length of a clip, except for its latents. They are saved beside the output after
+        each step, and the same plan, run again after an interruption, resumes from there.
+
+        Args:
+            pipe: the editing pipeline.
+            negative_prompt_embeds: what `pipe.encode_negative_prompt` returned for the negative prompt, `[1, layers,
+                L, E]`, to encode it once for many edits.
+
+        Raises:
+            LoomVideoError, LoomVideoInputError: if something does not fit the pipeline, or the clip cannot be read.
+            OSError: if a file cannot be written; what was denoised is kept.
+        """
+        from .run import run_edit
+
+        return run_edit(pipe, self, negative_prompt_embeds)
+
+    @property
+    def needs_source_pixels(self) -> bool:
+        """Whether the result cannot be written without decoding the clip again."""
+        has_alpha = self.output.pixel_format in (PIXEL_FORMATS[False, True], PIXEL_FORMATS[True, True])
+        has_pictures_of_both = self.compare is not None or self.contact_sheet is not None
+        return self.settings.keep_unchanged or self.placement.crops or has_alpha or has_pictures_of_both
+
+    def digest(self) -> str:
+        """A hash of all that the latents of a clip depend on."""
+        path = self.source.path
+        files = sequence_files(path) if is_sequence(path) else [path]
+        values = {name: value for name, value in vars(self.settings).items() if name != "keep_unchanged"}
+        values["references"] = [hashlib.sha256(image.tobytes()).hexdigest() for image in self.settings.references]
+        values |= {
+            "model": self.model,
+            "num_frames": self.source.num_model_frames,
+            "placement": asdict(self.placement),
+        }
+        values["source"] = [
+            [str(file.absolute()), status.st_size, status.st_mtime_ns] for file in files if (status := file.stat())
+        ]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def plan_edit(
+    source: str | os.PathLike | Footage,
+    prompt: str,
+    output: str | os.PathLike | None = None,
+    *,
+    references: Sequence[str | os.PathLike | PIL.Image.Image] = (),
+    compare: str | os.PathLike | None = None,
+    contact_sheet: str | os.PathLike | None = None,
+    preview: str | os.PathLike | None = None,
+    num_frames: int | None = None,
+    rate: Fraction | float | None = None,
+    audio: str | None = None,
+    comment: str = "",
+    model: str = "",
+    **settings: Any,
+) -> EditPlan:
+    """
+    Plans the edit of a clip of any length, size and rate, or of an image.
+
+    A clip is decoded once to be checked, with a progress bar; it is not kept in memory. The result has the clip's
+    size, times, colors and sound, or of an image its size rounded down to what the model takes.
+
+    Args:
+        source: a video, an image, the pattern of an image sequence such as `frames_%04d.png`, or a clip as `survey`
+            returned it.
+        prompt: the instruction.
+        output: the file to write: of a clip one ending in one of `FOOTAGE_SUFFIXES` or the pattern of an image
+            sequence, of an image one of `IMAGE_SUFFIXES`. It can be left out for a preview.
+        references: images, or their files, that the prompt calls `@Image 1`, `@Image 2`, ...
+        compare: a video of the source beside the result.
+        contact_sheet: an image of the source above the result.
+        preview: edit only six frames, as images, and write nothing but an image of the source's above the result's.
+        num_frames: edit only so many frames from the clip's beginning.
+        rate: frames a second of an image sequence, by default 24.
+        audio: `copy` to copy the sound where the file can hold it and encode it elsewhere (the default), `encode` or
+            `none`.
+        comment: what the files are to say about themselves.
+        model: what the pipeline is loaded from, LoRAs too: an interrupted edit is resumed only with the same model.
+        **settings: the other fields of `EditSettings`.
+
+    Raises:
+        LoomVideoError: if a setting is out of range, a file cannot be read, or a file could not be written.
+        LoomVideoInputError: if a prompt is blank, or is no text.
+    """
+    settings = EditSettings(prompt, **settings)
+    if output is None and preview is None:
+        raise LoomVideoError("An edit needs a file to write: give `output` or `preview`.")
+    path = source.path if isinstance(source, Footage) else Path(source)
+    files = {"output": output, "compare": compare, "contact_sheet": contact_sheet, "preview": preview}
+    files = {name: Path(file) for name, file in files.items() if file is not None}
+    check_distinct(files.values(), [path, *paths_among(references)])
+    for name in ("contact_sheet", "preview"):
+        if name in files:
+            check_output_path(files[name], IMAGE_SUFFIXES)
+    common = {
+        "settings": replace(settings, references=read_references(references)),
+        "contact_sheet": files.get("contact_sheet"),
+        "comment": comment,
+        "model": model,
+    }
+    if not isinstance(source, Footage) and not is_sequence(path) and is_image(path):
+        for_clips = {
+            "preview": preview, "compare": compare, "num_frames": num_frames, "audio": audio, "rate": rate,
+            "max_crop": settings.max_crop, "keep_unchanged": settings.keep_unchanged,
+        }  # fmt: skip
+        for name, value in for_clips.items():
+            if value:
+                raise LoomVideoError(f"{path} is an image: leave out `{name}`, which is for videos.")
+        check_output_path(files["output"], IMAGE_SUFFIXES, f"{path} is an image: ")
+        return EditPlan(read_image(path), output=files["output"], **common)
+
+    for name in files.keys() & {"output", "compare"}:
+        check_footage_path(files[name], f"{path} is no image: ")
+        with lock_beside(files[name]):
+            pass  # If another run is writing it, that is noticed now and not after the model was loaded.
+    footage = _survey(source, num_frames, rate)
+    common["placement"] = choose_placement(footage, settings)
+    if preview is not None:
+        return EditPlan(footage, preview=files["preview"], notes=footage.notes, **common)
+    return EditPlan(footage, **_plan_outputs(footage, files, audio or "copy"), **common)
+
+
+def _survey(source: str | os.PathLike | Footage, num_frames: int | None, rate: Fraction | float | None) -> Footage:
+    if isinstance(source, Footage):
+        if num_frames is not None or rate is not None:
+            raise LoomVideoError(f"{source.path} was surveyed already: give `num_frames` and `rate` to `survey`.")
+        return source
+    if rate is not None and not is_sequence(source):
+        raise LoomVideoError(f"{source} has a rate of its own: leave out `rate`, which is for image sequences.")
+    return survey(source, num_frames, show_progress=True, rate=rate)
+
+
+def _plan_outputs(footage: Footage, files: dict[str, Path], audio: str) -> dict[str, Any]:
+    """Plans how the result, and the comparison with it, are written; returns attributes of the plan."""
+    output, compare = plan_output(footage, files["output"], audio), None
+    notes = [*footage.notes, *output.notes]
+    if "compare" in files:
+        shown = replace(footage, pixel_format=output.pixel_format)
+        compare = plan_output(shown, files["compare"], audio, 2 * footage.width)
+        notes += [note for note in compare.notes if note not in notes]
+    return {"output": output, "compare": compare, "notes": tuple(notes)}
+
+
+def choose_placement(footage: Footage, settings: EditSettings) -> Placement:
+    """Places the pictures of a clip in a frame of the size that was asked for, or of the nearest trained one."""
+    from ..pipelines.loomvideo_frames import TRAINED_SIZES_480P, nearest_size
+
+    width, height = settings.width, settings.height
+    if height is None:
+        sizes = TRAINED_SIZES_480P + [(height, width) for width, height in TRAINED_SIZES_480P]
+        width, height = nearest_size(footage.width, footage.height, sizes)
+    return Placement.of((footage.width, footage.height), width, height, settings.max_crop)
+
+
+def read_references(references: Iterable[str | os.PathLike | PIL.Image.Image]) -> tuple[PIL.Image.Image, ...]:
+    """Reads those of the references that are files."""
+    return tuple(image if isinstance(image, PIL.Image.Image) else read_image(image) for image in references)
+
+
+def paths_among(references: Iterable[str | os.PathLike | PIL.Image.Image]) -> list[Path]:
+    return [Path(reference) for reference in references if not isinstance(reference, PIL.Image.Image)]
+
+
+def check_distinct(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raises a LoomVideoError if a file is to be written that is read, or written twice."""
+    outputs = list(outputs)
+    named = [identity(path) for path in (*outputs, *inputs)]
+    for path in outputs:
+        if named.count(identity(path)) > 1:
+            raise LoomVideoError(
+                f"{path} is named twice: give the source, the references and each result a name of their own."
+            )
+
+
+def identity(path: Path) -> tuple[int, int] | str:
+    """The same for two paths of one file, whatever their names, whether it exists or is still to be written."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.path.normcase(path.resolve())
+    return status.st_dev, status.st_ino

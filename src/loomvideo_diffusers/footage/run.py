@@ -1,0 +1,293 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Runs the plan of an edit with a pipeline's steps: read, encode, denoise, decode and write, as streams."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from ..media.decoding import PIXEL_FORMATS, convert_pixels
+from ..media.encoding import write_footage
+from ..media.files import lock_beside
+from ..media.images import write_image
+from ..media.video import contact_sheet
+from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
+from ..pipelines.loomvideo_frames import fit_all, mllm_frame_indices
+from ..pipelines.loomvideo_guidance import divide_into_windows
+from ..pipelines.loomvideo_mllm import PROMPT_PREFIXES
+from ..pipelines.loomvideo_sharing import one_call_at_a_time
+from ..progress import Stopwatch, progress_bar, stage
+from .plan import EditPlan, Report
+from .resume import ResumeFile
+from .settings import SamplingSettings
+from .surveying import read_frames, read_model_frames, spread_frames, spread_indices
+from .unchanged import ChangeMask
+
+
+# Frames before and after the edit, uint8 [H, W, 3]
+Sheet = tuple[list[np.ndarray], list[np.ndarray]]
+
+
+def run_edit(
+    pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embeds: torch.Tensor | None = None
+) -> Report:
+    """See `EditPlan.run`."""
+    if isinstance(plan.source, PIL.Image.Image):
+        return _edit_image(pipe, plan, negative_prompt_embeds)
+    if plan.preview is not None:
+        with stage("Reading the prompt"):
+            sheet = edit_preview(pipe, plan, negative_prompt_embeds)
+        write_image(plan.preview, contact_sheet(sheet), plan.comment)
+        return Report({plan.preview: "the source above the result"})
+    stopwatch = Stopwatch()
+    with stopwatch.stage("edit"):
+        sheet = _edit_clip(pipe, plan, negative_prompt_embeds)
+    footage = plan.source
+    files = {
+        plan.output.path: f"{len(footage.times)} frames at {float(footage.rate):.4g} a second, "
+        f"{footage.width} x {footage.height}, seed {plan.settings.seed}"
+    }
+    if plan.compare is not None:
+        files[plan.compare.path] = "the source beside the result"
+    if plan.contact_sheet is not None:
+        write_image(plan.contact_sheet, contact_sheet(sheet))
+        files[plan.contact_sheet] = "the source above the result"
+    return Report(files, stopwatch.seconds)
+
+
+def call_pipeline(
+    pipe: LoomVideoPipeline | LoomVideoEditPipeline, settings: SamplingSettings, stopwatch: Stopwatch, **inputs: Any
+) -> np.ndarray:
+    """Calls a pipeline with settings and other inputs. Returns the frames of the video, `[F, H, W, 3]` in [0, 1]."""
+    options = call_arguments(settings) | {"generator": torch.Generator().manual_seed(settings.seed)} | inputs
+    with stopwatch.stage("denoise"), stage("Reading the prompt"):
+        latents = pipe(**options, output_type="latent").frames
+    with stopwatch.stage("decode"), stage("Decoding"), torch.no_grad():
+        return pipe.decode_latents(latents, "np")[0]
+
+
+def call_arguments(settings: SamplingSettings) -> dict[str, Any]:
+    """The arguments of a pipeline's call that settings name."""
+    return {
+        "prompt": settings.prompt,
+        "negative_prompt": settings.negative_prompt,
+        "reference_images": list(settings.references) or None,
+        "height": settings.height,
+        "width": settings.width,
+        "num_inference_steps": settings.num_inference_steps,
+        "guidance_scale": settings.guidance_scale,
+        "guidance_scale_visual": settings.guidance_scale_visual,
+        "window_frames": settings.window_frames,
+        "window_overlap": settings.window_overlap,
+        "attention_kwargs": {"scale": settings.lora_scale},
+    }
+
+
+def _given(negative_prompt_embeds: torch.Tensor | None) -> dict[str, Any]:
+    """Replaces the negative prompt of a call by its embeds, if they are there."""
+    if negative_prompt_embeds is None:
+        return {}
+    return {"negative_prompt": None, "negative_prompt_embeds": negative_prompt_embeds}
+
+
+def _edit_image(pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embeds: torch.Tensor | None) -> Report:
+    stopwatch, settings = Stopwatch(), plan.settings
+    frames = call_pipeline(pipe, settings, stopwatch, image=plan.source, **_given(negative_prompt_embeds))
+    with stopwatch.stage("write"):
+        write_image(plan.output, frames[0], plan.comment)
+    height, width = frames.shape[1:3]
+    files = {plan.output: f"1 image, {width} x {height}, seed {settings.seed}"}
+    if plan.contact_sheet is not None:
+        write_image(plan.contact_sheet, contact_sheet([[plan.source], frames]))
+        files[plan.contact_sheet] = "the source above the result"
+    return Report(files, stopwatch.seconds)
+
+
+def edit_preview(
+    pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embeds: torch.Tensor | None = None
+) -> Sheet:
+    """Edits a few frames from all over a clip as images. Returns them before and after, uint8 `[H, W, 3]`."""
+    before = [convert_pixels(pixels, "rgb24") for pixels in spread_frames(plan.source)]
+    if negative_prompt_embeds is not None:
+        negative_prompt_embeds = negative_prompt_embeds.expand(len(before), -1, -1, -1)
+    options = call_arguments(plan.settings) | {
+        "prompt": [plan.settings.prompt] * len(before),
+        "image": [plan.placement.place(pixels) for pixels in before],
+        "height": plan.placement.height,
+        "width": plan.placement.width,
+        "generator": [torch.Generator().manual_seed(plan.settings.seed) for _ in before],
+    }
+    pictures = pipe(**options | _given(negative_prompt_embeds)).frames
+    pictures = (pictures[:, 0] * 255).round().astype(np.uint8)
+    after = [_bring_back(picture, pixels, plan, ChangeMask()) for picture, pixels in zip(pictures, before)]
+    return before, after
+
+
+@one_call_at_a_time
+@torch.no_grad()
+def _edit_clip(pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embeds: torch.Tensor | None) -> Sheet:
+    """Edits and writes a clip. Returns the frames of the contact sheet."""
+    resume = ResumeFile(plan.output.path, plan.digest(), plan.settings.seed)
+    with lock_beside(plan.output.path):
+        latents = _denoise(pipe, plan, resume, negative_prompt_embeds)
+        sheet = _write_clip(pipe, plan, latents)
+        pipe.maybe_free_model_hooks()
+        resume.remove()
+    return sheet
+
+
+def _denoise(
+    pipe: LoomVideoEditPipeline, plan: EditPlan, resume: ResumeFile, negative_prompt_embeds: torch.Tensor | None
+) -> torch.Tensor:
+    """Returns the latents of the result."""
+    settings, placement, num_frames = plan.settings, plan.placement, plan.source.num_model_frames
+    height, width, num_steps = placement.height, placement.width, settings.num_inference_steps
+    pipe.check_components("text_encoder", "processor", "vae", "transformer", "scheduler")
+    pipe.check_size(height, width, num_frames, settings.window_frames, settings.window_overlap)
+    pipe.check_sampling(num_steps, settings.guidance_scale, settings.guidance_scale_visual)
+    pipe.begin_call(settings.guidance_scale, settings.guidance_scale_visual, {"scale": settings.lora_scale})
+    generator = torch.Generator().manual_seed(settings.seed)
+    latents = pipe.prepare_latents(1, num_frames, height, width, generator, None, settings.window_frames)
+    state = resume.read(latents.device)
+    if state is not None and state.num_done == state.num_timesteps:
+        return state.latents
+
+    source_latents, seen = _encode_clip(pipe, plan)
+    references = fit_all([list(settings.references)], height, width)
+    with stage("Reading the prompt"):
+        embeds = pipe.encode_branches(
+            PROMPT_PREFIXES["edit video", bool(settings.references)],
+            settings.prompt,
+            settings.negative_prompt,
+            references,
+            [seen],
+            pipe.do_classifier_free_guidance,
+            negative_prompt_embeds=(negative_prompt_embeds, None),
+        )
+    reference_latents = pipe.prepare_reference_latents(references, 1)
+
+    num_done = 0
+    with pipe.denoising():
+        timesteps = pipe.prepare_timesteps(num_steps)
+        if state is not None:
+            latents, num_done = state.latents, state.num_done
+            vars(pipe.scheduler).update(state.scheduler_attributes)
+
+        def save(
+            pipe: LoomVideoEditPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]
+        ) -> dict[str, Any]:
+            resume.write(tensors["latents"], num_done + step + 1, pipe.scheduler)
+            return {}
+
+        return pipe.denoise(
+            latents,
+            timesteps[num_done:],
+            embeds,
+            source_latents,
+            reference_latents,
+            divide_into_windows(
+                num_frames, settings.window_frames, settings.window_overlap, pipe.vae_scale_factor_temporal
+            ),
+            callback_on_step_end=save,
+        )
+
+
+def _encode_clip(pipe: LoomVideoEditPipeline, plan: EditPlan) -> tuple[torch.Tensor, np.ndarray]:
+    """Encodes a clip while it is read. Returns its latents, and the frames for the MLLM, uint8 `[F, h, w, 3]`."""
+    num_frames = plan.source.num_model_frames
+    indices = mllm_frame_indices(num_frames, plan.settings.window_frames)
+    seen = {}
+
+    def frames() -> Iterator[np.ndarray]:
+        read = progress_bar(read_model_frames(plan.source), desc="Reading frames", total=num_frames)
+        for index, pixels in enumerate(read):
+            placed = plan.placement.place(pixels)
+            if index in indices:
+                seen[index] = placed
+            yield placed
+
+    latents = pipe.encode_in_chunks(frames())
+    shown = [seen[index] for index in indices]
+    # A patch of the MLLM spans two frames.
+    return latents, np.stack(shown * 2 if len(shown) == 1 else shown)
+
+
+def _write_clip(pipe: LoomVideoEditPipeline, plan: EditPlan, latents: torch.Tensor) -> Sheet:
+    """Decodes the result and writes it, frame by frame. Returns the frames of the contact sheet."""
+    footage, sheet = plan.source, ([], [])
+    chosen = set(spread_indices(footage)) if plan.contact_sheet is not None else set()
+    with ExitStack() as stack:
+        output = stack.enter_context(write_footage(plan.output, footage, plan.comment))
+        if plan.compare is not None:
+            size = (2 * footage.width, footage.height)
+            compare = stack.enter_context(write_footage(plan.compare, footage, plan.comment, size))
+        for index, (before, after) in enumerate(_results(pipe, plan, latents)):
+            output.write(after)
+            if plan.compare is not None:
+                compare.write(convert_pixels(np.hstack([before, after]), plan.compare.pixel_format))
+            if index in chosen:
+                for row, pixels in zip(sheet, (before, after)):
+                    row.append(convert_pixels(pixels, "rgb24"))
+    return sheet
+
+
+def _results(
+    pipe: LoomVideoEditPipeline, plan: EditPlan, latents: torch.Tensor
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """
+    Yields each frame of a clip before and after the edit, in the output's pixel format.
+
+    Where the result covers all of the source, and nothing of it is wanted, the clip is not decoded: before is black.
+    """
+    footage, pixel_format = plan.source, plan.output.pixel_format
+    dtype = np.uint16 if pixel_format in (PIXEL_FORMATS[True, False], PIXEL_FORMATS[True, True]) else np.uint8
+    if plan.needs_source_pixels:
+        frames = (convert_pixels(pixels, pixel_format) for pixels in read_frames(footage))
+    else:
+        frames = iter([np.zeros((footage.height, footage.width, 3), dtype)] * len(footage.times))
+    edited = _decode(pipe, latents, dtype)
+    current, mask = -1, ChangeMask(pipe.vae_scale_factor_temporal)
+    frames = progress_bar(frames, desc="Writing frames", total=len(footage.times))
+    for before, model_frame in zip(frames, footage.model_frames):
+        while current < model_frame:
+            picture, current = next(edited), current + 1
+        yield before, _bring_back(picture, before, plan, mask)
+
+
+def _bring_back(picture: np.ndarray, pixels: np.ndarray, plan: EditPlan, mask: ChangeMask) -> np.ndarray:
+    """
+    Brings an edited picture `[h, w, 3]` to the size of the clip's frame, `[H, W, 3 or 4]`, whose alpha it gets.
+
+    Both are uint8 or uint16.
+    """
+    colors = pixels[..., :3]
+    after = plan.placement.restore(picture, colors)
+    if plan.settings.keep_unchanged:
+        before = plan.placement.place(convert_pixels(pixels, "rgb24"))
+        changed = mask.add(before, convert_pixels(picture, "rgb24"))
+        changed = plan.placement.restore(changed, np.zeros(colors.shape[:2], np.uint8))
+        share = changed[..., None].astype(np.float32) / 255
+        after = (colors + share * (after.astype(np.float32) - colors)).round().astype(pixels.dtype)
+    return after if pixels.shape[2] == 3 else np.concatenate([after, pixels[..., 3:]], axis=2)
+
+
+def _decode(pipe: LoomVideoEditPipeline, latents: torch.Tensor, dtype: type = np.uint8) -> Iterator[np.ndarray]:
+    """Yields the frames of latents, `[h, w, 3]`."""
+    for chunk in pipe.decode_in_chunks(latents):
+        for frame in chunk[0].permute(1, 2, 3, 0).float().cpu().numpy():
+            yield ((frame / 2 + 0.5) * np.iinfo(dtype).max).round().astype(dtype)

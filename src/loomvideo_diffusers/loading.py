@@ -1,0 +1,188 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Loads a pipeline as the command line does: model, LoRAs, device, precision and a bound on the memory."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from . import nano
+from .errors import LoomVideoError, is_out_of_memory
+from .progress import message, progress_bar, stage
+
+
+# torch, diffusers and transformers take seconds to import.
+if TYPE_CHECKING:
+    import torch
+
+    from .pipelines import LoomVideoEditPipeline, LoomVideoPipeline
+
+Pipeline = TypeVar("Pipeline", "LoomVideoPipeline", "LoomVideoEditPipeline")
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+# Bytes that a bound on a CPU's memory must leave beyond what the libraries take: with less, Python itself fails in
+# places that cannot say why.
+SMALLEST_MEMORY = 200_000_000
+
+
+def load_pipeline(
+    pipeline_class: type[Pipeline],
+    model: str = "nano",
+    *,
+    loras: Sequence[str] = (),
+    lora_partial: bool = False,
+    device: str | None = None,
+    dtype: "torch.dtype | str | None" = None,
+    max_memory: float | None = None,
+    cpu_offload: bool = False,
+) -> Pipeline:
+    """
+    Loads a pipeline, with one progress bar at a time.
+
+    Args:
+        pipeline_class: `LoomVideoPipeline` or `LoomVideoEditPipeline`.
+        model: a model folder, a repository (OWNER/NAME), or `nano`.
+        loras: files, folders or repositories of LoRAs. They are checked before the model is loaded.
+        lora_partial: leave out the part of a LoRA that fits no layer instead of refusing it.
+        device: by default the first that is there of cuda, mps and cpu.
+        dtype: of the weights, or its name; by default float32 on a CPU, and bfloat16 elsewhere.
+        max_memory: let what would take more gigabytes of the device's memory fail. On a CPU the bound is on the whole
+            process, for as long as it runs, and works on Linux alone.
+        cpu_offload: keep only the model that is running on the device.
+
+    Raises:
+        LoomVideoError, LoomVideoInputError: if the model or a LoRA cannot be loaded, the device is not there, or its
+            memory cannot be bounded.
+        OSError: if a repository cannot be read.
+    """
+    import torch
+
+    model = find_model(model)
+    device = check_device(device or default_device())
+    if max_memory is not None:
+        bound_memory(device, max_memory)
+    check_loras(model, loras, lora_partial)
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    pipe = _load_model(pipeline_class, model, dtype)
+    pipe.progress_bar = partial(progress_bar, desc="Denoising")
+    for lora in loras:
+        pipe.load_lora_weights(lora, allow_partial=lora_partial)
+    if len(loras) > 1:
+        pipe.set_adapters([name for names in pipe.get_list_adapters().values() for name in names])
+    try:
+        if cpu_offload:
+            pipe.enable_model_cpu_offload(device=device)
+        else:
+            pipe.to(device)
+    except NotImplementedError as error:  # what PyTorch raises for a layer that was given no weights
+        raise LoomVideoError(f"{model} lacks the weights of some layers: convert or download it again.") from error
+    return pipe
+
+
+def find_model(model: str) -> str:
+    """
+    Returns the folder or repository that `model` names, which can be `nano`.
+
+    Raises:
+        LoomVideoError: if it is neither.
+    """
+    if model == "nano":
+        model = str(nano.MODEL)
+    folder = Path(model)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise LoomVideoError(f"{model} has no model_index.json: make a model folder with `loomvideo convert`.")
+    if not folder.exists() and (len(folder.parts) != 2 or folder.is_absolute()):
+        raise LoomVideoError(f"{model} is neither a folder here nor the name of a repository (OWNER/NAME).")
+    return model
+
+
+def default_device() -> str:
+    """The first that is there of cuda, of several the one of this process, mps and cpu."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_device(device: str) -> str:
+    """Returns `device`, or raises a LoomVideoError if this machine has none of that name."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise LoomVideoError(f"{device} is no device of this machine: choose cpu, or leave --device out.") from error
+    return device
+
+
+def bound_memory(device: str, gigabytes: float) -> None:
+    """Lets what would take more of a device's memory fail; on a CPU, of this process's memory, files apart."""
+    import torch
+
+    if device.startswith("cuda"):
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / total), device)
+    elif device == "cpu" and sys.platform == "linux":
+        import resource
+
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        taken = int(re.search(r"VmData:\s+(\d+)", status)[1]) * 1024
+        most, least = int(gigabytes * 1e9), taken + SMALLEST_MEMORY
+        if most < least:
+            raise LoomVideoError(
+                f"--max-memory must be {least / 1e9:.1f} or more: the libraries take {taken / 1e9:.1f} GB."
+            )
+        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    else:
+        raise LoomVideoError(f"--max-memory works on cuda, and on cpu in Linux, not on {device}: leave it out.")
+
+
+def check_loras(model: str, loras: Sequence[str], allow_partial: bool = False) -> None:
+    """Refuses LoRAs that do not fit before the model is loaded, and prints what is left out of those that do."""
+    if not loras:
+        return
+    import torch
+
+    from . import LoomVideoPipeline, LoomVideoTransformer3DModel
+
+    config = LoomVideoTransformer3DModel.load_config(model, subfolder="transformer")
+    with torch.device("meta"):
+        transformer = LoomVideoTransformer3DModel.from_config(config)
+    for lora in loras:
+        left_out = LoomVideoPipeline.check_lora_weights(lora, transformer, allow_partial=allow_partial)
+        if left_out:
+            message(f"loomvideo: {left_out}")
+
+
+def _load_model(pipeline_class: type[Pipeline], model: str, dtype: "torch.dtype") -> Pipeline:
+    from safetensors import SafetensorError
+
+    try:
+        # While a repository is downloaded, the Hub's own bars show how far that is.
+        with stage("Loading the model") if os.path.isdir(model) else nullcontext():
+            return pipeline_class.from_pretrained(model, dtype=dtype)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        # What files can cause that are damaged, or are not those of this model
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()).removesuffix(".")
+        raise LoomVideoError(f"{model} cannot be loaded: {reason}.") from error
