@@ -116,7 +116,7 @@ def _import_wan() -> ModuleType:
 
     missing = [name for name in ("WanCausalConv3d", "patchify", "unpatchify") if not hasattr(autoencoder_kl_wan, name)]
     if missing:
-        raise ImportError(f"This diffusers has no {missing[0]}: clips in chunks need diffusers 0.40 to 0.42.")
+        raise ImportError(f"This diffusers has no {missing[0]}: clips in chunks need diffusers 0.42.")
     return autoencoder_kl_wan
 
 

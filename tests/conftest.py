@@ -13,6 +13,7 @@
 # limitations under the License.
 """The miniature checkpoint, what the published implementation computed with it, and a converted copy."""
 
+import atexit
 import json
 import os
 import shutil
@@ -27,11 +28,18 @@ from hub_server import Hub, start_hub
 from safetensors import safe_open
 
 
-# Before the Hub's client is imported, which reads then where the Hub and its cache are
-HUB = start_hub()
-HOME = tempfile.TemporaryDirectory()
-ENVIRONMENT = {"HF_ENDPOINT": HUB.address, "HF_HOME": HOME.name, "HF_TOKEN": "hf_mine", "HF_HUB_DISABLE_XET": "1"}
+# Before the Hub's client is imported, which reads then where the Hub and its cache are; who imports it earlier has to
+# say where they are to be.
+PORT, _, FOLDER = os.environ.pop("LOOMVIDEO_TEST_HUB", "0:").partition(":")
+HUB = start_hub(int(PORT))
+HOME = Path(FOLDER or tempfile.mkdtemp())
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+ENVIRONMENT = {"HF_ENDPOINT": HUB.address, "HF_HOME": str(HOME), "HF_TOKEN": "hf_mine", "HF_HUB_DISABLE_XET": "1"}
 os.environ |= ENVIRONMENT
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The processes share the processors.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel  # noqa: E402
 from loomvideo_diffusers.conversion import convert  # noqa: E402
@@ -130,5 +138,5 @@ def clip() -> np.ndarray:
 def hub() -> Hub:
     """A Hub on this machine in the place of the real one: empty, with an account that may write; nothing is cached."""
     HUB.reset()
-    shutil.rmtree(Path(HOME.name) / "hub", ignore_errors=True)
+    shutil.rmtree(HOME / "hub", ignore_errors=True)
     return HUB

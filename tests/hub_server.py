@@ -95,10 +95,10 @@ class Refused(Exception):
         self.status, self.code, self.message = status, code, message
 
 
-def start_hub() -> Hub:
-    """Runs a Hub on a port of its own, as long as this process lives."""
+def start_hub(port: int = 0) -> Hub:
+    """Runs a Hub as long as this process lives, by default on a port that is free."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.address = f"http://127.0.0.1:{server.server_port}"
     hub.storage = f"http://localhost:{server.server_port}"

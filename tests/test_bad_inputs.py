@@ -28,9 +28,15 @@ VIDEO = np.zeros((5, 64, 64, 3), np.uint8)
 IMAGE = np.zeros((64, 64, 3), np.uint8)
 EMBEDS = torch.zeros(1, 4, 6, 48)
 NAN = EMBEDS / 0
+WORDS = {"reference_images": "references", "video": "source", "negative_prompt": "negative prompts"}
 
 
-def check(pipe, message, **inputs):
+def check(pipe, message, wrong=(), **inputs):
+    """
+    A call is refused before any model runs, in one line that names a wrong argument, or what it stands for, and says
+    what to do. It is a TypeError, or an error of the caller's that a program may show.
+    """
+
     def run(*_):
         raise AssertionError("a model ran")
 
@@ -39,6 +45,7 @@ def check(pipe, message, **inputs):
     pipe.vae.encode = pipe.vae.decode = run
     with pytest.raises((LoomVideoInputError, TypeError), match=message) as error:
         pipe(**inputs)
+    assert not wrong or any(name in str(error.value) or WORDS.get(name, name) in str(error.value) for name in wrong)
     assert "\n" not in str(error.value)
     assert re.search(r"[:,] (pass|use|encode|scale)|must", str(error.value)) or "Pass" in str(error.value)
 
@@ -107,8 +114,8 @@ COMMON = [
 @pytest.mark.parametrize(("inputs", "message"), COMMON)
 def test_both_pipelines(inputs, message, pipe, edit):
     size = {} if "height" in inputs else {"height": 64, "width": 64}
-    check(pipe, message, **({"prompt": "a cat", "num_frames": 5} | size | inputs))
-    check(edit, message, **({"prompt": "make it blue", "video": VIDEO} | size | inputs))
+    check(pipe, message, inputs, **({"prompt": "a cat", "num_frames": 5} | size | inputs))
+    check(edit, message, inputs, **({"prompt": "make it blue", "video": VIDEO} | size | inputs))
 
 
 def test_encode_prompt(pipe, edit):
@@ -156,7 +163,7 @@ def test_generate(pipe):
     ],
 )
 def test_edit(inputs, message, edit):
-    check(edit, message, **({"prompt": "make it blue"} | inputs))
+    check(edit, message, inputs, **({"prompt": "make it blue"} | inputs))
 
 
 def test_weights_that_are_damaged(pipe):

@@ -55,7 +55,8 @@ def jobs(tmp_path):
 
 def test_jobs_are_divided(jobs, model_folder, tmp_path, capsys):
     """Two processes do all but the one that fails, as single edits do them."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "loomvideo_diffusers"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "loomvideo_diffusers"]
     arguments = ["edit", "--jobs", str(jobs), "--model", str(model_folder), "--seed", "0", *OPTIONS]
     result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode != 0

@@ -207,6 +207,7 @@ def test_compile(transformer, inputs):
         torch.testing.assert_close(run(transformer, **inputs), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_compile_whole(transformer, inputs):
     expected = run(transformer, **inputs)
     torch._dynamo.reset()
@@ -409,6 +410,14 @@ def test_released_tensors():
 def test_context_parallel(model_folder):
     """Two processes that hold half of the tokens each compute the recorded velocities."""
     worker = Path(__file__).parent / "context_parallel_worker.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", worker, model_folder]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        worker,
+        model_folder,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 0, result.stderr
