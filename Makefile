@@ -1,8 +1,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TYPES := build/types/loomvideo_diffusers
 
-.PHONY: demo nano test test-slow style clean
+.PHONY: help demo nano test lint types test-slow test-oldest hooks docs benchmarks mutants style clean
+
+# Says what can be made
+help:
+	@awk '/^# /{about=substr($$0, 3)} /^[a-z-]+:/{sub(":.*", ""); printf "%-12s %s\n", $$0, about}' Makefile
 
 # Everything that the other targets need, once, and again when the requirements change
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -19,20 +24,58 @@ demo: $(VENV)/installed
 nano: $(VENV)/installed
 	$(BIN)/python -m loomvideo_diffusers.nano
 
-test: $(VENV)/installed
+# Checks style and types, and runs all tests but the slow ones
+test: lint types
+	$(BIN)/python -m pytest --numprocesses 2
+
+# Checks style
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
 
-# Needs ffprobe too, which Debian's ffmpeg has
+# Checks types, in a tree of links that lays the package out as it is installed
+types: $(VENV)/installed
+	rm -rf $(TYPES)
+	mkdir -p $(TYPES)
+	ln -s $(CURDIR)/src/loomvideo_diffusers/* $(CURDIR)/pipelines $(CURDIR)/conversion $(CURDIR)/model_cards $(TYPES)
+	$(BIN)/mypy
+
+# Runs the tests that take minutes; needs ffprobe too, which Debian's ffmpeg has
 test-slow: $(VENV)/installed
 	command -v ffprobe > /dev/null || apt-get install --yes --quiet ffmpeg
 	$(BIN)/python -m pytest -m slow
 
+# Runs the tests with the lowest versions that setup.cfg allows, in an environment of its own
+test-oldest:
+	$(PYTHON) -m venv build/oldest
+	$(PYTHON) tests/oldest.py > build/oldest/constraints.txt
+	build/oldest/bin/python -m pip install --quiet --constraint build/oldest/constraints.txt --editable ".[test]" pytest-xdist
+	build/oldest/bin/python -m pytest --numprocesses 2
+
+# Runs what pre-commit runs before a commit, on all files
+hooks: $(VENV)/installed
+	$(BIN)/pre-commit validate-config
+	$(BIN)/pre-commit run --all-files
+
+# Builds the documentation in build/site; whatever is wrong with it is an error
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+# Makes docs/benchmarks.md from benchmarks/results
+benchmarks: $(VENV)/installed
+	$(BIN)/python -m benchmarks.page
+
+# Makes small mistakes in the code and counts those that the tests notice: takes hours, and goes on where it was interrupted
+mutants: $(VENV)/installed
+	$(BIN)/python tests/mutation/run.py
+
+# Formats the code, and mends what can be mended
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Removes all that was made
 clean:
-	rm -rf $(VENV) outputs build dist *.egg-info src/*.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) outputs build dist *.egg-info src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage
 	find . -name __pycache__ -type d -exec rm -rf {} +

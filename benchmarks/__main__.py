@@ -13,11 +13,11 @@
 # limitations under the License.
 """Times a step side by side with other ways to compute it, in tables, json and png: `python -m benchmarks`."""
 
-import json
+import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from loomvideo_diffusers.pipelines.loomvideo_guidance import guidance_coefficien
 
 from .baselines import concatenated_step, published_blocks, published_step
 from .operations import count_operations, matrix_product
+from .results import Result, Table, default_file, describe_machine, today, write_result
 
 
 matplotlib.use("agg")
@@ -43,7 +44,7 @@ NUM_REPETITIONS = 7
 NUM_STEPS = 50  # of a call, over which what is computed once is spread
 
 # The released model's proportions at a size for CPUs
-MODEL = {
+MODEL: dict[str, int] = {
     "num_attention_heads": 6,
     "attention_head_dim": 128,
     "in_channels": 48,
@@ -57,7 +58,7 @@ MLLM_DIM = 1024
 VIDEO_GRID = (4, 16, 16)
 LONG_GRID = (16, 16, 16)  # against concatenation
 REFERENCES = [(16, 16), (16, 16)]
-SHAPES = {
+SHAPES: dict[str, tuple[int, list[tuple[int, int]]]] = {
     "short prompt": (64, []),
     "long prompt": (512, []),
     "short prompt, references": (64, REFERENCES),
@@ -76,19 +77,27 @@ GUIDANCE_SCALES_VISUAL = (1.5, 1.0)
 NUMS_OF_FRAMES = (2, 4, 8, 16, 32)
 
 # What the released model makes on a GPU of so many operations a second, to project from
-RELEASED = {"num_attention_heads": 24, "attention_head_dim": 128, "in_channels": 48, "out_channels": 48}
+RELEASED: dict[str, Any] = {
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "in_channels": 48,
+    "out_channels": 48,
+}
 RELEASED |= {"ffn_dim": 14336, "num_layers": 30, "mllm_dim": 4096, "patch_size": (1, 2, 2)}
 GPU_RATE = 400e12
 PROJECTED = {"480 x 832 x 97": (25, 15, 26), "704 x 1280 x 121": (31, 22, 40)}
 
-Step = Callable[[], torch.Tensor]
+Step = Callable[[], Any]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--json", type=Path, default=default_file("steps"), help="where the result is written")
+    file = parser.parse_args(arguments).json
     torch.manual_seed(0)
     start = time.perf_counter()
     with torch.no_grad():
-        report = {
+        report: dict[str, Any] = {
             "steps": [row for name, dtype in DTYPES.items() for row in compare_steps(name, dtype)],
             "calls": compare_calls(),
             "edits": compare_edits(),
@@ -101,10 +110,20 @@ def main() -> None:
         "operations a second": max(row["operations a second"] for row in report["growth"]),
         "minutes of this benchmark": (time.perf_counter() - start) / 60,
     }
+    result = Result(
+        "A step beside other ways to compute it",
+        "by `python -m benchmarks`",
+        today(),
+        describe_machine(),
+        make_notes(report),
+        make_tables(report),
+        report,
+    )
+    write_result(result, file)
     OUTPUT_DIR.mkdir(parents=True, exist_ok=True)
-    (OUTPUT_DIR / "benchmarks.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     plot(report)
-    print_tables(report)
+    print(result.to_markdown())
+    print(f"\nWrote {file} and {OUTPUT_DIR / 'benchmarks.png'}.")
 
 
 def make_models(dtype: torch.dtype) -> tuple[LoomVideoTransformer3DModel, WanTransformer3DModel]:
@@ -130,7 +149,7 @@ def make_steps(
     """One branch of an edit's step, in each of the ways to compute it; and a product as large as in its layers."""
     num_frames, height, width = grid
     latents = torch.randn(1, 48, num_frames, 2 * height, 2 * width, dtype=dtype)
-    inputs = {
+    inputs: dict[str, Any] = {
         "hidden_states": latents,
         "timestep": torch.tensor([500.0]),
         "encoder_hidden_states": torch.randn(1, MODEL["num_layers"], num_prompt_tokens, MLLM_DIM, dtype=dtype),
@@ -156,7 +175,7 @@ def make_steps(
 
 
 def time_interleaved(
-    steps: dict[str, Step], description: str, num_repetitions: int = NUM_REPETITIONS
+    steps: Mapping[str, Step], description: str, num_repetitions: int = NUM_REPETITIONS
 ) -> dict[str, list[float]]:
     """Times all steps in turn, back and forth, so that what slows the machine slows all of them."""
     for step in steps.values():
@@ -226,7 +245,11 @@ def compare_calls() -> list[dict[str, Any]]:
         }
         for guidance_scale_visual in GUIDANCE_SCALES_VISUAL if references else GUIDANCE_SCALES_VISUAL[:1]:
             counting = guidance_coefficients(GUIDANCE_SCALE, guidance_scale_visual, has_visual_input=bool(references))
-            run = {"ours": counting, "ours, first step": counting, "published way": of_branches}
+            run: dict[str, Iterable[str]] = {
+                "ours": counting,
+                "ours, first step": counting,
+                "published way": of_branches,
+            }
             steps = {way: partial(_run_all, [of_branches[name][way] for name in names]) for way, names in run.items()}
             times = time_interleaved(steps, f"{shape}, guidance_scale_visual={guidance_scale_visual}", 5)
             row = {"shape": shape, "guidance_scale_visual": guidance_scale_visual, "branches": len(counting)}
@@ -261,7 +284,7 @@ def compare_edits() -> dict[str, Any]:
 
 def _make_edit(transformer: LoomVideoTransformer3DModel, kind: str, grid: tuple[int, int, int]) -> Step:
     latents = torch.randn(1, 48, grid[0], 2 * grid[1], 2 * grid[2])
-    inputs = {
+    inputs: dict[str, Any] = {
         "hidden_states": latents,
         "timestep": torch.tensor([500.0]),
         "encoder_hidden_states": torch.randn(1, MODEL["num_layers"], 128, MLLM_DIM),
@@ -270,7 +293,7 @@ def _make_edit(transformer: LoomVideoTransformer3DModel, kind: str, grid: tuple[
     }
     if kind == "concatenation":
         return partial(concatenated_step, transformer, **inputs)
-    return partial(transformer, **inputs, source_scale=torch.tensor([0.5]))
+    return lambda: transformer(**inputs, source_scale=torch.tensor([0.5]))
 
 
 def measure_growth() -> list[dict[str, float]]:
@@ -300,7 +323,7 @@ def project() -> dict[str, dict[str, float]]:
     return projected
 
 
-def plot(report: dict) -> None:
+def plot(report: dict[str, Any]) -> None:
     figure, (bars, line) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
     rows = [row for row in report["steps"] if row["dtype"] == "float32"]
     for place, name in enumerate(OTHERS):
@@ -321,14 +344,33 @@ def plot(report: dict) -> None:
     plt.close(figure)
 
 
-def print_tables(report: dict) -> None:
-    machine = report["machine"]
-    print(
-        f"{machine['threads']} threads, PyTorch {machine['torch']}, "
-        f"{machine['operations a second'] / 1e9:.0f} billion operations a second in products of float32 matrices, "
-        f"measured in {machine['minutes of this benchmark']:.1f} minutes."
+def make_notes(report: dict[str, Any]) -> list[str]:
+    machine, edits, growth = report["machine"], report["edits"], report["growth"]
+    means = {
+        dtype: statistics.geometric_mean(row["published way"] for row in report["steps"] if row["dtype"] == dtype)
+        for dtype in DTYPES
+    }
+    default = statistics.geometric_mean(
+        row["published way"] for row in report["calls"] if row["guidance_scale_visual"] == GUIDANCE_SCALES_VISUAL[0]
     )
-    print_table(
+    low, high = edits["interval"]
+    seconds, operations = (growth[-1][name] / growth[0][name] for name in ("seconds", "operations"))
+    return [
+        f"{machine['operations a second'] / 1e9:.0f} billion operations a second in products of float32 matrices, "
+        f"measured in {machine['minutes of this benchmark']:.1f} minutes.",
+        "Published way, geometric means: "
+        + ", ".join(f"{mean:.2f}x in {dtype}" for dtype, mean in means.items())
+        + f"; whole steps by default {default:.2f}x.",
+        f"A step of an edit takes {edits['edit / generation']:.3f} times as long as one of a generation (95% interval "
+        f"{low:.3f} to {high:.3f}). With the source as additional tokens, it takes "
+        f"{edits['concatenation / edit']:.2f} times as long.",
+        f"From {growth[0]['tokens']} to {growth[-1]['tokens']} tokens: {seconds:.1f} times the seconds for "
+        f"{operations:.1f} times the operations.",
+    ]
+
+
+def make_tables(report: dict[str, Any]) -> list[Table]:
+    branches = Table(
         ["one branch", "shape", "seconds a step", *OTHERS, "lower bound, seconds", "fraction reached"],
         [
             [row["dtype"], row["shape"], f"{row['seconds']:.3f}"]
@@ -337,11 +379,7 @@ def print_tables(report: dict) -> None:
             for row in report["steps"]
         ],
     )
-    for dtype in DTYPES:
-        mean = statistics.geometric_mean(row["published way"] for row in report["steps"] if row["dtype"] == dtype)
-        print(f"Published way, geometric mean in {dtype}: {mean:.2f}x")
-    calls = report["calls"]
-    print_table(
+    calls = Table(
         ["whole step, float32", "`guidance_scale_visual`", "branches run", "seconds", "published way, three branches"],
         [
             [
@@ -351,45 +389,28 @@ def print_tables(report: dict) -> None:
                 f"{row['seconds']:.3f}",
                 f"{row['published way']:.2f}x",
             ]
-            for row in calls
+            for row in report["calls"]
         ],
     )
-    default = [row["published way"] for row in calls if row["guidance_scale_visual"] == GUIDANCE_SCALES_VISUAL[0]]
-    print(f"Published way, whole steps, geometric mean by default: {statistics.geometric_mean(default):.2f}x")
-    edits = report["edits"]
-    low, high = edits["interval"]
-    print(f"edit / generation: {edits['edit / generation']:.3f}x (95% interval {low:.3f} to {high:.3f})")
-    print(f"concatenation / edit: {edits['concatenation / edit']:.2f}x")
-    growth = report["growth"]
-    print_table(
+    growth = Table(
         ["tokens", "seconds a step", "operations, billions", "lower bound, seconds", "fraction reached"],
         [
             [str(row["tokens"]), f"{row['seconds']:.3f}", f"{row['operations'] / 1e9:.1f}", *bound_cells(row)]
-            for row in growth
+            for row in report["growth"]
         ],
     )
-    seconds, operations = (growth[-1][name] / growth[0][name] for name in ("seconds", "operations"))
-    print(f"From the first to the last: {seconds:.1f} times the seconds for {operations:.1f} times the operations.")
-    print_table(
+    projection = Table(
         [f"projected, not measured: 50 steps at {GPU_RATE / 1e12:.0f} TFLOP/s", "edit", "with concatenation"],
         [
             [name, f"{row['seconds']:.0f} s", f"{row['with concatenation']:.0f} s"]
             for name, row in report["projection"].items()
         ],
     )
-    print(f"Wrote {OUTPUT_DIR / 'benchmarks.json'} and {OUTPUT_DIR / 'benchmarks.png'}.")
+    return [branches, calls, growth, projection]
 
 
 def bound_cells(row: dict[str, float]) -> list[str]:
     return [f"{row['bound']:.3f}", f"{row['fraction of bound']:.0%}"]
-
-
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Prints a table in Markdown."""
-    print(f"\n| {' | '.join(header)} |\n|{' --- |' * len(header)}")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-    print()
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@
 # limitations under the License.
 """How fast LoomVideo-nano can be before it gets worse at what it does: `python -m benchmarks.approximations`."""
 
-import json
+import argparse
 import statistics
 import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,9 @@ from loomvideo_diffusers.nano import MODEL, OPTIONS
 from loomvideo_diffusers.nano.evaluation import NUM_EXAMPLES, SEEDS, call, measure
 from loomvideo_diffusers.nano.tasks import TASKS, sample_held_out
 
+from .results import Result, Table, default_file, describe_machine, today, write_result
 
-OUTPUT_FILE = Path("outputs/benchmarks/approximations.json")
+
 NUM_REPETITIONS = 5
 MOST_LOST = 0.02  # of any task's success rate
 
@@ -45,7 +47,7 @@ class Setting:
 
     dtype: torch.dtype = torch.float32
     is_compiled: bool = False
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 PLAIN = f"{OPTIONS['num_inference_steps']} steps"
@@ -57,27 +59,46 @@ SETTINGS = {
 }
 
 
-def main() -> None:
-    ratios = time_calls()
-    rates = {}
-    OUTPUT_FILE.parent.mkdir(parents=True, exist_ok=True)
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.approximations", description=__doc__)
+    parser.add_argument(
+        "--json", type=Path, default=default_file("approximations"), help="where the result is written"
+    )
+    file = parser.parse_args(arguments).json
+    ratios, rates = time_calls(), {}
     for name in SETTINGS:
         rates[name] = measure_rates(name)
-        OUTPUT_FILE.write_text(json.dumps({"ratios": ratios, "rates": rates}, indent=2) + "\n", encoding="utf-8")
-    found = find_fastest(rates, ratios)
-    print(f"\n| | {' | '.join(rates)} |\n|{' --- |' * (len(rates) + 1)}")
-    print(f"| time of a call | {' | '.join(f'{ratios[name]:.2f}x' for name in rates)} |")
-    for task in TASKS:
-        print(f"| {task} | {' | '.join(f'{rates[name][task]:.0%}' for name in rates)} |")
-    print(f"\nFastest with every rate within {100 * MOST_LOST:.0f} points: {found}, {1 / ratios[found]:.2f}x as fast.")
-    print(f"Wrote {OUTPUT_FILE}.")
+        result = make_result(ratios, rates)
+        write_result(result, file)  # what was measured is kept, if the rest fails
+    print(f"\n{result.to_markdown()}\n\nWrote {file}.")
+
+
+def make_result(ratios: dict[str, float], rates: dict[str, dict[str, float]]) -> Result:
+    """Of the settings whose rates are known."""
+    notes = []
+    if PLAIN in rates:
+        found = find_fastest(rates, ratios)
+        notes = [
+            f"Fastest with every rate within {100 * MOST_LOST:.0f} points: {found}, {1 / ratios[found]:.2f}x as fast."
+        ]
+    rows = [["time of a call", *(f"{ratios[name]:.2f}x" for name in rates)]]
+    rows += [[task, *(f"{rates[name][task]:.0%}" for name in rates)] for task in TASKS]
+    return Result(
+        "How fast LoomVideo-nano can be before it gets worse at what it does",
+        "by `python -m benchmarks.approximations`",
+        today(),
+        describe_machine(),
+        notes,
+        [Table(["", *rates], rows)],
+        {"ratios": ratios, "rates": rates},
+    )
 
 
 def find_fastest(rates: dict[str, dict[str, float]], ratios: dict[str, float]) -> str:
     """The setting of the shortest calls in which no task's rate is further below the plain one than `MOST_LOST`."""
     plain = rates[PLAIN]
     kept = [name for name in rates if max(plain[task] - rates[name][task] for task in plain) <= MOST_LOST]
-    return min(kept, key=ratios.get)
+    return min(kept, key=ratios.__getitem__)
 
 
 def load(name: str) -> LoomVideoPipeline:
@@ -93,7 +114,7 @@ def load(name: str) -> LoomVideoPipeline:
 def measure_rates(name: str) -> dict[str, float]:
     """The share of successes of each task."""
     tqdm.write(f"{name}:", file=sys.stderr)
-    jobs = {}
+    jobs: dict[Any, tuple[str, int, Path | None, dict[str, Any]]] = {}
     for task in TASKS:
         for first in range(0, NUM_SEEDS[task], len(SEEDS)):
             seeds = tuple(range(first, first + len(SEEDS)))
@@ -112,7 +133,7 @@ def time_calls() -> dict[str, float]:
     for repetition in tqdm(range(2 + NUM_REPETITIONS), desc="Timing"):
         for name, setting in SETTINGS.items():
             start = time.perf_counter()
-            call(pipes[name], examples, **OPTIONS | setting.options)
+            call(pipes[name], examples, **dict[str, Any](OPTIONS) | setting.options)
             # The first two of each are to warm up, and to compile.
             if repetition >= 2:
                 times[name].append(time.perf_counter() - start)

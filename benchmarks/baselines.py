@@ -20,13 +20,14 @@ import torch.nn as nn
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 from loomvideo_diffusers import LoomVideoTransformer3DModel
+from loomvideo_diffusers.models.transformer_loomvideo import LoomVideoKVCache
 
 
 def published_blocks(transformer: LoomVideoTransformer3DModel) -> nn.ModuleList:
     """The transformer's blocks as the published code has them: those of Wan in Diffusers, with the same weights."""
     config = transformer.config
     with torch.device("meta"):
-        blocks = [
+        blocks = nn.ModuleList(
             WanTransformerBlock(
                 config.num_attention_heads * config.attention_head_dim,
                 config.ffn_dim,
@@ -36,8 +37,7 @@ def published_blocks(transformer: LoomVideoTransformer3DModel) -> nn.ModuleList:
                 eps=config.eps,
             )
             for _ in transformer.blocks
-        ]
-    blocks = nn.ModuleList(blocks)
+        )
     blocks.load_state_dict(transformer.blocks.state_dict(), assign=True)
     return blocks.eval()
 
@@ -80,7 +80,7 @@ def concatenated_step(
     timestep: torch.Tensor,
     encoder_hidden_states: torch.Tensor,
     source_hidden_states: torch.Tensor,
-    kv_cache,
+    kv_cache: LoomVideoKVCache,
 ) -> torch.Tensor:
     """
     One branch of an edit's step in which the source is no addend but as many tokens again, with the same places and

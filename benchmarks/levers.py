@@ -52,8 +52,9 @@ from loomvideo_diffusers.nano import MODEL, OPTIONS
 from loomvideo_diffusers.nano.tasks import sample_held_out
 from loomvideo_diffusers.nano.world import render
 
+from .results import Result, Table, default_file, describe_machine, today, write_result
 
-OUTPUT_FILE = Path("outputs/benchmarks/levers.json")
+
 NUM_REPETITIONS = 3
 
 
@@ -177,25 +178,46 @@ LEVERS = {
 }
 
 
-def main() -> None:
+def main(file: Path) -> None:
     rows = {}
     for name in tqdm(LEVERS, desc="Levers"):
         command = [sys.executable, "-m", "benchmarks.levers", name]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
         # One that does not work here leaves the others their rows.
-        rows[name] = json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else None
+        rows[name] = json.loads(process.stdout.splitlines()[-1]) if process.returncode == 0 else None
         if rows[name] is None:
-            tqdm.write(f"{name} failed: {result.stderr[-2000:]}", file=sys.stderr)
-    OUTPUT_FILE.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT_FILE.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    print("| | time of a call | memory | difference |\n| --- | --- | --- | --- |")
-    for name, row in rows.items():
-        if row is not None:
-            time_of_call = f"{row['seconds']:.1f} s" if name == "plain" else f"{row['ratio']:.2f}x"
-            print(f"| {name} | {time_of_call} | {row['megabytes']:.0f} MB | {row['difference']:.2f} |")
-    print(f"Wrote {OUTPUT_FILE}.")
-    if failed := [name for name, row in rows.items() if row is None]:
+            tqdm.write(f"{name} failed: {process.stderr[-2000:]}", file=sys.stderr)
+    failed = [name for name, row in rows.items() if row is None]
+    result = Result(
+        "What each lever does to an edit by LoomVideo-nano",
+        "by `python -m benchmarks.levers`",
+        today(),
+        describe_machine(),
+        [f"These levers failed: {', '.join(failed)}."] * bool(failed),
+        [make_table(rows)],
+        rows,
+    )
+    write_result(result, file)
+    print(f"{result.to_markdown()}\n\nWrote {file}.")
+    if failed:
         sys.exit(f"These levers failed: {', '.join(failed)}.")
+
+
+def make_table(rows: dict[str, dict[str, float] | None]) -> Table:
+    """A row for each lever that works here."""
+    return Table(
+        ["one change at a time", "time of a call", "memory", "difference of a pixel, of 255"],
+        [
+            [
+                name,
+                f"{row['seconds']:.1f} s" if name == "plain" else f"{row['ratio']:.2f}x",
+                f"{row['megabytes']:.0f} MB",
+                f"{row['difference']:.2f}",
+            ]
+            for name, row in rows.items()
+            if row is not None
+        ],
+    )
 
 
 def load(lever: Lever) -> LoomVideoEditPipeline:
@@ -208,6 +230,7 @@ def load(lever: Lever) -> LoomVideoEditPipeline:
 def edit(pipe: LoomVideoEditPipeline, **options: Any) -> np.ndarray:
     """Edits an example; returns its frames, `[F, H, W, 3]` in [0, 1]."""
     example = sample_held_out("recolor", np.random.default_rng(0))
+    assert example.source is not None  # as of all edits
     inputs = {"video": render(example.source, example.num_frames), "generator": torch.Generator().manual_seed(0)}
     inputs |= OPTIONS | {"guidance_scale_visual": 1.5}  # three branches, as the released model is called
     frames = pipe(example.prompt, **inputs | options).frames
@@ -255,8 +278,9 @@ if __name__ == "__main__":
         metavar="LEVER",
         help="the one to measure and print as json; by default all",
     )
-    name = parser.parse_args().lever
-    if name is None:
-        main()
+    parser.add_argument("--json", type=Path, default=default_file("levers"), help="where the result of all is written")
+    arguments = parser.parse_args()
+    if arguments.lever is None:
+        main(arguments.json)
     else:
-        print(json.dumps(measure(LEVERS[name])))
+        print(json.dumps(measure(LEVERS[arguments.lever])))

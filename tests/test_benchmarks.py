@@ -13,7 +13,6 @@
 # limitations under the License.
 """The benchmarks compare what computes the same, and count its operations right."""
 
-import json
 import math
 from functools import partial
 
@@ -25,7 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import __main__ as benchmarks
 from benchmarks import approximations
 from benchmarks.baselines import concatenated_step
+from benchmarks.levers import make_table
 from benchmarks.operations import count_operations
+from benchmarks.page import PAGE, make_page
+from benchmarks.results import RESULTS_DIR, Result, Table, read_result, write_result
 
 
 GRID, NUM_PROMPT_TOKENS = (3, 4, 6), 20
@@ -130,8 +132,10 @@ def test_all_of_it(small, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmarks, "NUM_REPETITIONS", 2)
     monkeypatch.setattr(benchmarks, "OUTPUT_DIR", tmp_path)
     monkeypatch.setattr(benchmarks, "NUMS_OF_FRAMES", (1, 2))
-    benchmarks.main()
-    report = json.loads((tmp_path / "benchmarks.json").read_text())
+    file = tmp_path / "results" / "steps.json"
+    benchmarks.main(["--json", str(file)])
+    result = read_result(file)
+    report = result.measured
     assert [(row["dtype"], row["shape"]) for row in report["steps"]] == [
         (dtype, shape) for dtype in ("float32", "bfloat16") for shape in ("short", "long, references")
     ]
@@ -139,7 +143,9 @@ def test_all_of_it(small, monkeypatch, tmp_path, capsys):
     assert report["edits"]["interval"][0] <= report["edits"]["edit / generation"] <= report["edits"]["interval"][1]
     assert [row["tokens"] for row in report["growth"]] == [256, 512]
     assert (tmp_path / "benchmarks.png").stat().st_size > 1000
-    assert "projected, not measured" in capsys.readouterr().out
+    assert [len(table.rows) for table in result.tables] == [4, 3, 2, 2]
+    assert result.to_markdown() in capsys.readouterr().out
+    assert "projected, not measured" in result.to_markdown()
 
 
 def test_approximations(monkeypatch, tmp_path, capsys):
@@ -149,9 +155,8 @@ def test_approximations(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(approximations, "TASKS", ("recolor", "text to image"))
     monkeypatch.setattr(approximations, "NUM_EXAMPLES", 1)
     monkeypatch.setattr(approximations, "NUM_REPETITIONS", 1)
-    monkeypatch.setattr(approximations, "OUTPUT_FILE", tmp_path / "benchmarks" / "approximations.json")
-    approximations.main()
-    report = json.loads((tmp_path / "benchmarks" / "approximations.json").read_text())
+    approximations.main(["--json", str(tmp_path / "approximations.json")])
+    report = read_result(tmp_path / "approximations.json").measured
     assert sorted(report["rates"][approximations.PLAIN]) == ["recolor", "text to image"]
     assert report["ratios"] == {approximations.PLAIN: 1.0}
     printed = capsys.readouterr().out
@@ -165,3 +170,35 @@ def test_fastest_approximation():
     rates = {"worse": {"one": 1.0, "two": 0.77}, "good": {"one": 0.99, "two": 0.9}, plain: {"one": 1.0, "two": 0.8}}
     assert approximations.find_fastest(rates, {"worse": 0.3, "good": 0.4, plain: 1.0}) == "good"
     assert approximations.find_fastest(rates, {"worse": 0.3, "good": 1.1, plain: 1.0}) == plain
+
+
+def test_levers_that_failed():
+    """They have no row in the table."""
+    row = {"seconds": 2.0, "ratio": 0.5, "megabytes": 3.0, "difference": 0.25}
+    table = make_table({"plain": row, "broken": None, "fast": row})
+    assert table.rows == [["plain", "2.0 s", "3 MB", "0.25"], ["fast", "0.50x", "3 MB", "0.25"]]
+
+
+def test_page(tmp_path):
+    """A section for each result, the newest first."""
+    older = Result(
+        "Older", "by hand", "2026-01-02", "A machine", [], [Table(["a", "b"], [["1", "2"]], "Two:")], {"a": 1.5}
+    )
+    newer = Result("Newer", "by hand", "2026-02-01", "A machine", ["A sentence."], [])
+    write_result(older, tmp_path / "2026-01-02-z.json")
+    write_result(newer, tmp_path / "2026-02-01-a.json")
+    assert read_result(tmp_path / "2026-01-02-z.json") == older
+    page = make_page(tmp_path)
+    assert page.endswith(
+        "## Newer\n\n2026-02-01, by hand. A machine.\n\nA sentence.\n\n"
+        "## Older\n\n2026-01-02, by hand. A machine.\n\nTwo:\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+    )
+
+
+def test_published_page():
+    """It is what `python -m benchmarks.page` makes of the results, whose files are called by their dates."""
+    assert PAGE.read_text(encoding="utf-8") == make_page()
+    files = sorted(RESULTS_DIR.glob("*.json"))
+    assert len(files) >= 5
+    for file in files:
+        assert file.name.startswith(f"{read_result(file).date}-")
