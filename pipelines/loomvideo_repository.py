@@ -57,7 +57,7 @@ class LoomVideoHubMixin(Pipeline):
     stock methods alone would record where a class was imported from, which differs from machine to machine.
     """
 
-    transformer: ModelMixin | None
+    transformer: Any
 
     # Where the installed package keeps its transformer, as (module, class): set by the package. With it a folder's own
     # code is never run, so no `trust_remote_code` is needed.
