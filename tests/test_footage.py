@@ -293,7 +293,9 @@ def test_size_and_crop_reach_the_model(edit, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"references": (Image.new("RGB", (32, 32), "red"),)}, {"lora_scale": 0.25}], ids=str
+    "settings",
+    [{}, {"references": (Image.new("RGB", (32, 32), "red"),)}, {"lora_scale": 0.25}],
+    ids=["plain", "references", "lora_scale"],
 )
 def test_a_preview_is_of_single_images(settings, edit, tmp_path):
     """Each frame is that of a call with the image, references and LoRA scale."""
