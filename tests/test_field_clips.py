@@ -32,10 +32,11 @@ from oriented import make_oriented_clip, make_oriented_photo, upright_picture
 from loomvideo_diffusers import cli
 from loomvideo_diffusers.footage.editing import Edit, edit_footage
 from loomvideo_diffusers.footage.survey import Footage, read_frames, read_model_frames, survey
-from loomvideo_diffusers.media.decoding import convert_pixels, measure_rate, sequence_files
+from loomvideo_diffusers.media import probe_video, read_video, write_gif, write_video
+from loomvideo_diffusers.media.decoding import convert_pixels, measure_rate
 from loomvideo_diffusers.media.encoding import plan_output, write_footage
 from loomvideo_diffusers.media.images import probe_image, read_image
-from loomvideo_diffusers.media.video import probe_video, read_video, write_gif, write_video
+from loomvideo_diffusers.media.sequences import sequence_files
 from loomvideo_diffusers.training.data import Record, read_clip
 
 

@@ -28,8 +28,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from loomvideo_diffusers.media import write_video
 from loomvideo_diffusers.media.files import DiskFullError, lock_beside, lock_folder, remove_leftovers_in, write_whole
-from loomvideo_diffusers.media.video import write_video
 
 
 # Writes a file slowly, in a process of its own, and says when it has begun.

@@ -31,9 +31,8 @@ from oriented import make_oriented_photo, upright_picture
 
 from loomvideo_diffusers import nano
 from loomvideo_diffusers.cli import main
-from loomvideo_diffusers.media import images
+from loomvideo_diffusers.media import images, read_comment, read_video
 from loomvideo_diffusers.media.images import is_animation, is_image, probe_image, read_image, write_image
-from loomvideo_diffusers.media.video import read_comment, read_video
 from loomvideo_diffusers.pipelines import loomvideo_frames
 
 
