@@ -25,7 +25,7 @@ import av
 import numpy as np
 import PIL.Image
 import pytest
-from clips import QUICK, flashes_and_beeps, make_clip
+from clips import QUICK, flashes_and_beeps, make_clip, rewrite
 from conftest import FIXTURES
 from oriented import make_oriented_clip, make_oriented_photo, upright_picture
 
@@ -33,24 +33,14 @@ from loomvideo_diffusers import cli
 from loomvideo_diffusers.footage.editing import Edit, edit_footage
 from loomvideo_diffusers.footage.survey import Footage, read_frames, read_model_frames, survey
 from loomvideo_diffusers.media import probe_video, read_video, write_gif, write_video
-from loomvideo_diffusers.media.decoding import convert_pixels, measure_rate
-from loomvideo_diffusers.media.encoding import plan_output, write_footage
+from loomvideo_diffusers.media.decoding import measure_rate
+from loomvideo_diffusers.media.encoding import plan_output
 from loomvideo_diffusers.media.images import probe_image, read_image
 from loomvideo_diffusers.media.sequences import sequence_files
 from loomvideo_diffusers.training.data import Record, read_clip
 
 
 FIELD = FIXTURES / "field"
-
-
-def rewrite(source, output, audio="copy"):
-    """Writes a clip's own frames as those of an edit are written; returns what was said of it."""
-    footage = survey(source)
-    plan = plan_output(footage, output, audio)
-    with write_footage(plan, footage) as writer:
-        for pixels in read_frames(footage):
-            writer.write(convert_pixels(pixels, plan.pixel_format))
-    return [*footage.notes, *plan.notes]
 
 
 def footage_with(times, **values):
@@ -151,7 +141,8 @@ def test_sound_that_a_container_cannot_hold(codec, source, results, tmp_path):
 
 def test_a_track_of_an_unknown_codec_is_left_out(tmp_path):
     notes = rewrite(FIELD / "apac.mov", tmp_path / "out.mov")
-    assert notes == [f"Track 2 of the sound of {FIELD / 'apac.mov'} is of a codec unknown to FFmpeg: it is left out."]
+    (note,) = notes
+    assert all(words in note for words in ("track 2", str(FIELD / "apac.mov"), "codec", "left out"))
     with av.open(str(tmp_path / "out.mov")) as container:
         assert [stream.codec_context.name for stream in container.streams] == ["h264", "aac"]
     rewrite(FIELD / "apac.mov", tmp_path / "none.mov", audio="none")
@@ -277,7 +268,8 @@ def test_interlaced_clips_are_deinterlaced(tmp_path):
         return np.abs(2 * rows[1:-1] - rows[:-2] - rows[2:]).mean() / (np.abs(rows[:-2] - rows[2:]).mean() + 1)
 
     footage = survey(FIELD / "interlaced.mp4")
-    assert footage.notes == (f"{FIELD / 'interlaced.mp4'} is interlaced: it is deinterlaced.",)
+    (note,) = footage.notes
+    assert f"{FIELD / 'interlaced.mp4'} is interlaced" in note
     assert len(footage.times) == 25
     with av.open(str(FIELD / "interlaced.mp4")) as container:
         stored = [(frame.to_ndarray(format="rgb24"), frame.pts) for frame in container.decode(video=0)]
@@ -347,7 +339,7 @@ def test_transparency(output, keeps, edit, tmp_path):
         assert np.abs(frame[:, :28, 3] / most - 1).max() < 0.02
         assert np.abs(frame[:, 36:, 3] / most).max() < 0.02
     else:
-        assert any("no transparency" in note for note in plan_output(footage, tmp_path / output).notes)
+        assert any("transparency" in note for note in plan_output(footage, tmp_path / output).notes)
 
 
 def test_image_sequences(model_folder, tmp_path, capsys):
@@ -378,10 +370,9 @@ def test_image_sequences(model_folder, tmp_path, capsys):
     capsys.readouterr()
     (tmp_path / "f_1005.png").unlink()
     assert cli.main(["edit", source, "blue", "-o", str(tmp_path / "out.mp4"), *options]) == 2
-    assert "lacks" in (said := capsys.readouterr().err)
-    assert "f_1005.png" in said
+    assert "f_1005.png" in capsys.readouterr().err
     assert cli.main(["edit", str(tmp_path / "h_%d.png"), "blue", "-o", str(tmp_path / "out.mp4"), *options]) == 2
-    assert "names no files" in capsys.readouterr().err
+    assert "h_1.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -423,9 +414,9 @@ def test_same_bytes_on_any_number_of_processors(tmp_path):
         make_clip(tmp_path / f"{name}.mp4", num_frames=24, size=(128, 96), **options)
     code = (
         "import os, sys; os.sched_setaffinity(0, {0} if sys.argv[2] == 'one' else set(range(os.cpu_count())));"
-        "sys.path.insert(0, sys.argv[1]); from test_field_clips import rewrite;"
+        "sys.path.insert(0, sys.argv[1]); from clips import rewrite;"
         "[rewrite(f'{name}.mp4', f'{name}-{sys.argv[2]}{suffix}') for name in ('plain', 'deep')"
-        " for suffix in ('.mp4', '.mkv')]"
+        " for suffix in ('.mp4', '.mkv')]; assert 'torch' not in sys.modules"
     )
     for processors in ("one", "all"):
         command = [sys.executable, "-c", code, os.path.dirname(__file__), processors]

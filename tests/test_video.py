@@ -26,6 +26,8 @@ import pytest
 import torch
 from conftest import FIXTURES
 
+from loomvideo_diffusers import media
+from loomvideo_diffusers.errors import LoomVideoError
 from loomvideo_diffusers.media import (
     check_output_path,
     contact_sheet,
@@ -35,6 +37,7 @@ from loomvideo_diffusers.media import (
     write_image,
     write_video,
 )
+from loomvideo_diffusers.pipelines import loomvideo_frames
 
 
 def gray_frames(values, height: int = 48, width: int = 64) -> np.ndarray:
@@ -255,13 +258,13 @@ def test_unreadable_files(tmp_path):
         "none.avi": "has no frames|cannot be read",
         ".": "Is a directory|Invalid|cannot be read",
     }.items():
-        with pytest.raises(ValueError, match=reason) as error:
+        with pytest.raises(LoomVideoError, match=reason) as error:
             read_video(tmp_path / name)
         assert str(tmp_path) in str(error.value)
         assert "\n" not in str(error.value)
     (tmp_path / "cut.jpg").write_bytes((FIXTURES / "coffee.jpg").read_bytes()[:5000])
     for name in ("missing.jpg", "text.mp4", "cut.jpg"):
-        with pytest.raises(ValueError, match="cannot be read as an image"):
+        with pytest.raises(LoomVideoError, match="cannot be read as an image"):
             read_image(tmp_path / name)
 
 
@@ -274,14 +277,14 @@ def test_unwritable_files(tmp_path):
         Path("/proc/clip.mp4"): "cannot be written",
         Path("/proc/new/clip.mp4"): "cannot be written",
     }.items():
-        with pytest.raises(ValueError, match=reason):
+        with pytest.raises(LoomVideoError, match=reason):
             write_video(path, frames)
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(LoomVideoError, match="is a folder"):
         check_output_path(tmp_path / "folder.png", (".png",))
-    with pytest.raises(ValueError, match="even sides"):
+    with pytest.raises(LoomVideoError, match="even sides"):
         write_video(tmp_path / "odd.mp4", frames[:, :47])
-    with pytest.raises(ValueError, match="has no frames"):
+    with pytest.raises(LoomVideoError, match="has no frames"):
         write_video(tmp_path / "none.mp4", [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
 
@@ -308,3 +311,34 @@ def test_logging_does_not_lock_up():
         f"[probe_video({str(FIXTURES / 'cat.mp4')!r}) for _ in range(50)]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_nothing_of_a_model_is_imported(tmp_path):
+    """Files are probed, read, written and refused without PyTorch, which takes seconds to import."""
+    program = (
+        "import sys; from loomvideo_diffusers import media\n"
+        "[getattr(media, name) for name in media.__all__]\n"
+        f"media.write_video({str(tmp_path / 'clip.mp4')!r}, media.read_video({str(FIXTURES / 'cat.mp4')!r}))\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'diffusers', 'transformers')],"
+        " [name for name in sys.modules if name.startswith('loomvideo_diffusers.') and '.media' not in name])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    imported, others = result.stdout.strip().split("] [")
+    assert imported == "["
+    assert sorted(others.rstrip("]").replace("'", "").split(", ")) == [
+        "loomvideo_diffusers.errors",
+        "loomvideo_diffusers.progress",
+    ]
+
+
+def test_the_old_module_is_deprecated():
+    import loomvideo_diffusers.video
+
+    with pytest.warns(DeprecationWarning, match=r"`read_video` from `loomvideo_diffusers\.media`"):
+        assert loomvideo_diffusers.video.read_video is read_video
+    with pytest.raises(AttributeError, match="no attribute 'read_videos'"):
+        loomvideo_diffusers.video.read_videos  # noqa: B018
+
+
+def test_the_room_reads_as_much_as_the_model_edits():
+    assert (media.MAX_FRAMES, media.FRAMES_PER_SECOND) == (loomvideo_frames.MAX_SOURCE_FRAMES, 24)

@@ -279,6 +279,7 @@ class VideoReader:
                 return
             assert isinstance(frame, av.VideoFrame)
             assert frame.pts is not None
+            assert frame.time_base is not None
             yield frame, round(frame.pts * frame.time_base / self.time_base)
 
     def _decoded(self) -> Iterator[av.VideoFrame]:

@@ -36,6 +36,7 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageCms
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import LoomVideoError
 from . import orientation as orientations
@@ -363,6 +364,7 @@ def _read_picture(path: str | os.PathLike, image: PIL.Image.Image) -> PIL.Image.
     picture: PIL.Image.Image = image
     profile = image.info.get("icc_profile")
     if image.format == "TIFF":
+        assert isinstance(image, TiffImageFile)
         picture = _read_tiff(path, image)
     image.load()
     if factor > 1 and picture.mode in ("RGB", "RGBA", "CMYK", "L", "LA"):
@@ -375,7 +377,7 @@ def _read_picture(path: str | os.PathLike, image: PIL.Image.Image) -> PIL.Image.
     return picture
 
 
-def _read_tiff(path: str | os.PathLike, image: PIL.Image.Image) -> PIL.Image.Image:
+def _read_tiff(path: str | os.PathLike, image: TiffImageFile) -> PIL.Image.Image:
     tags = image.tag_v2
     if tags.get(DNG_VERSION) is not None or tags.get(PIL.ExifTags.Base.NewSubfileType) == 1:
         raise ImageError(f"{path} is a raw photo, of which only a preview could be read: develop it to tif or jpg.")
@@ -422,6 +424,7 @@ def _to_srgb(image: PIL.Image.Image, profile: bytes | None, name: str) -> PIL.Im
         colors = {"RGB": picture, "GRAY": picture.convert("L"), "CMYK": image}[space]
         if PIL.ImageCms.getProfileDescription(source).startswith("sRGB") or (space == "CMYK" and image.mode != "CMYK"):
             return picture
-        return PIL.ImageCms.profileToProfile(colors, source, PIL.ImageCms.createProfile("sRGB"), outputMode="RGB")
+        srgb = PIL.ImageCms.createProfile("sRGB")
+        return PIL.ImageCms.profileToProfile(colors, source, srgb, outputMode="RGB") or picture
     except Exception:  # The profile may be broken in any way.
         return picture

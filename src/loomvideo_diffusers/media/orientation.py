@@ -22,11 +22,12 @@ There are eight orientations, numbered as in EXIF: 1 as stored, 2 mirrored left 
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import cast
 
 import av
 import av.filter
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideData, Type
 
 
 UPRIGHT = 1
@@ -62,7 +63,10 @@ def of_frame(frame: av.VideoFrame) -> int:
         matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
         matrix = _without_unknown_side_data(frame).side_data.get("DISPLAYMATRIX")
-    return UPRIGHT if matrix is None else from_display_matrix(struct.unpack("=9i", bytes(matrix)))
+    if matrix is None:
+        return UPRIGHT
+    assert isinstance(matrix, SideData)
+    return from_display_matrix(struct.unpack("=9i", bytes(matrix)))
 
 
 def _without_unknown_side_data(frame: av.VideoFrame) -> av.VideoFrame:
@@ -71,7 +75,7 @@ def _without_unknown_side_data(frame: av.VideoFrame) -> av.VideoFrame:
     last = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
     )
-    first_unknown = max(int(kind.value) for kind in Type) + 1
+    first_unknown = max(cast(int, kind.value) for kind in Type) + 1
     for kind in range(first_unknown, first_unknown + 16):
         drop = graph.add("sidedata", f"mode=delete:type={kind}")
         last.link_to(drop)

@@ -58,7 +58,7 @@ class Track:
 
 
 def usable_tracks(reader: VideoReader) -> tuple[int, ...]:
-    """Reads all sound of an open video. Returns the stream indices of tracks that can be used, and notes the others."""
+    """Reads all sound of an open video. Returns the stream indices of the usable tracks, and notes the others."""
     tracks: dict[int, int] = {}
     last: dict[int, float] = {}
     for number, stream in enumerate(reader.container.streams.audio, start=1):
