@@ -30,7 +30,7 @@ from conftest import FIXTURES, GOLDEN, load_case, messages
 from safetensors import safe_open
 
 from loomvideo_diffusers import cli
-from loomvideo_diffusers.media import read_image, read_video, sample_frame_indices
+from loomvideo_diffusers.media.video import read_image, read_video, sample_frame_indices
 
 
 COMMAND = Path(sys.executable).parent / "loomvideo"

@@ -25,7 +25,7 @@ from conftest import FIXTURES
 from torch.nn.modules.module import register_module_forward_hook
 
 from loomvideo_diffusers import cli
-from loomvideo_diffusers.media import read_image, read_video
+from loomvideo_diffusers.media.video import read_image, read_video
 
 
 OPTIONS = ["--height", "64", "--width", "64", "--steps", "1"]

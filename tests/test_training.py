@@ -41,7 +41,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import Qwen3VLModel
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel
-from loomvideo_diffusers.media import read_image, read_video, write_image, write_video
+from loomvideo_diffusers.media.video import read_image, read_video, write_image, write_video
 from loomvideo_diffusers.training import TrainingConfig, load_config, train
 from loomvideo_diffusers.training import features as features_module
 from loomvideo_diffusers.training.checkpoints import find_checkpoints

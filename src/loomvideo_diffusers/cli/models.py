@@ -130,7 +130,7 @@ def info(arguments: argparse.Namespace) -> None:
 
 def _print_description(path: str) -> None:
     """Prints the command that made a file, and what the file says of it besides."""
-    from ..media import read_comment
+    from ..media.video import read_comment
 
     try:
         description = json.loads(read_comment(path))

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 def generate(arguments: argparse.Namespace) -> None:
     from ..fleet.jobs import identity
-    from ..media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
+    from ..media.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, read_image
 
     if arguments.output is None:
         raise LoomVideoError("the following arguments are required: -o/--output")
@@ -100,8 +100,8 @@ def _check_words(arguments: argparse.Namespace) -> None:
 def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callable[..., None]:
     """Checks all that an edit needs, and returns what does it with a pipeline."""
     from ..fleet.jobs import identity
-    from ..media import IMAGE_SUFFIXES, check_output_path, is_image, read_image
-    from ..media.sequences import is_sequence
+    from ..media.decoding import is_sequence
+    from ..media.video import IMAGE_SUFFIXES, check_output_path, is_image, read_image
 
     _choose_seed(arguments)
     results = [path for name in FILES_OF_AN_EDIT if (path := getattr(arguments, name)) is not None]
@@ -121,7 +121,7 @@ def _prepare_edit(arguments: argparse.Namespace, stopwatch: Stopwatch) -> Callab
 
 
 def _prepare_image(arguments: argparse.Namespace, references: list[Any], stopwatch: Stopwatch) -> Callable[..., None]:
-    from ..media import IMAGE_SUFFIXES, check_output_path, read_image
+    from ..media.video import IMAGE_SUFFIXES, check_output_path, read_image
 
     for name in OPTIONS_OF_FOOTAGE:
         if getattr(arguments, name):
@@ -148,9 +148,9 @@ def _prepare_footage(
 ) -> Callable[..., None]:
     from ..footage.editing import Edit, edit_footage, edit_preview
     from ..footage.survey import survey
+    from ..media.decoding import is_sequence
     from ..media.encoding import check_footage_path, plan_output
     from ..media.files import lock_beside
-    from ..media.sequences import is_sequence
 
     audio = arguments.audio or "copy"
     outputs = [path for path in (arguments.output, arguments.compare) if path is not None]
@@ -408,7 +408,7 @@ def _write(
     frames: "np.ndarray", pipe: "DiffusionPipeline", arguments: argparse.Namespace, stopwatch: Stopwatch
 ) -> None:
     """Writes the result and says what was written and how long each stage took."""
-    from ..media import FRAMES_PER_SECOND, IMAGE_SUFFIXES, write_image, write_video
+    from ..media.video import FRAMES_PER_SECOND, IMAGE_SUFFIXES, write_image, write_video
 
     path, comment = arguments.output, _describe(pipe, arguments)
     with stopwatch.stage("write"):
@@ -423,7 +423,7 @@ def _write(
 
 
 def _write_contact_sheet(source: Any, result: Any, path: Path, comment: str = "") -> None:
-    from ..media import contact_sheet, write_image
+    from ..media.video import contact_sheet, write_image
 
     write_image(path, contact_sheet([source, result]), comment)
     print(f"Wrote {path}: the source above the result.")

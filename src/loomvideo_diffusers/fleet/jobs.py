@@ -22,10 +22,10 @@ import torch.distributed
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import LoomVideoError
-from ..media import IMAGE_SUFFIXES, check_output_path, is_image
+from ..media.decoding import is_sequence, sequence_files
 from ..media.encoding import check_footage_path
 from ..media.records import read_json_records
-from ..media.sequences import is_sequence, sequence_files
+from ..media.video import IMAGE_SUFFIXES, check_output_path, is_image
 from ..pipelines.loomvideo_mllm import check_prompt
 
 

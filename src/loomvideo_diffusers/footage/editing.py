@@ -32,10 +32,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import LoomVideoError
-from ..media.decoding import PIXEL_FORMATS, convert_pixels
+from ..media.decoding import PIXEL_FORMATS, convert_pixels, is_sequence, sequence_files
 from ..media.encoding import plan_output, write_footage
 from ..media.files import lock_beside, remove_leftovers, write_whole
-from ..media.sequences import is_sequence, sequence_files
 from ..pipelines import LoomVideoEditPipeline
 from ..pipelines.loomvideo_frames import (
     TRAINED_SIZES_480P,

@@ -28,7 +28,7 @@ from av.video.reformatter import VideoReformatter
 from ..errors import LoomVideoError
 from . import images
 from . import orientation as orientations
-from .sequences import ffmpeg_pattern, is_sequence, sequence_numbers
+from .sequences import ffmpeg_pattern, is_sequence, sequence_files, sequence_numbers  # noqa: F401
 
 
 # Only files that hold their own frames are read: no addresses, and no playlists, which point to other files.

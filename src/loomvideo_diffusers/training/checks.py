@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from ..errors import LoomVideoError
-from ..media import MAX_FRAMES, read_image, read_video
 from ..media.files import check_writable
+from ..media.video import MAX_FRAMES, read_image, read_video
 from ..models.transformer_loomvideo import LoomVideoTransformer3DModel
 from .checkpoints import find_checkpoints, read_state
 from .config import LoraSettings, TrainingConfig, ValidationSettings

@@ -22,7 +22,7 @@ import PIL.Image
 import torch
 from diffusers import AutoencoderKLWan, SchedulerMixin
 
-from ..media import MAX_FRAMES, contact_sheet, read_image, read_video, write_image, write_video
+from ..media.video import MAX_FRAMES, contact_sheet, read_image, read_video, write_image, write_video
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..progress import progress_bar
 from .config import ValidationSample, ValidationSettings
