@@ -83,9 +83,9 @@ def make_clip(
     return path
 
 
-def rewrite(source, output, audio="copy"):
+def rewrite(source, output, audio="copy", num_frames=None):
     """Writes a clip's own frames as those of an edit are written; returns what was said of it."""
-    footage = survey(source)
+    footage = survey(source, num_frames)
     plan = plan_output(footage, output, audio)
     with write_footage(plan, footage) as writer:
         for pixels in read_frames(footage):

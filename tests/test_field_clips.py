@@ -30,10 +30,11 @@ from conftest import FIXTURES
 from oriented import make_oriented_clip, make_oriented_photo, upright_picture
 
 from loomvideo_diffusers import cli
+from loomvideo_diffusers.errors import LoomVideoError
 from loomvideo_diffusers.footage.editing import Edit, edit_footage
 from loomvideo_diffusers.footage.survey import Footage, read_frames, read_model_frames, survey
 from loomvideo_diffusers.media import probe_video, read_video, write_gif, write_video
-from loomvideo_diffusers.media.decoding import measure_rate
+from loomvideo_diffusers.media.decoding import convert_pixels, measure_rate
 from loomvideo_diffusers.media.encoding import plan_output
 from loomvideo_diffusers.media.images import probe_image, read_image
 from loomvideo_diffusers.media.sequences import sequence_files
@@ -139,6 +140,36 @@ def test_sound_that_a_container_cannot_hold(codec, source, results, tmp_path):
         assert len([note for note in notes if "encoded" in note]) == (expected not in codec)
 
 
+def test_encoded_sound(tmp_path):
+    """At the rate of the source, with 128 kbit/s for each channel, and no longer than the frames that are taken."""
+    clip = make_clip(tmp_path / "clip.mkv", num_frames=96, sound_codec="libopus")
+    rewrite(clip, tmp_path / "all.mp4", "encode")
+    rewrite(clip, tmp_path / "part.mp4", "encode", num_frames=24)
+    for name, seconds in (("all.mp4", 4), ("part.mp4", 1)):
+        with av.open(str(tmp_path / name)) as container:
+            stream = container.streams.audio[0]
+            assert (stream.codec_context.name, stream.codec_context.sample_rate) == ("aac", 48000)
+            sizes, samples = [packet.size for packet in container.demux(stream)], 1024 * stream.frames
+        assert 8 * sum(sizes) / (samples / 48000) == pytest.approx(256_000, rel=0.15)
+        assert samples / 48000 == pytest.approx(seconds, abs=0.06)
+
+
+def test_sequences_of_jpgs_are_of_good_quality(tmp_path):
+    rewrite(FIXTURES / "cat.mp4", tmp_path / "%d.jpg", num_frames=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.jpg", "2.jpg"]
+    before = next(read_frames(survey(FIXTURES / "cat.mp4")))
+    assert np.abs(np.asarray(read_image(tmp_path / "1.jpg")).astype(int) - before).mean() < 3
+
+
+@pytest.mark.parametrize(("num_bits", "pix_fmt"), [(9, "10le"), (10, "10le"), (12, "12le"), (16, "12le")])
+def test_bits_of_colors(num_bits, pix_fmt, tmp_path):
+    footage = footage_with([0, 40], pixel_format="rgb48le", num_bits=num_bits)
+    plan = plan_output(footage, tmp_path / "out.mp4")
+    assert (plan.codec, plan.pix_fmt) == ("libx265", f"yuv420p{pix_fmt}")
+    assert [note for note in plan.notes if "12 bits" in note and "16 bits" in note] == list(plan.notes)
+    assert len(plan.notes) == (num_bits == 16)
+
+
 def test_a_track_of_an_unknown_codec_is_left_out(tmp_path):
     notes = rewrite(FIELD / "apac.mov", tmp_path / "out.mov")
     (note,) = notes
@@ -185,15 +216,58 @@ def test_errors_of_decoders_are_not_hidden(tmp_path):
     start = data.index(packets[30])
     data[start : start + 12] = bytes(12)
     (tmp_path / "clip.webm").write_bytes(data)
-    with pytest.raises(ValueError, match=r"clip.webm cannot be read as a video"):
+    with pytest.raises(LoomVideoError, match=r"clip.webm cannot be read as a video"):
         survey(tmp_path / "clip.webm")
+
+
+def test_frames_lost_at_the_end_are_noticed(tmp_path):
+    """Decoders with a thread for each frame do not say that they failed to decode the last one."""
+    clip = make_clip(tmp_path / "clip.mp4", num_frames=24, codec="libx265", layout=None)
+    with av.open(str(clip)) as container:
+        last = [bytes(packet) for packet in container.demux(video=0) if packet.size][-1]
+    data = clip.read_bytes()
+    place = data.rindex(last)
+    clip.write_bytes(data[: place + 8] + bytes(len(last) - 8) + data[place + len(last) :])
+    with pytest.raises(LoomVideoError, match=r"clip\.mp4 is damaged at its end"):
+        survey(clip)
+
+
+def test_a_few_frames_cut_off_are_noticed(tmp_path):
+    clip = make_clip(tmp_path / "clip.mkv", num_frames=48, codec="ffv1", layout=None)
+    with av.open(str(clip)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    clip.write_bytes(clip.read_bytes()[: clip.read_bytes().rindex(packets[-5])])
+    with pytest.raises(LoomVideoError, match=r"clip\.mkv is truncated"):
+        survey(clip)
+
+
+@pytest.mark.parametrize(
+    ("rate", "declared", "expected"),
+    [
+        (25, Fraction(24), 25),
+        (25, Fraction(251, 10), Fraction(251, 10)),
+        (30000 / 1001, Fraction(30000, 1001), Fraction(30000, 1001)),
+        (25, None, 25),
+    ],
+)
+def test_the_declared_rate_counts_where_it_is_right(rate, declared, expected):
+    """To within a percent, by times that are rounded to milliseconds."""
+    assert measure_rate([round(index / rate, 3) for index in range(60)], declared) == (expected, True)
+
+
+def test_pixels_are_converted():
+    deep = np.array([[[65535, 25956, 0]]], np.uint16)  # 25956 / 257 = 100.996
+    assert convert_pixels(deep, "rgb24").tolist() == [[[255, 100, 0]]]
+    clear = np.array([[[200, 0, 0, 127], [9, 9, 9, 0], [9, 9, 9, 255]]], np.uint8)
+    assert convert_pixels(clear, "rgb24").tolist() == [[[228, 128, 128], [255, 255, 255], [9, 9, 9]]]
+    assert convert_pixels(clear, "rgba") is clear
 
 
 def test_a_cover_is_not_the_video():
     footage = survey(FIELD / "cover_first.mp4")
     assert len(footage.times) == 144
     assert probe_video(FIELD / "cover_first.mp4") == (128, 96, 121)
-    with pytest.raises(ValueError, match=r"only_cover.m4a has no video but a cover picture"):
+    with pytest.raises(LoomVideoError, match=r"only_cover.m4a has no video but a cover picture"):
         survey(FIELD / "only_cover.m4a")
 
 
@@ -387,6 +461,7 @@ def test_image_sequences(model_folder, tmp_path, capsys):
 def test_names_of_image_sequences(pattern, names, tmp_path):
     for index, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).with_name(f"00000{index}.png").touch()  # Leading zeros make another name.
         PIL.Image.new("RGB", (64, 48), (100 * index, 0, 0)).save(tmp_path / name)
     assert sequence_files(tmp_path / pattern) == [tmp_path / name for name in names]
     frames = list(read_frames(survey(tmp_path / pattern)))
@@ -454,9 +529,9 @@ def test_the_output_is_checked_before_the_work(edit, tmp_path):
         (tmp_path, "must end in"),
         (tmp_path / "out_%04d.mp4", "must end in"),
     ):
-        with pytest.raises(ValueError, match=reason):
+        with pytest.raises(LoomVideoError, match=reason):
             edit_footage(edit, footage, Edit(**QUICK), output)
-    with pytest.raises(ValueError, match="copy, encode, none"):
+    with pytest.raises(LoomVideoError, match="copy, encode, none"):
         edit_footage(edit, footage, Edit(**QUICK), tmp_path / "out.mp4", audio="mute")
     assert plan_output(replace(footage, sound_tracks=()), tmp_path / "out.gif").notes == ()
 

@@ -92,6 +92,7 @@ def test_leftovers_of_a_killed_run(tmp_path, name):
     write_whole(tmp_path / "b.mp4", text_writer("b"))
     assert leftover.exists()
     write_whole(path, text_writer("whole"))
+    assert path.stat().st_mode & 0o777 == 0o644
     assert {file.name for file in tmp_path.iterdir()} == {name, "b.mp4"}
     assert path.read_text() == "whole"
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Photos and other images as people have them."""
 
+import io
 import random
 import re
 import struct
@@ -347,6 +348,24 @@ def test_animations(suffix, tmp_path):
     assert is_image(still) == (suffix != "gif")
 
 
+def test_pictures_without_a_time_are_shown_for_a_tenth_of_a_second(tmp_path):
+    frames = [PIL.Image.new("RGB", (8, 8), (level, 0, 0)) for level in (0, 90, 180)]
+    frames[0].save(tmp_path / "clip.webp", save_all=True, append_images=frames[1:], duration=[0, 0, 50], lossless=True)
+    with PIL.Image.open(io.BytesIO(images.animation_as_png(tmp_path / "clip.webp"))) as animation:
+        durations = []
+        for index in range(animation.n_frames):
+            animation.seek(index)
+            durations.append(animation.info["duration"])
+    assert durations == [100, 100, 50]
+
+
+@pytest.mark.parametrize(("most", "size"), [(24, (6, 4)), (23, (3, 2)), (6, (3, 2)), (5, (2, 1))])
+def test_how_far_large_images_are_scaled_down(most, size, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS_KEPT", most)
+    PIL.Image.fromarray(GRAY).save(tmp_path / "photo.png")
+    assert read_image(tmp_path / "photo.png").size == probe_image(tmp_path / "photo.png") == size
+
+
 def test_pages_are_no_animation(tmp_path):
     page = PIL.Image.fromarray(upright_picture())
     for name in ("pages.tif", "phone.mpo"):
@@ -390,6 +409,14 @@ def test_raw_photo(tmp_path):
     PIL.Image.fromarray(upright_picture()).save(tmp_path / "photo.dng", format="TIFF", tiffinfo=tags)
     with pytest.raises(LoomVideoError, match="raw photo, of which only a preview could be read: develop it"):
         read_image(tmp_path / "photo.dng")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_an_image_without_a_comment_has_no_exif(suffix, tmp_path):
+    write_image(tmp_path / f"a.{suffix}", GRAY[..., None].repeat(3, axis=2))
+    with PIL.Image.open(tmp_path / f"a.{suffix}") as image:
+        assert not image.info.get("exif")
+    assert read_comment(tmp_path / f"a.{suffix}") == ""
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])

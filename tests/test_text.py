@@ -151,6 +151,14 @@ def test_bad_files(data, message, tmp_path):
     assert len(str(error.value)) < 200 + len(str(tmp_path))
 
 
+def test_the_longest_number(tmp_path):
+    (tmp_path / "file.json").write_text(f"[{'9' * 1000}, {'9' * 1000}]")
+    assert [value for _, value in read_json_records(tmp_path / "file.json")] == [10**1000 - 1] * 2
+    (tmp_path / "file.json").write_text("9" * 1001)
+    with pytest.raises(LoomVideoError, match="1001 digits"):
+        read_json_records(tmp_path / "file.json")
+
+
 def test_one_value_or_many(tmp_path):
     for name, text, places in (
         ("a.json", '{\n"a": 1\n}', ["a.json[0]"]),

@@ -31,9 +31,11 @@ from loomvideo_diffusers.errors import LoomVideoError
 from loomvideo_diffusers.media import (
     check_output_path,
     contact_sheet,
+    probe_video,
     read_image,
     read_video,
     sample_frame_indices,
+    write_gif,
     write_image,
     write_video,
 )
@@ -152,6 +154,15 @@ def test_a_last_frame_that_lasts(tmp_path):
     assert np.abs(np.array(frames) - expected).max() <= 2
 
 
+@pytest.mark.parametrize(("last", "num_frames"), [(970, 21), (985, 25)])
+def test_a_last_frame_is_shown_for_half_of_its_time(last, num_frames, tmp_path):
+    """At 25 frames a second it counts for 20 milliseconds, which is short of frame 24 of the result, or beyond it."""
+    times = [0, 40, 80, 500, 540, last]
+    write_with_times(tmp_path / "clip.mkv", gray_frames(range(6)), times, codec="ffv1")
+    assert len(read_video(tmp_path / "clip.mkv")) == num_frames
+    assert probe_video(tmp_path / "clip.mkv") == (64, 48, num_frames)
+
+
 def test_written_colors_are_read_back(tmp_path):
     for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40)):
         write_video(tmp_path / "clip.mp4", np.broadcast_to(np.uint8(color), (5, 32, 32, 3)))
@@ -175,6 +186,43 @@ def test_kinds_of_frames(tmp_path):
         write_video(tmp_path / f"{index}.mp4", kind)
         assert (tmp_path / f"{index}.mp4").read_bytes() == (tmp_path / "0.mp4").read_bytes()
     assert np.abs(read_video(tmp_path / "0.mp4").astype(int) - frames).mean() < 3
+
+
+def test_arrays_that_could_be_read_in_two_ways(tmp_path):
+    """Three rows and three channels: NumPy arrays have channels last, tensors first."""
+    pixels = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    for picture, expected in ((pixels, pixels), (torch.from_numpy(pixels), pixels.transpose(1, 2, 0))):
+        write_image(tmp_path / "image.png", picture)
+        assert np.array_equal(np.asarray(read_image(tmp_path / "image.png")), expected)
+
+
+@pytest.mark.parametrize(
+    ("frames", "error", "reason"),
+    [
+        (np.full((2, 4, 4, 3), 1.5), LoomVideoError, "outside of"),
+        (np.full((2, 4, 4, 3), -0.1), LoomVideoError, "outside of"),
+        (np.full((2, 4, 4, 3), np.nan), LoomVideoError, "outside of"),
+        (np.zeros((4, 4, 3), np.uint8), LoomVideoError, r"shape \(4, 3\)"),
+        (np.zeros((2, 4, 4, 4), np.uint8), LoomVideoError, r"shape \(4, 4, 4\)"),
+        (np.zeros((2, 0, 4, 3), np.uint8), LoomVideoError, r"shape \(0, 4, 3\)"),
+        ([PIL.Image.new("RGB", (4, 4)), PIL.Image.new("RGB", (6, 4))], LoomVideoError, r"\(4, 4\) and \(6, 4\)"),
+        (np.zeros((2, 4, 4, 3), np.int32), TypeError, "int32"),
+        (["a.png"], TypeError, "str"),
+    ],
+)
+def test_frames_that_are_refused(frames, error, reason, tmp_path):
+    with pytest.raises(error, match=reason):
+        write_video(tmp_path / "clip.mp4", frames)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_last_image_of_a_gif_may_be_short(tmp_path):
+    images = [PIL.Image.new("RGB", (8, 8), (level, 0, 0)) for level in (10, 200)]
+    write_gif(str(tmp_path / "clip.gif"), images, [0, 0.1, 0.12])
+    with PIL.Image.open(tmp_path / "clip.gif") as gif:
+        assert (gif.n_frames, gif.info["duration"]) == (2, 100)
+        gif.seek(1)
+        assert gif.info["duration"] == 20
 
 
 def test_gif(tmp_path):
