@@ -18,6 +18,10 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from loomvideo_diffusers.footage import read_frames, survey
+from loomvideo_diffusers.media.decoding import convert_pixels
+from loomvideo_diffusers.media.encoding import plan_output, write_footage
+
 
 # Settings of an edit that takes no time
 QUICK = {"prompt": "blue", "height": 32, "width": 64, "num_inference_steps": 1, "guidance_scale": 1.0}
@@ -77,6 +81,16 @@ def make_clip(
                 container.mux(sound.encode(frame))
             container.mux(sound.encode())
     return path
+
+
+def rewrite(source, output, audio="copy", num_frames=None):
+    """Writes a clip's own frames as those of an edit are written; returns what was said of it."""
+    footage = survey(source, num_frames)
+    plan = plan_output(footage, output, audio)
+    with write_footage(plan, footage) as writer:
+        for pixels in read_frames(footage):
+            writer.write(convert_pixels(pixels, plan.pixel_format))
+    return [*footage.notes, *plan.notes]
 
 
 def flashes_and_beeps(path):

@@ -43,7 +43,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel  # noqa: E402
 from loomvideo_diffusers.conversion import convert  # noqa: E402
-from loomvideo_diffusers.media.video import sample_frame_indices  # noqa: E402
+from loomvideo_diffusers.media import sample_frame_indices  # noqa: E402
 
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -18,7 +18,7 @@ import struct
 import numpy as np
 import PIL.Image
 
-from loomvideo_diffusers.media.video import write_video
+from loomvideo_diffusers.media import write_video
 
 
 # EXIF 2.32, tag 274: "The 0th row is at the visual ... of the image, and the 0th column is the visual ..."

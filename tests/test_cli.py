@@ -35,7 +35,7 @@ from safetensors import safe_open
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, cli
 from loomvideo_diffusers.loading import load_pipeline
-from loomvideo_diffusers.media.video import read_image, read_video, sample_frame_indices
+from loomvideo_diffusers.media import read_image, read_video, sample_frame_indices
 
 
 COMMAND = Path(sys.executable).parent / "loomvideo"

@@ -129,8 +129,8 @@ def files_that_are_no_videos(address):
 def test_one_clear_line(num_seeds, model_folder, address, tmp_path):
     clips = [
         FIXTURES / "cat.mp4",
-        make_clip(tmp_path / "b.mkv", num_frames=90, size=(128, 96), layout=None),
-        make_clip(tmp_path / "c.mov", num_frames=90, size=(128, 96), layout=None, codec="libx265"),
+        make_clip(tmp_path / "b.mkv", num_frames=30, size=(128, 96), layout=None),
+        make_clip(tmp_path / "c.mov", num_frames=30, size=(128, 96), layout=None, codec="libx265"),
     ]
     files = files_that_are_no_videos(address)
     for clip in clips:

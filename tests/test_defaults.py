@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, cli, nano
 from loomvideo_diffusers.defaults import read_default_options
-from loomvideo_diffusers.media.video import read_comment, read_video
+from loomvideo_diffusers.media import read_comment, read_video
 
 
 STATED = {"height": 32, "width": 64, "num_frames": 5, "num_inference_steps": 1, "guidance_scale": 1.0}

@@ -37,7 +37,7 @@ from peft.utils import get_peft_model_state_dict
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel, cli
 from loomvideo_diffusers.footage import EditSettings
-from loomvideo_diffusers.media.video import read_video, write_video
+from loomvideo_diffusers.media import read_video, write_video
 from loomvideo_diffusers.nano import MODEL
 
 

@@ -28,8 +28,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from loomvideo_diffusers.errors import LoomVideoError
+from loomvideo_diffusers.media import write_video
 from loomvideo_diffusers.media.files import DiskFullError, lock_beside, lock_folder, remove_leftovers_in, write_whole
-from loomvideo_diffusers.media.video import write_video
 
 
 # Writes a file slowly, in a process of its own, and says when it has begun.
@@ -58,9 +59,8 @@ import os, sys, time
 from loomvideo_diffusers.media.files import lock_folder
 
 with lock_folder(sys.argv[1]):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
@@ -92,6 +92,7 @@ def test_leftovers_of_a_killed_run(tmp_path, name):
     write_whole(tmp_path / "b.mp4", text_writer("b"))
     assert leftover.exists()
     write_whole(path, text_writer("whole"))
+    assert path.stat().st_mode & 0o777 == 0o644
     assert {file.name for file in tmp_path.iterdir()} == {name, "b.mp4"}
     assert path.read_text() == "whole"
 
@@ -133,11 +134,11 @@ def test_locks(tmp_path, kind):
     place = tmp_path / "new" / "run"
     lock = {"lock_folder": lock_folder, "lock_beside": lock_beside}[kind]
     process = start(HOLDER, kind, place)
-    with pytest.raises(ValueError, match=f"Another run is writing to {place}: "), lock(place):
+    with pytest.raises(LoomVideoError, match=f"Another run is writing to {place}: "), lock(place):
         pass
     kill(process)
     with lock(place):
-        with pytest.raises(ValueError, match="Another run is writing"), lock(place):
+        with pytest.raises(LoomVideoError, match="Another run is writing"), lock(place):
             pass
         with lock(tmp_path / "other"):
             pass
@@ -154,7 +155,7 @@ def test_a_folder_that_was_made_to_be_locked_and_is_empty_is_removed(tmp_path):
     with lock_folder(tmp_path / "filled"):
         (tmp_path / "filled" / "result").write_text("result")
     assert {path.name for path in tmp_path.iterdir()} == {"there", "filled"}
-    with pytest.raises(ValueError, match="/proc/run"), lock_folder("/proc/run"):
+    with pytest.raises(LoomVideoError, match="/proc/run"), lock_folder("/proc/run"):
         pass
 
 
@@ -218,7 +219,7 @@ def test_no_room(little_room, tmp_path, kind):
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
 def test_no_room_for_a_video(little_room, tmp_path, suffix):
     with pytest.raises(DiskFullError, match=rf"video\.{suffix} could not be written \(File too large\)"):
-        write_video(tmp_path / f"video.{suffix}", NOISE)
+        write_video(tmp_path / f"video.{suffix}", NOISE[:8])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -240,7 +241,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
         write_whole(tmp_path / "file", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("a file")
-    with pytest.raises(ValueError, match="within cannot be written"):
+    with pytest.raises(LoomVideoError, match="within cannot be written"):
         write_whole(tmp_path / "file" / "within", text_writer("text"))
 
 

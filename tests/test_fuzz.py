@@ -114,7 +114,7 @@ def decoded(path):
     return num_frames, size, max(times, default=0) - min(times, default=0)
 
 
-@pytest.mark.parametrize("num_cases", [30, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_cases", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_right_or_one_sentence(num_cases, sources, model_folder, tmp_path):
     rng = random.Random(num_cases)
     cases, commands = [], []

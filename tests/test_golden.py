@@ -22,7 +22,7 @@ import torch
 from conftest import GOLDEN, call_inputs, case_names, load_case, references_of, transformer_inputs
 
 from loomvideo_diffusers import LoomVideoEditPipeline
-from loomvideo_diffusers.media.video import sample_frame_indices
+from loomvideo_diffusers.media import sample_frame_indices
 from loomvideo_diffusers.pipelines.loomvideo_frames import fit, mllm_frame_indices, to_frames, to_image
 from loomvideo_diffusers.training.objective import TrainingSample, dynamic_shift, group_by_shape, squared_error
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Photos and other images as people have them."""
 
+import io
 import random
 import re
 import struct
@@ -31,9 +32,9 @@ from oriented import make_oriented_photo, upright_picture
 
 from loomvideo_diffusers import nano
 from loomvideo_diffusers.cli import main
-from loomvideo_diffusers.media import images
+from loomvideo_diffusers.errors import LoomVideoError
+from loomvideo_diffusers.media import images, read_comment, read_video
 from loomvideo_diffusers.media.images import is_animation, is_image, probe_image, read_image, write_image
-from loomvideo_diffusers.media.video import read_comment, read_video
 from loomvideo_diffusers.pipelines import loomvideo_frames
 
 
@@ -51,7 +52,7 @@ def pixels_of(path):
 
 def check_refused(path, reason):
     for read in (read_image, probe_image):
-        with pytest.raises(ValueError, match=reason) as error:
+        with pytest.raises(LoomVideoError, match=reason) as error:
             read(path)
         message = str(error.value)
         assert str(path) in message
@@ -237,7 +238,7 @@ def test_unsigned_gray_of_32_bits(tmp_path):
 @pytest.mark.parametrize("values", [-GRAY.astype(np.int32), GRAY * np.float32(1.5 / 255), GRAY * np.float32(np.nan)])
 def test_gray_without_a_white(values, tmp_path):
     PIL.Image.fromarray(values).save(tmp_path / "gray.tif")
-    with pytest.raises(ValueError, match=r"gray.tif` holds a gray image with values from .*: scale them"):
+    with pytest.raises(LoomVideoError, match=r"gray.tif` holds a gray image with values from .*: scale them"):
         read_image(tmp_path / "gray.tif")
 
 
@@ -347,6 +348,24 @@ def test_animations(suffix, tmp_path):
     assert is_image(still) == (suffix != "gif")
 
 
+def test_pictures_without_a_time_are_shown_for_a_tenth_of_a_second(tmp_path):
+    frames = [PIL.Image.new("RGB", (8, 8), (level, 0, 0)) for level in (0, 90, 180)]
+    frames[0].save(tmp_path / "clip.webp", save_all=True, append_images=frames[1:], duration=[0, 0, 50], lossless=True)
+    with PIL.Image.open(io.BytesIO(images.animation_as_png(tmp_path / "clip.webp"))) as animation:
+        durations = []
+        for index in range(animation.n_frames):
+            animation.seek(index)
+            durations.append(animation.info["duration"])
+    assert durations == [100, 100, 50]
+
+
+@pytest.mark.parametrize(("most", "size"), [(24, (6, 4)), (23, (3, 2)), (6, (3, 2)), (5, (2, 1))])
+def test_how_far_large_images_are_scaled_down(most, size, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS_KEPT", most)
+    PIL.Image.fromarray(GRAY).save(tmp_path / "photo.png")
+    assert read_image(tmp_path / "photo.png").size == probe_image(tmp_path / "photo.png") == size
+
+
 def test_pages_are_no_animation(tmp_path):
     page = PIL.Image.fromarray(upright_picture())
     for name in ("pages.tif", "phone.mpo"):
@@ -375,7 +394,7 @@ def test_no_images(tmp_path):
     check_refused(tmp_path / "text.png", "since it is of another kind: choose a png, jpg")
     check_refused(tmp_path / "folder.webp", "is a folder: choose a png, jpg")
     check_refused(tmp_path / "missing.avif", r"\(No such file or directory\): choose another file")
-    with pytest.raises(ValueError, match=r"half\.jpg cannot be read as an image, since it is damaged or incomplete"):
+    with pytest.raises(LoomVideoError, match=r"half\.jpg .* damaged or incomplete"):
         read_image(tmp_path / "half.jpg")
     for name in ("empty.jpg", "text.png", "folder.webp", "missing.avif", "half.jpg"):
         assert is_image(tmp_path / name)
@@ -388,8 +407,16 @@ def test_raw_photo(tmp_path):
     tags = PIL.TiffImagePlugin.ImageFileDirectory_v2()
     tags[50706] = b"\1\4\0\0"
     PIL.Image.fromarray(upright_picture()).save(tmp_path / "photo.dng", format="TIFF", tiffinfo=tags)
-    with pytest.raises(ValueError, match="raw photo, of which only a preview could be read: develop it"):
+    with pytest.raises(LoomVideoError, match="raw photo, of which only a preview could be read: develop it"):
         read_image(tmp_path / "photo.dng")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_an_image_without_a_comment_has_no_exif(suffix, tmp_path):
+    write_image(tmp_path / f"a.{suffix}", GRAY[..., None].repeat(3, axis=2))
+    with PIL.Image.open(tmp_path / f"a.{suffix}") as image:
+        assert not image.info.get("exif")
+    assert read_comment(tmp_path / f"a.{suffix}") == ""
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
@@ -450,7 +477,7 @@ def test_damaged(kind, tmp_path, capfd):
         for read in (read_image, probe_image, images.read_image_comment, images.animation_as_png):
             try:
                 read(path)
-            except ValueError as error:
+            except LoomVideoError as error:
                 sentences.add(str(error).replace(str(path), "FILE"))
         is_image(path)
         is_animation(path)

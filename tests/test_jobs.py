@@ -30,7 +30,7 @@ from loomvideo_diffusers.errors import LoomVideoError
 from loomvideo_diffusers.fleet.jobs import read_jobs
 from loomvideo_diffusers.fleet.run import plan_job, run_jobs
 from loomvideo_diffusers.footage import run
-from loomvideo_diffusers.media.video import read_image, read_video
+from loomvideo_diffusers.media import read_image, read_video
 
 
 OPTIONS = ["--height", "64", "--width", "64", "--steps", "1"]

@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 from loomvideo_diffusers import LoomVideoPipeline
-from loomvideo_diffusers.media.video import read_image, read_video, write_whole
+from loomvideo_diffusers.media import read_image, read_video, write_whole
 from loomvideo_diffusers.nano import MODEL, NUM_FRAMES, SIDE, autoencoder, denoised, evaluation, export
 from loomvideo_diffusers.nano.autoencoder import Stage, refine_decoder, train_autoencoder
 from loomvideo_diffusers.nano.curves import plot_curves

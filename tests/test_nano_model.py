@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, cli
 from loomvideo_diffusers.footage import plan_edit, read_frames, read_model_frames, survey
-from loomvideo_diffusers.media.video import read_video, write_video
+from loomvideo_diffusers.media import read_video, write_video
 from loomvideo_diffusers.nano import DEFAULT_OPTIONS, MODEL, NUM_FRAMES, OPTIONS, SIDE
 from loomvideo_diffusers.nano.evaluation import call, evaluate_task
 from loomvideo_diffusers.nano.judge import PATH_TOLERANCE, look

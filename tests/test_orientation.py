@@ -28,7 +28,7 @@ from oriented import (
 )
 
 from loomvideo_diffusers.media import orientation as orientations
-from loomvideo_diffusers.media.video import write_video
+from loomvideo_diffusers.media import write_video
 
 
 ALL = range(1, 9)

@@ -29,7 +29,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import loomvideo_diffusers
-from loomvideo_diffusers.media.video import read_video
+from loomvideo_diffusers.media import read_video
 
 
 ROOT = Path(__file__).parent.parent

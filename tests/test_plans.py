@@ -27,7 +27,7 @@ from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline
 from loomvideo_diffusers.errors import LoomVideoError, one_line
 from loomvideo_diffusers.footage import EditSettings, plan_edit, plan_generation, survey
 from loomvideo_diffusers.loading import load_pipeline
-from loomvideo_diffusers.media.video import read_image, read_video
+from loomvideo_diffusers.media import read_image, read_video
 from loomvideo_diffusers.pipelines.loomvideo_errors import LoomVideoInputError
 
 

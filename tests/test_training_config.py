@@ -21,8 +21,8 @@ import pytest
 import yaml
 from training_tools import run_again
 
+from loomvideo_diffusers.media import read_video
 from loomvideo_diffusers.media.images import read_image
-from loomvideo_diffusers.media.video import read_video
 from loomvideo_diffusers.training import TrainingConfig, load_config, train
 from loomvideo_diffusers.training.checkpoints import find_checkpoints
 

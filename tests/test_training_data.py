@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from loomvideo_diffusers.media import read_video, write_video
 from loomvideo_diffusers.media.images import read_image
-from loomvideo_diffusers.media.video import read_video, write_video
 from loomvideo_diffusers.training import train
 from loomvideo_diffusers.training.batches import Draw, TokenBatchSampler, TrainingDataset, num_tokens
 from loomvideo_diffusers.training.data import read_clip, read_records, record_of

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from training_tools import equal_files, run_again, start, wait_for
 
 from loomvideo_diffusers import LoomVideoPipeline
+from loomvideo_diffusers.media import read_video, write_image, write_video
 from loomvideo_diffusers.media.images import read_image
-from loomvideo_diffusers.media.video import read_video, write_image, write_video
 from loomvideo_diffusers.training import features as features_module
 from loomvideo_diffusers.training import train
 from loomvideo_diffusers.training.data import read_clip, read_records, record_of

@@ -30,8 +30,8 @@ from training_tools import ALL_LAYERS, equal_files, read_log, run_again, start, 
 from transformers import Qwen3VLModel
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel
+from loomvideo_diffusers.media import read_video
 from loomvideo_diffusers.media.images import read_image
-from loomvideo_diffusers.media.video import read_video
 from loomvideo_diffusers.training import train
 from loomvideo_diffusers.training.batches import Draw, TrainingDataset
 from loomvideo_diffusers.training.checkpoints import find_checkpoints

@@ -26,16 +26,20 @@ import pytest
 import torch
 from conftest import FIXTURES
 
-from loomvideo_diffusers.media.video import (
-    LABEL_HEIGHT,
+from loomvideo_diffusers import media
+from loomvideo_diffusers.errors import LoomVideoError
+from loomvideo_diffusers.media import (
     check_output_path,
     contact_sheet,
+    probe_video,
     read_image,
     read_video,
     sample_frame_indices,
+    write_gif,
     write_image,
     write_video,
 )
+from loomvideo_diffusers.pipelines import loomvideo_frames
 
 
 def gray_frames(values, height: int = 48, width: int = 64) -> np.ndarray:
@@ -150,6 +154,15 @@ def test_a_last_frame_that_lasts(tmp_path):
     assert np.abs(np.array(frames) - expected).max() <= 2
 
 
+@pytest.mark.parametrize(("last", "num_frames"), [(970, 21), (985, 25)])
+def test_a_last_frame_is_shown_for_half_of_its_time(last, num_frames, tmp_path):
+    """At 25 frames a second it counts for 20 milliseconds, which is short of frame 24 of the result, or beyond it."""
+    times = [0, 40, 80, 500, 540, last]
+    write_with_times(tmp_path / "clip.mkv", gray_frames(range(6)), times, codec="ffv1")
+    assert len(read_video(tmp_path / "clip.mkv")) == num_frames
+    assert probe_video(tmp_path / "clip.mkv") == (64, 48, num_frames)
+
+
 def test_written_colors_are_read_back(tmp_path):
     for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40)):
         write_video(tmp_path / "clip.mp4", np.broadcast_to(np.uint8(color), (5, 32, 32, 3)))
@@ -173,6 +186,43 @@ def test_kinds_of_frames(tmp_path):
         write_video(tmp_path / f"{index}.mp4", kind)
         assert (tmp_path / f"{index}.mp4").read_bytes() == (tmp_path / "0.mp4").read_bytes()
     assert np.abs(read_video(tmp_path / "0.mp4").astype(int) - frames).mean() < 3
+
+
+def test_arrays_that_could_be_read_in_two_ways(tmp_path):
+    """Three rows and three channels: NumPy arrays have channels last, tensors first."""
+    pixels = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    for picture, expected in ((pixels, pixels), (torch.from_numpy(pixels), pixels.transpose(1, 2, 0))):
+        write_image(tmp_path / "image.png", picture)
+        assert np.array_equal(np.asarray(read_image(tmp_path / "image.png")), expected)
+
+
+@pytest.mark.parametrize(
+    ("frames", "error", "reason"),
+    [
+        (np.full((2, 4, 4, 3), 1.5), LoomVideoError, "outside of"),
+        (np.full((2, 4, 4, 3), -0.1), LoomVideoError, "outside of"),
+        (np.full((2, 4, 4, 3), np.nan), LoomVideoError, "outside of"),
+        (np.zeros((4, 4, 3), np.uint8), LoomVideoError, r"shape \(4, 3\)"),
+        (np.zeros((2, 4, 4, 4), np.uint8), LoomVideoError, r"shape \(4, 4, 4\)"),
+        (np.zeros((2, 0, 4, 3), np.uint8), LoomVideoError, r"shape \(0, 4, 3\)"),
+        ([PIL.Image.new("RGB", (4, 4)), PIL.Image.new("RGB", (6, 4))], LoomVideoError, r"\(4, 4\) and \(6, 4\)"),
+        (np.zeros((2, 4, 4, 3), np.int32), TypeError, "int32"),
+        (["a.png"], TypeError, "str"),
+    ],
+)
+def test_frames_that_are_refused(frames, error, reason, tmp_path):
+    with pytest.raises(error, match=reason):
+        write_video(tmp_path / "clip.mp4", frames)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_last_image_of_a_gif_may_be_short(tmp_path):
+    images = [PIL.Image.new("RGB", (8, 8), (level, 0, 0)) for level in (10, 200)]
+    write_gif(str(tmp_path / "clip.gif"), images, [0, 0.1, 0.12])
+    with PIL.Image.open(tmp_path / "clip.gif") as gif:
+        assert (gif.n_frames, gif.info["duration"]) == (2, 100)
+        gif.seek(1)
+        assert gif.info["duration"] == 20
 
 
 def test_gif(tmp_path):
@@ -219,7 +269,7 @@ def test_labels_of_a_contact_sheet():
     rows = [np.full((3, 64, 96, 3), value, np.uint8) for value in (120, 200)]
     plain = np.asarray(contact_sheet(rows, height=64))
     labelled = np.asarray(contact_sheet(rows, height=64, labels=["source", "result"]))
-    above, first, between, second = np.split(labelled, (LABEL_HEIGHT, LABEL_HEIGHT + 64, 2 * LABEL_HEIGHT + 64))
+    above, first, between, second = np.split(labelled, (20, 84, 104))
     assert np.array_equal(np.concatenate([first, second]), plain)
     assert above.min() < 100
     assert between.min() < 100
@@ -256,13 +306,13 @@ def test_unreadable_files(tmp_path):
         "none.avi": "has no frames|cannot be read",
         ".": "Is a directory|Invalid|cannot be read",
     }.items():
-        with pytest.raises(ValueError, match=reason) as error:
+        with pytest.raises(LoomVideoError, match=reason) as error:
             read_video(tmp_path / name)
         assert str(tmp_path) in str(error.value)
         assert "\n" not in str(error.value)
     (tmp_path / "cut.jpg").write_bytes((FIXTURES / "coffee.jpg").read_bytes()[:5000])
     for name in ("missing.jpg", "text.mp4", "cut.jpg"):
-        with pytest.raises(ValueError, match="cannot be read as an image"):
+        with pytest.raises(LoomVideoError, match="cannot be read as an image"):
             read_image(tmp_path / name)
 
 
@@ -275,14 +325,14 @@ def test_unwritable_files(tmp_path):
         Path("/proc/clip.mp4"): "cannot be written",
         Path("/proc/new/clip.mp4"): "cannot be written",
     }.items():
-        with pytest.raises(ValueError, match=reason):
+        with pytest.raises(LoomVideoError, match=reason):
             write_video(path, frames)
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ValueError, match="is a folder"):
+    with pytest.raises(LoomVideoError, match="is a folder"):
         check_output_path(tmp_path / "folder.png", (".png",))
-    with pytest.raises(ValueError, match="even sides"):
+    with pytest.raises(LoomVideoError, match="even sides"):
         write_video(tmp_path / "odd.mp4", frames[:, :47])
-    with pytest.raises(ValueError, match="has no frames"):
+    with pytest.raises(LoomVideoError, match="has no frames"):
         write_video(tmp_path / "none.mp4", [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
 
@@ -305,7 +355,38 @@ def test_logging_does_not_lock_up():
     """Older versions of torchvision turn on PyAV's logging, with which decoders lock up when they are closed early."""
     program = (
         "import av.logging; av.logging.set_level(av.logging.ERROR)\n"
-        "from loomvideo_diffusers.media.video import probe_video\n"
+        "from loomvideo_diffusers.media import probe_video\n"
         f"[probe_video({str(FIXTURES / 'cat.mp4')!r}) for _ in range(50)]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_nothing_of_a_model_is_imported(tmp_path):
+    """Files are probed, read, written and refused without PyTorch, which takes seconds to import."""
+    program = (
+        "import sys; from loomvideo_diffusers import media\n"
+        "[getattr(media, name) for name in media.__all__]\n"
+        f"media.write_video({str(tmp_path / 'clip.mp4')!r}, media.read_video({str(FIXTURES / 'cat.mp4')!r}))\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'diffusers', 'transformers')],"
+        " [name for name in sys.modules if name.startswith('loomvideo_diffusers.') and '.media' not in name])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    imported, others = result.stdout.strip().split("] [")
+    assert imported == "["
+    assert sorted(others.rstrip("]").replace("'", "").split(", ")) == [
+        "loomvideo_diffusers.errors",
+        "loomvideo_diffusers.progress",
+    ]
+
+
+def test_the_old_module_is_deprecated():
+    import loomvideo_diffusers.video
+
+    with pytest.warns(FutureWarning, match=r"`read_video` from `loomvideo_diffusers\.media`"):
+        assert loomvideo_diffusers.video.read_video is read_video
+    with pytest.raises(AttributeError, match="no attribute 'read_videos'"):
+        loomvideo_diffusers.video.read_videos  # noqa: B018
+
+
+def test_the_room_reads_as_much_as_the_model_edits():
+    assert (media.MAX_FRAMES, media.FRAMES_PER_SECOND) == (loomvideo_frames.MAX_SOURCE_FRAMES, 24)

@@ -22,8 +22,8 @@ import pytest
 from conftest import FIXTURES
 from training_tools import reset_process
 
+from loomvideo_diffusers.media import read_video, write_image, write_video
 from loomvideo_diffusers.media.images import read_image
-from loomvideo_diffusers.media.video import read_video, write_image, write_video
 from loomvideo_diffusers.training import TrainingConfig, train
 
 

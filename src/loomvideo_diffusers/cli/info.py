@@ -95,7 +95,7 @@ def describe_result(path: str | Path) -> list[str]:
     Raises:
         LoomVideoError: if it was not made here, or cannot be read.
     """
-    from ..media.video import read_comment
+    from ..media import read_comment
 
     try:
         description = json.loads(read_comment(path))

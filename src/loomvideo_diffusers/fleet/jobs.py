@@ -20,10 +20,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ..errors import LoomVideoError
 from ..footage.plan import identity
-from ..media.decoding import is_sequence, sequence_files
+from ..media import IMAGE_SUFFIXES, check_output_path, is_image
 from ..media.encoding import check_footage_path
 from ..media.records import read_json_records
-from ..media.video import IMAGE_SUFFIXES, check_output_path, is_image
+from ..media.sequences import is_sequence, sequence_files
 from ..pipelines.loomvideo_mllm import check_prompt
 
 

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
+from ..media import FRAMES_PER_SECOND, VIDEO_SUFFIXES, write_image, write_video
 from ..media.files import check_output_path
 from ..media.images import IMAGE_SUFFIXES
-from ..media.video import FRAMES_PER_SECOND, VIDEO_SUFFIXES, write_image, write_video
 from .plan import Report, check_distinct, paths_among, read_references
 from .settings import GenerationSettings
 

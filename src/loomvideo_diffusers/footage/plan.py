@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 import PIL.Image
 
 from ..errors import LoomVideoError
-from ..media.decoding import PIXEL_FORMATS, is_sequence, sequence_files
+from ..media.decoding import PIXEL_FORMATS
 from ..media.encoding import OutputPlan, check_footage_path, plan_output
 from ..media.files import check_output_path, lock_beside
 from ..media.images import IMAGE_SUFFIXES, is_image, read_image
+from ..media.sequences import is_sequence, sequence_files
 from .geometry import Placement
 from .settings import EditSettings
 from .surveying import Footage, survey

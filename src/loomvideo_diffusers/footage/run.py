@@ -21,11 +21,11 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..media import contact_sheet
 from ..media.decoding import PIXEL_FORMATS, convert_pixels
 from ..media.encoding import write_footage
 from ..media.files import lock_beside
 from ..media.images import write_image
-from ..media.video import contact_sheet
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..pipelines.loomvideo_frames import fit_all, mllm_frame_indices
 from ..pipelines.loomvideo_guidance import divide_into_windows

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import LoomVideoError
+from ..media import FRAMES_PER_SECOND
 from ..media.decoding import PIXEL_FORMATS, convert_pixels, measure_rate, open_video
 from ..media.orientation import swaps_sides
 from ..media.sound import usable_tracks
-from ..media.video import FRAMES_PER_SECOND
 from ..progress import progress_bar
 
 

@@ -11,13 +11,15 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Writing the frames of a clip with its own times, colors and sound: what of these a file can hold, and doing it."""
+"""Writing frames with the times, colors and sound of a clip: planning what of these a file can hold, and doing it."""
 
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import av
 import numpy as np
@@ -25,33 +27,87 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from ..errors import LoomVideoError
-from ..footage.surveying import Footage
-from .decoding import FRAME_NUMBER, PIXEL_FORMATS, open_video, sequence_file, silence_av
-from .files import whole_file
-from .sound import AUDIO_MODES, CONTAINERS, Track, add_sound, plan_sound, write_packet
-from .video import add_video_stream, check_output_path, write_gif
+from .decoding import PIXEL_FORMATS, open_video, silence_av
+from .files import check_output_path, whole_file
+from .sequences import has_frame_number, sequence_file
+from .sound import AUDIO_MODES, CONTAINERS, Track, add_sound, plan_sound, seconds_of, write_packet
+from .writing import BT709, LIMITED_RANGE, add_video_stream, write_gif
 
 
 FOOTAGE_SUFFIXES = (*CONTAINERS, ".gif")
 SEQUENCE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
-# What a clip says of its colors, in the numbers of H.273: BT.709, and "not said"
-BT709 = 1
+# Colors that are not specified, in the numbers of H.273, and luma of the full range, in FFmpeg's
 UNSPECIFIED = 2
 FULL_RANGE = 2
+
+
+class Clip(Protocol):
+    """
+    What must be known of a clip to write frames in its place; `footage` surveys clips to find out.
+
+    Attributes:
+        path: the file, or the pattern of an image sequence.
+        width, height: size of an upright frame in pixels.
+        times: when each frame is shown, ascending, in units of `time_base`.
+        durations: how long each frame is shown, in units of `time_base`.
+        time_base: the unit of the times, in seconds.
+        rate: frames a second.
+        sound_tracks: stream indices of the audio tracks that can be used.
+        goes_on: whether the file has more frames than these.
+        pixel_aspect: width of a pixel over its height in an upright frame; None if the file does not say.
+        pixel_format: of the frames, one of `PIXEL_FORMATS`.
+        num_bits: bits of each color in the file.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def times(self) -> tuple[int, ...]: ...
+
+    @property
+    def durations(self) -> tuple[int, ...]: ...
+
+    @property
+    def time_base(self) -> Fraction: ...
+
+    @property
+    def rate(self) -> Fraction: ...
+
+    @property
+    def sound_tracks(self) -> tuple[int, ...]: ...
+
+    @property
+    def goes_on(self) -> bool: ...
+
+    @property
+    def pixel_aspect(self) -> Fraction | None: ...
+
+    @property
+    def pixel_format(self) -> str: ...
+
+    @property
+    def num_bits(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class OutputPlan:
     """
-    What a file gets of a clip; made by `plan_output`.
+    How a clip is written to a file; made by `plan_output`.
 
     Attributes:
-        path: of the file, or the pattern of an image sequence.
-        kind: one of `FOOTAGE_SUFFIXES`, or of `SEQUENCE_SUFFIXES` for an image sequence.
-        codec, pix_fmt: of the frames, in FFmpeg's words; empty for gifs and image sequences.
-        pixel_format: of the frames that are written, one of `PIXEL_FORMATS`.
-        tracks: of the sound.
+        path: the file, or the pattern of an image sequence.
+        kind: its ending, one of `FOOTAGE_SUFFIXES`, or of `SEQUENCE_SUFFIXES` for an image sequence.
+        codec, pix_fmt: FFmpeg's names of the encoder and of its pixel format; empty for gifs and image sequences.
+        pixel_format: format of the frames to pass to the writer, one of `PIXEL_FORMATS`.
+        tracks: audio tracks to write.
         notes: what is changed or lost, a sentence each.
     """
 
@@ -65,70 +121,81 @@ class OutputPlan:
 
 
 def check_footage_path(path: str | os.PathLike, why: str = "") -> None:
-    """Raises LoomVideoError if a clip, or an image sequence by its pattern, could not be written there."""
-    is_numbered = FRAME_NUMBER.search(Path(path).name)
-    check_output_path(path, SEQUENCE_SUFFIXES if is_numbered else FOOTAGE_SUFFIXES, why)
-
-
-def plan_output(
-    footage: Footage, path: str | os.PathLike, audio: str = "copy", width: int | None = None
-) -> OutputPlan:
     """
-    Decides how a clip is written to a file, before any work goes into it.
+    Refuses a path that no clip can be written to, before any work is done.
 
     Args:
-        footage: the clip, whose times, colors, depth and sound the file gets, as far as it can hold them.
-        path: the file, ending in one of `FOOTAGE_SUFFIXES`, or the pattern of an image sequence.
-        audio: `copy` to copy sound, where the file can hold it, and else encode it; `encode`; or `none`.
-        width: of the frames, if not that of the clip.
+        path: the file, or the pattern of an image sequence.
+        why: beginning of the error if the ending is wrong, which says why it must be another.
 
     Raises:
-        LoomVideoError: if the file cannot be written, or is of another kind.
+        LoomVideoError: if the ending is not one of `FOOTAGE_SUFFIXES` (of a pattern, `SEQUENCE_SUFFIXES`), or the
+            folder cannot be written to.
+    """
+    check_output_path(path, SEQUENCE_SUFFIXES if has_frame_number(path) else FOOTAGE_SUFFIXES, why)
+
+
+def plan_output(footage: Clip, path: str | os.PathLike, audio: str = "copy", width: int | None = None) -> OutputPlan:
+    """
+    Decides how frames are written in place of those of a clip, before any work is done.
+
+    Args:
+        footage: the clip. The file gets its times, colors, bits and sound, as far as it can hold them.
+        path: the file, ending in one of `FOOTAGE_SUFFIXES`, or the pattern of an image sequence.
+        audio: `copy` to copy each audio track that the file can hold, and encode the others; `encode` to encode all;
+            `none` to leave out all.
+        width: width of the frames in pixels, by default that of the clip.
+
+    Raises:
+        LoomVideoError: if `audio` is something else, the file cannot be written, or the clip cannot be read.
     """
     if audio not in AUDIO_MODES:
-        raise LoomVideoError(f"The sound can be handled by {', '.join(AUDIO_MODES)}, not by {audio!r}.")
+        raise LoomVideoError(f"`audio` must be one of {', '.join(AUDIO_MODES)}, but is {audio!r}.")
     path = Path(path)
     check_footage_path(path)
-    is_numbered = bool(FRAME_NUMBER.search(path.name))
-    kind, notes, tracks = path.suffix.lower(), [], ()
+    kind = path.suffix.lower()
+    tracks: tuple[Track, ...] = ()
+    notes: list[str] = []
     is_deep, has_alpha = next(key for key, name in PIXEL_FORMATS.items() if name == footage.pixel_format)
     if kind in CONTAINERS:
         tracks, notes = plan_sound(footage.path, footage.sound_tracks, kind, audio)
     elif footage.sound_tracks and audio != "none":
-        notes.append(f"{path} can hold no sound: that of {footage.path} is left out.")
+        notes.append(f"{path} cannot hold sound: the sound of {footage.path} is left out.")
 
     if has_alpha and kind not in (".mov", ".png"):
         notes.append(
-            f"{path} can hold no transparency: it becomes white. A .mov or an image sequence of .png holds it."
+            f"{path} cannot hold transparency: it becomes white. A .mov or an image sequence of .png can hold it."
         )
         has_alpha = False
     if is_deep and kind not in (*CONTAINERS, ".png"):
-        notes.append(f"{path} can hold 8 bits of color: the {footage.num_bits} of {footage.path} are rounded to them.")
+        notes.append(f"{path} can hold 8 bits of color: the {footage.num_bits} bits of {footage.path} are rounded.")
         is_deep = False
-    if is_numbered or kind == ".gif":
+    if has_frame_number(path) or kind == ".gif":
         codec, pix_fmt = "", ""
     elif has_alpha:
         codec, pix_fmt = "prores_ks", "yuva444p10le"
     else:
-        # Half the resolution of colors needs even sides.
+        # 4:2:0 stores one color for 2 x 2 pixels, which needs even sides.
         is_odd = (width or footage.width) % 2 or footage.height % 2
         codec, depth = "libx264", ""
         if is_deep:
             codec, depth = "libx265", "10le" if footage.num_bits <= 10 else "12le"
         pix_fmt = f"{'yuv444p' if is_odd else 'yuv420p'}{depth}"
         if footage.num_bits > 12:
-            notes.append(f"{path} gets 12 bits of color, of the {footage.num_bits} of {footage.path}.")
+            notes.append(
+                f"{path} can hold 12 bits of color: the {footage.num_bits} bits of {footage.path} are rounded."
+            )
     return OutputPlan(path, kind, codec, pix_fmt, PIXEL_FORMATS[is_deep, has_alpha], tracks, tuple(notes))
 
 
 class FootageWriter:
-    """Writes frames, in order, as the frames of a clip that is there, with its times; made by `write_footage`."""
+    """Writes a video, with the sound of the clip; made by `write_footage`."""
 
     def __init__(
         self,
         container: av.container.OutputContainer,
         plan: OutputPlan,
-        footage: Footage,
+        footage: Clip,
         stack: ExitStack,
         size: tuple[int, int],
     ):
@@ -146,9 +213,9 @@ class FootageWriter:
         context.colorspace = like.colorspace if is_known else BT709
         context.color_primaries = like.color_primaries if is_known else BT709
         context.color_trc = like.color_trc if is_known else BT709
-        context.color_range = FULL_RANGE if like.color_range == FULL_RANGE else 1
+        context.color_range = FULL_RANGE if like.color_range == FULL_RANGE else LIMITED_RANGE
         if plan.codec == "libx265" and plan.kind in (".mp4", ".mov"):
-            context.codec_tag = "hvc1"  # the one that Apple's players know
+            context.codec_tag = "hvc1"  # Apple's players know no other.
         if footage.pixel_aspect:
             context.sample_aspect_ratio = footage.pixel_aspect
         self.stream = stream
@@ -157,7 +224,7 @@ class FootageWriter:
         self.next_sound = next(self.sound, None)
 
     def write(self, pixels: np.ndarray) -> None:
-        """Writes a frame, in the plan's `pixel_format`, after the sound that comes before it."""
+        """Writes the next frame, `[H, W, 3 or 4]` in the plan's `pixel_format`, after the sound that precedes it."""
         index, time_base = self.num_written, self.footage.time_base
         time = self.footage.times[index]
         self._write_sound(until=time * time_base)
@@ -173,15 +240,16 @@ class FootageWriter:
         self.container.mux(self.stream.encode(frame))
         self.num_written += 1
 
-    def _write_sound(self, until: float | None) -> None:
+    def _write_sound(self, until: Fraction | None) -> None:
         while self.next_sound is not None:
             packet = self.next_sound
-            if until is not None and packet.dts * packet.time_base > until:
+            if until is not None and seconds_of(packet) > until:
                 return
             write_packet(self.container, packet)
             self.next_sound = next(self.sound, None)
 
     def close(self) -> None:
+        """Writes what the encoder still holds and the rest of the sound: all of it, or until the last frame ends."""
         self.container.mux(self.stream.encode())
         end = (self.footage.times[-1] + self.footage.durations[-1]) * self.footage.time_base
         self._write_sound(until=end if self.footage.goes_on else None)
@@ -190,13 +258,14 @@ class FootageWriter:
 class GifWriter:
     """Keeps frames, and writes them as a gif when it is closed; made by `write_footage`."""
 
-    def __init__(self, file: str, footage: Footage, comment: str):
+    def __init__(self, file: str, footage: Clip, comment: str):
         self.file = file
         self.footage = footage
         self.comment = comment
-        self.images = []
+        self.images: list[Image.Image] = []
 
     def write(self, pixels: np.ndarray) -> None:
+        """Keeps the next frame, uint8 `[H, W, 3]`, in 256 colors."""
         self.images.append(Image.fromarray(pixels).quantize())
 
     def close(self) -> None:
@@ -207,7 +276,7 @@ class GifWriter:
 
 
 class SequenceWriter:
-    """Writes frames as images with the numbers from 1 on; made by `write_footage`."""
+    """Writes frames as images, numbered from 1; made by `write_footage`."""
 
     def __init__(self, file: Path, plan: OutputPlan):
         self.file = file
@@ -215,12 +284,13 @@ class SequenceWriter:
         self.num_written = 0
 
     def write(self, pixels: np.ndarray) -> None:
+        """Writes the next frame, `[H, W, 3 or 4]` in the plan's `pixel_format`."""
         self.num_written += 1
         path = sequence_file(self.file, self.num_written)
         if pixels.dtype == np.uint8:
             Image.fromarray(pixels).save(path, quality=95)
             return
-        # Pillow has no colors of 16 bits.
+        # Pillow cannot write colors of 16 bits.
         with av.open(str(path), "w", format="image2", options={"update": "1"}) as container:
             stream = container.add_stream("png", rate=1)
             stream.height, stream.width = pixels.shape[:2]
@@ -235,28 +305,34 @@ class SequenceWriter:
 
 @contextmanager
 def write_footage(
-    plan: OutputPlan, footage: Footage, comment: str = "", size: tuple[int, int] | None = None
+    plan: OutputPlan, footage: Clip, comment: str = "", size: tuple[int, int] | None = None
 ) -> Iterator[FootageWriter | GifWriter | SequenceWriter]:
     """
-    Writes the frames of an edited clip to the planned file, which appears when all of it is written.
+    Opens the planned file to write frames to it, one by one. The file appears when the last one is written.
 
     Args:
-        plan: what `plan_output` returned.
-        footage: the clip, whose times and colors the file gets.
-        comment: what the file says of itself; image sequences say nothing.
-        size: width and height in pixels; by default those of the clip.
+        plan: what `plan_output` returned for the clip.
+        footage: the clip, whose times, colors and sound the file gets.
+        comment: text to store in the file, which `read_comment` returns; image sequences hold none.
+        size: width and height of the frames in pixels, by default those of the clip.
+
+    Returns:
+        A context manager of the writer: call `write` once for each frame of the clip.
 
     Raises:
-        OSError: if it cannot be written.
+        LoomVideoError: if there can be no file, or the clip cannot be read.
+        DiskFullError: if there is no room for the file.
+        OSError: if it cannot be written for another reason.
     """
     silence_av()
     with whole_file(plan.path) as file, ExitStack() as stack:
+        writer: FootageWriter | GifWriter | SequenceWriter
         if plan.kind == ".gif":
             writer = GifWriter(str(file), footage, comment)
         elif not plan.codec:
             writer = SequenceWriter(file, plan)
         else:
-            # Matroska would give itself a random number.
+            # Without this flag, a Matroska file gets a random number.
             options = {"fflags": "+bitexact"} | ({} if plan.kind == ".mkv" else {"movflags": "faststart"})
             stack.enter_context(_writing(plan.path))
             container = av.open(str(file), "w", format=CONTAINERS[plan.kind], options=options)
@@ -269,7 +345,7 @@ def write_footage(
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Says which file it is that cannot be written; errors of reading say so themselves."""
+    """Turns errors of FFmpeg into an OSError that names the file."""
     try:
         yield
     except av.error.FFmpegError as error:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files that are whole or not there, what killed runs left behind, and folders that one run has to itself."""
+"""Files that are written whole or not at all, removal of what killed runs left behind, and locks."""
 
 import errno
 import hashlib
@@ -29,19 +29,19 @@ from ..errors import LoomVideoError
 try:
     import fcntl
 except ImportError:
-    # Windows, where what is open cannot be removed, which says as much as a lock. Not tested there.
-    fcntl = None
+    # On Windows an open file cannot be removed, which serves as a lock. This is not tested there.
+    fcntl = None  # type: ignore[assignment]
 
 
 UNFINISHED = ".unfinished-"
 
-# What the system says if there is no room: on the disk, of what the user may have, of what one file may have
+# Errors of a system that has no room: the disk is full, the file would be too large, or the user's quota is used up.
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 
-# What is written to see whether there is room, in bytes
+# In bytes: how much is written to find out whether there is room
 PROBE_SIZE = 2**16
 
-# What is open because it is locked
+# Open files and folders that are locked
 _held: set[int] = set()
 
 
@@ -52,17 +52,18 @@ class DiskFullError(OSError):
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """
-    Yields a path of the same name in a hidden folder beside `path`, where what is written appears when all of it is.
+    Yields a path of the same name in a hidden folder beside `path`. In the end, all files in the hidden folder are
+    moved beside `path`, or after an error removed.
 
-    The hidden folder is locked for as long, and the lock ends with the process: what a killed run left is removed by
-    the next call for the same path, and what another run is writing is left alone.
+    The hidden folder is locked until then, and the lock ends with the process. So the next call for the same path can
+    remove what a killed run left, and leaves alone what another run is writing.
 
     Args:
-        path: where to, or the pattern of the names of several files; the folder is made if needed.
+        path: the file to write, or the pattern of an image sequence; folders are made if needed.
 
     Raises:
         LoomVideoError: if there can be no file at `path`.
-        DiskFullError: if there is no room; then as after any other error, nothing is left behind.
+        DiskFullError: if there is no room.
     """
     path = Path(path)
     with _unfinished(path) as unfinished:
@@ -73,16 +74,17 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
-    """Has `write` write a file, given the path to write to, see `whole_file`."""
+    """Calls `write` with a path to write a file to, which becomes `path` when it is whole; see `whole_file`."""
     with whole_file(path) as unfinished:
         write(str(unfinished))
 
 
 def replace_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
     """
-    Has `write` fill a folder, which then takes the place of what was there; otherwise as `write_whole`.
+    Calls `write` with the path of a new folder to fill, which then replaces the folder at `path`; see `whole_file`.
 
-    It does so in two steps: if it is killed between them, there is no folder.
+    The old folder is moved away before the new one takes its place: if the process is killed in between, there is
+    none.
     """
     path = Path(path)
     with _unfinished(path) as unfinished:
@@ -94,7 +96,7 @@ def replace_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> No
 
 @contextmanager
 def _unfinished(path: Path) -> Iterator[Path]:
-    """A path of the same name, in a hidden and locked folder beside `path` that is removed in the end."""
+    """Yields a path of the same name in a hidden, locked folder beside `path`, which is removed in the end."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
@@ -116,16 +118,22 @@ def _unfinished(path: Path) -> Iterator[Path]:
 
 
 def reason_of_full_disk(error: Exception, path: Path) -> str | None:
-    """What the system says if it was for want of room that a library failed to write a file or folder, or None."""
-    seen = error
+    """
+    Returns what the system says if an error is due to lack of room, or None if it is due to something else.
+
+    Args:
+        error: what a library raised while it wrote a file or folder.
+        path: the file or folder.
+    """
+    seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, DiskFullError):
-            return None  # says already which file it is
+            return None  # It names the file that did not fit.
         for code in NO_ROOM:
             if getattr(seen, "errno", None) == code or os.strerror(code) in str(seen):
                 return os.strerror(code)
         seen = seen.__cause__ or seen.__context__
-    # Libraries such as PyTorch do not say why they failed.
+    # Libraries such as PyTorch do not say why they failed, so try to write.
     try:
         with open(path / ".probe" if path.is_dir() else path, "ab") as opened:
             opened.write(bytes(PROBE_SIZE))
@@ -135,7 +143,7 @@ def reason_of_full_disk(error: Exception, path: Path) -> str | None:
 
 
 def remove_leftovers(path: str | os.PathLike) -> None:
-    """Removes what killed runs left of writing a file, and nothing that a run is writing now."""
+    """Removes what killed runs left when they wrote this file, and nothing that is being written now."""
     path = Path(path)
     name = re.compile(re.escape(_unfinished_prefix(path)) + "[a-z0-9_]{8}")
     for folder in path.parent.glob(f"{UNFINISHED}*~*"):
@@ -145,9 +153,9 @@ def remove_leftovers(path: str | os.PathLike) -> None:
 
 def remove_leftovers_in(folder: Path) -> None:
     """
-    Removes all that killed runs left in a folder, files and folders, though not in those within it.
+    Removes all files and folders that killed runs left in a folder, but not those in its subfolders.
 
-    Only for the one run that has the folder to itself: some leftovers have no locks.
+    The caller must hold the lock of the folder, since some leftovers have none.
     """
     for path in [*folder.glob(f"{UNFINISHED}*"), *folder.glob(".removed-*")]:
         if path.is_dir():
@@ -159,12 +167,12 @@ def remove_leftovers_in(folder: Path) -> None:
 @contextmanager
 def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
     """
-    Has a folder to itself, which is made if needed; the lock is a hidden file in it, removed in the end.
+    Locks a folder, which is made if needed. The lock is on a hidden file in it, which is removed in the end.
 
-    A run that is killed leaves the file, but not the lock on it, so that the next run goes on.
+    A killed run leaves the hidden file, but not the lock on it: the next run takes the lock.
 
     Raises:
-        LoomVideoError: if another run has the folder, or it cannot be written to.
+        LoomVideoError: if another run holds the lock, or the folder cannot be written to.
     """
     folder = Path(folder)
     with _lock(folder / ".lock", folder):
@@ -174,10 +182,10 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
 @contextmanager
 def lock_beside(path: str | os.PathLike) -> Iterator[None]:
     """
-    Has a file or folder that is to be written to itself, by a hidden file beside it; see `lock_folder`.
+    Locks a file or folder that is to be written. The lock is on a hidden file beside it; see `lock_folder`.
 
     Raises:
-        LoomVideoError: if another run is writing it, or it cannot be written.
+        LoomVideoError: if another run holds the lock, or the file cannot be written.
     """
     path = Path(path)
     with _lock(path.with_name(f".lock-{_short_name(path)}"), path):
@@ -197,12 +205,12 @@ def _lock(file: Path, what: Path) -> Iterator[None]:
             os.close(handle)
             file.unlink(missing_ok=True)
         else:
-            # Who has opened it in the meantime finds that it is no longer there, and makes another.
+            # A run that has opened it in the meantime notices that it is gone, and makes another.
             with suppress(OSError):
                 file.unlink()
             _let_go(handle)
         for parent in made:
-            with suppress(OSError):  # there is something in it
+            with suppress(OSError):  # The folder is not empty.
                 parent.rmdir()
 
 
@@ -226,7 +234,17 @@ def _open_lock(file: Path, what: Path) -> int:
 
 
 def check_output_path(path: str | os.PathLike, suffixes: tuple[str, ...], why: str = "") -> None:
-    """Raises LoomVideoError if a file of one of these kinds, which `why` explains, could not be written there."""
+    """
+    Refuses a path that no file can be written to, before any work is done.
+
+    Args:
+        path: the file to write.
+        suffixes: the endings that it may have, in lower case.
+        why: beginning of the error if it has another, which says why it must not.
+
+    Raises:
+        LoomVideoError: if the ending is another, `path` is a folder, or its folder cannot be written to.
+    """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise LoomVideoError(f"{why}{path} must end in {' or '.join(suffixes)}.")
@@ -236,7 +254,7 @@ def check_output_path(path: str | os.PathLike, suffixes: tuple[str, ...], why: s
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Raises LoomVideoError if a file or folder could not be made there, in folders that may have to be made first."""
+    """Raises LoomVideoError if no file or folder can be made at `path`, whose own folder may not exist yet."""
     _check_folder(Path(path).absolute().parent, path)
 
 
@@ -247,7 +265,9 @@ def _check_folder(folder: Path, what: str | os.PathLike) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise LoomVideoError(f"{what} cannot be written: {folder} is not a folder that can be written to.") from error
+        raise LoomVideoError(
+            f"{what} cannot be written, since {folder} is not a folder that can be written to: choose another."
+        ) from error
 
 
 def _unfinished_prefix(path: Path) -> str:
@@ -255,12 +275,12 @@ def _unfinished_prefix(path: Path) -> str:
 
 
 def _short_name(path: Path) -> str:
-    """A file's name, or if there is no room for more in it, a hash."""
+    """The name of a file, or a hash of it if it is too long for more to be added."""
     return path.name if len(os.fsencode(path.name)) < 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
 
 
 def _make_unfinished(path: Path) -> tuple[Path, int | None]:
-    """A new folder, open and locked."""
+    """Makes a hidden folder, opens it and locks it."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_unfinished_prefix(path), dir=path.parent))
         if fcntl is None:
@@ -268,11 +288,11 @@ def _make_unfinished(path: Path) -> tuple[Path, int | None]:
         try:
             handle = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:
-            continue  # Another run took it for a leftover before it was locked.
+            continue  # Another run removed it as a leftover before it was locked.
         _held.add(handle)
         if _take_lock(handle, is_writer=True) and _is_at(handle, folder):
             return folder, handle
-        _let_go(handle)  # likewise
+        _let_go(handle)  # Another run removed it, or is about to.
 
 
 def _remove_if_dead(folder: Path) -> None:
@@ -290,9 +310,9 @@ def _remove_if_dead(folder: Path) -> None:
 
 def _take_lock(handle: int, is_writer: bool) -> bool:
     """
-    Takes the lock on an open file or folder, if nobody else has it.
+    Tries to lock an open file or folder, and returns whether it may be used.
 
-    On file systems without locks, a writer goes on as if it had one, and nothing is taken for dead.
+    On file systems without locks, a writer goes on without one, and nothing is removed as a leftover.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -317,7 +337,7 @@ def _let_go(handle: int | None) -> None:
 
 
 def _forget_held() -> None:
-    # A child, such as one that reads data ahead, would otherwise keep the locks of a parent that is killed.
+    # Otherwise a child process, such as one that loads training data, would keep the locks of a killed parent.
     for handle in list(_held):
         _let_go(handle)
 

@@ -12,10 +12,10 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Image files: reading photos of all kinds upright, in 8 bits and without transparency, and writing images.
+Image files: reading photos of all kinds upright, as RGB of 8 bits, and writing images.
 
-A file is taken for what it holds, whatever its name ends in. Of what a photo says of itself, its orientation and its
-color profile count; nothing else is read, so that nothing else can be wrong.
+The content of a file says what it is, not its ending. Of the metadata of a photo, only its orientation and its color
+profile are read, because what cameras and programs write there is often broken.
 """
 
 import io
@@ -36,14 +36,15 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageCms
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import LoomVideoError
-from ..pipelines import loomvideo_frames
 from . import orientation as orientations
 from .files import check_output_path, write_whole
+from .pixels import Picture, gray_to_8_bits, to_image, to_rgb
 
 
-# What is read as an image, and of that what is written
+# Endings of files that are read as images, and of those that are written
 READ_SUFFIXES = (
     ".png",
     ".apng",
@@ -61,45 +62,57 @@ READ_SUFFIXES = (
 )
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-# A larger image is refused: it would take more than a gigabyte. Photos have up to 200 million pixels.
+# A larger image is refused, since it would take more than a gigabyte. Photos have up to 200 million pixels.
 MAX_PIXELS = 2**28
 
-# A larger image is scaled down to half, a quarter, ... when it is read: the model knows no more than 2048 on a side.
+# A larger image is scaled down to a half, a quarter, ... of its sides when it is read, to save memory.
 MAX_PIXELS_KEPT = 50_000_000
 
-# Brands of files of boxes, by which images are told from videos
+# The brands that tell images from videos in the file format that they share (ISO 14496-12)
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"heif", b"mif1", b"mif2", b"msf1"}
 
-# The parts of a PNG that say how its pixels look; texts and the like can be of any size.
+# The chunks of a PNG that pixels depend on. Others are left out: text can be of any size.
 PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
 
-# The tag of a tif that is a raw photo
+# The tag of TIFF files that are raw photos
 DNG_VERSION = 50706
 
-# Pillow's switch for large images, and the warnings of Python, are those of the whole process.
+# Pillow's limit for large images and Python's filters of warnings are shared by the whole process.
 _LOCK = threading.RLock()
 
 
 class ImageError(LoomVideoError):
-    """Says in one sentence why a file cannot be read as an image."""
+    """A file cannot be read as an image."""
 
 
 def read_image(path: str | os.PathLike) -> PIL.Image.Image:
     """
-    Reads an image file upright, as sRGB of 8 bits; of an animation, the first picture.
+    Reads an image file, or the first picture of an animation.
 
-    What is transparent is laid on white. Images of more than `MAX_PIXELS_KEPT` are scaled down.
+    It is turned upright and converted to sRGB, and what is transparent is laid on white. An image of more than 50
+    million pixels is scaled down to a half, a quarter, ... of its sides.
+
+    Args:
+        path: a png, jpg, webp, avif, tif, bmp or gif, whatever its ending; or a heic, which needs `pillow-heif`.
+
+    Returns:
+        `PIL.Image.Image`: of mode RGB.
 
     Raises:
-        LoomVideoError: if it cannot be read, with the reason in one sentence.
+        LoomVideoError: if the file cannot be read, is damaged, or has more than 268 million pixels.
     """
     with _open_image(path) as image:
         return _read_picture(path, image)
 
 
 def probe_image(path: str | os.PathLike) -> tuple[int, int]:
-    """Returns the width and the height that `read_image` gives, decoding no pixels, or raises ValueError."""
+    """
+    Returns the width and the height, in pixels, of the image that `read_image` returns, without decoding it.
+
+    Raises:
+        LoomVideoError: if the file cannot be read as an image.
+    """
     with _open_image(path) as image:
         factor = _reduction(image.size)
         width, height = (-(-side // factor) for side in image.size)
@@ -107,12 +120,12 @@ def probe_image(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def is_image(path: str | os.PathLike) -> bool:
-    """Whether a file holds a still image, by its content; of one that cannot be opened, its name decides."""
+    """Whether a file holds a still image, by its content, or by its ending if it cannot be opened."""
     try:
         with _open_image(path) as image:
-            # A gif is a clip, however short.
+            # A gif is a clip, even if it has one picture.
             return image.format != "GIF" and not _is_animated(image)
-    except ValueError:
+    except ImageError:
         try:
             kind = _kind_of(path)
         except OSError:
@@ -122,19 +135,18 @@ def is_image(path: str | os.PathLike) -> bool:
 
 
 def is_animation(path: str | os.PathLike) -> bool:
-    """Whether a file holds an image that moves: a gif, png, webp or avif of several pictures."""
+    """Whether a file is an animation: a gif, png, webp or avif of several pictures."""
     try:
         with _open_image(path) as image:
             return _is_animated(image)
-    except ValueError:
+    except ImageError:
         return False
 
 
 def is_animated_webp(path: str | os.PathLike) -> bool:
-    """Whether a file is a webp of several pictures."""
+    """Whether a file is a webp of several pictures, by the flags in its header."""
     try:
         with open(path, "rb") as file:
-            # The flags of the file say so.
             start = file.read(21)
         return start[:4] == b"RIFF" and start[8:16] == b"WEBPVP8X" and bool(start[20] & 2)
     except OSError:
@@ -143,15 +155,17 @@ def is_animated_webp(path: str | os.PathLike) -> bool:
 
 def animation_as_png(path: str | os.PathLike) -> bytes:
     """
-    Reads an animation and returns it as an animated png of the pictures that `read_image` would give, with their
-    times. A picture that says nothing of its time, or 0, is shown for a tenth of a second, as browsers do.
+    Converts an animation to an animated png, each picture as `read_image` would return it.
+
+    Pictures are shown for as long as in the animation, or for a tenth of a second, as in browsers, where it says 0 or
+    nothing.
 
     Raises:
-        LoomVideoError: if it cannot be read.
+        LoomVideoError: if the file cannot be read as an image.
     """
 
     def pictures() -> Iterator[PIL.Image.Image]:
-        # A png may begin with a picture for viewers that know no animations.
+        # A png may begin with a picture for viewers that cannot show animations.
         for index in range(int(getattr(image, "default_image", False)), getattr(image, "n_frames", 1)):
             image.seek(index)
             picture = _read_picture(path, image)
@@ -165,10 +179,21 @@ def animation_as_png(path: str | os.PathLike) -> bytes:
     return whole.getvalue()
 
 
-def write_image(path: str | os.PathLike, image: loomvideo_frames.Image, comment: str = "") -> None:
-    """Writes a png, jpg or webp, which says of itself what `comment` says. It appears when all of it is written."""
+def write_image(path: str | os.PathLike, image: Picture, comment: str = "") -> None:
+    """
+    Writes a png, jpg or webp. The file appears when all of it is written.
+
+    Args:
+        path: ends in `.png`, `.jpg`, `.jpeg` or `.webp`; folders are made if needed.
+        image: a PIL image, or an array or tensor `[H, W, 3]` or `[3, H, W]` of uint8, or of floats in [0, 1].
+        comment: text to store in the file, which `read_comment` returns.
+
+    Raises:
+        LoomVideoError: if the image or the file's ending are wrong, or there can be no file at `path`.
+        DiskFullError: if there is no room for the file.
+    """
     check_output_path(path, IMAGE_SUFFIXES)
-    picture = loomvideo_frames.to_image(image, "image")
+    picture = to_image(image)
     image_format = PIL.Image.registered_extensions()[Path(path).suffix.lower()]
     exif = PIL.Image.Exif()
     exif[PIL.ExifTags.Base.ImageDescription] = comment
@@ -176,7 +201,12 @@ def write_image(path: str | os.PathLike, image: loomvideo_frames.Image, comment:
 
 
 def read_image_comment(path: str | os.PathLike) -> str:
-    """Returns what an image says of itself, which may be nothing, or raises ValueError."""
+    """
+    Returns the comment that an image holds, or "" if it holds none.
+
+    Raises:
+        LoomVideoError: if the file cannot be read as an image.
+    """
     with _open_image(path) as image:
         if image.format == "GIF":
             return image.info.get("comment", b"").decode(errors="replace")
@@ -184,13 +214,13 @@ def read_image_comment(path: str | os.PathLike) -> str:
         try:
             exif.load(image.info.get("exif", b""))
             return str(exif.get(PIL.ExifTags.Base.ImageDescription, ""))
-        except Exception:  # whatever Pillow meets in what a camera wrote
+        except Exception:  # Pillow raises errors of all kinds at broken EXIF.
             return ""
 
 
 @contextmanager
 def _open_image(path: str | os.PathLike) -> Iterator[PIL.Image.Image]:
-    """Opens an image, whose pixels are decoded when they are used. All that goes wrong until then is a ValueError."""
+    """Opens an image, whose pixels are decoded when they are used. All errors within are ImageErrors."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
@@ -206,7 +236,7 @@ def _open_image(path: str | os.PathLike) -> Iterator[PIL.Image.Image]:
                 yield image
         except ImageError:
             raise
-        # Decoders raise whatever they meet in damaged files.
+        # At damaged files, decoders raise errors of all kinds.
         except Exception as error:
             raise ImageError(
                 f"{path} cannot be read as an image, since it is damaged or incomplete: choose a complete file."
@@ -216,7 +246,7 @@ def _open_image(path: str | os.PathLike) -> Iterator[PIL.Image.Image]:
 
 
 def _check_kind(path: str | os.PathLike) -> str:
-    """The format of an image, or a ValueError that says what the file is instead."""
+    """Returns the format of an image, or raises an ImageError that says what the file is instead."""
     advice = "choose a png, jpg, webp, avif, heic, tif, bmp or gif"
     if os.path.isdir(path):
         raise ImageError(f"{path} is a folder: {advice}.")
@@ -236,7 +266,7 @@ def _check_kind(path: str | os.PathLike) -> str:
 
 
 def _kind_of(path: str | os.PathLike) -> str | None:
-    """The format of an image by its first bytes, `video` for a video, None for all else. Raises OSError."""
+    """Returns the format of an image by its first bytes, "video" for a video, or None for any other file."""
     with open(path, "rb") as file:
         start = file.read(512)
     if start[4:8] == b"ftyp":
@@ -262,7 +292,7 @@ def _kind_of(path: str | os.PathLike) -> str | None:
 
 def _open(kind: str, data: bytes) -> PIL.Image.Image:
     if kind == "JPEG":
-        # Not `PIL.Image.open`, which looks for further pictures in what the file says of itself.
+        # `PIL.Image.open` would look for more pictures in the metadata, and may fail at it.
         return JpegImageFile(io.BytesIO(data))
     if kind == "HEIF":
         from pillow_heif import HeifImageFile
@@ -271,7 +301,7 @@ def _open(kind: str, data: bytes) -> PIL.Image.Image:
     if kind == "PNG":
         data = _without_texts(data)
     if kind == "AVIF":
-        # The orientation of such files is not in their EXIF, which Pillow reads all the same: it gets another name.
+        # Pillow applies the orientation in the EXIF of such files too, which does not count: give it another name.
         data = re.sub(rb"(infe\x02\0\0.{5})Exif", rb"\1none", data, flags=re.DOTALL)
     return PIL.Image.open(io.BytesIO(data), formats=[kind])
 
@@ -287,11 +317,12 @@ def _without_texts(png: bytes) -> bytes:
 
 
 def _is_animated(image: PIL.Image.Image) -> bool:
-    # Others hold pages, or what a phone took besides.
+    # In other formats, several pictures are pages, or further shots and depth maps of a phone.
     return image.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(image, "is_animated", False)
 
 
 def _reduction(size: tuple[int, int]) -> int:
+    """By how much the sides of an image are divided when it is read: 1, 2, 4, ..."""
     factor = 1
     while size[0] * size[1] > MAX_PIXELS_KEPT * factor**2:
         factor *= 2
@@ -299,14 +330,14 @@ def _reduction(size: tuple[int, int]) -> int:
 
 
 def _orientation(image: PIL.Image.Image) -> int:
-    """The orientation that is still to be applied; a tif's or a heic's is by those who decode them."""
+    """The orientation of an open image; decoders turn TIFF and HEIF images upright themselves."""
     if image.format in ("TIFF", "HEIF"):
         return orientations.UPRIGHT
     return orientation_of_exif(image.info.get("exif", b""))
 
 
 def orientation_of_exif(exif: bytes) -> int:
-    """Finds the orientation among the first entries of EXIF data, of which nothing else is read."""
+    """Returns the orientation that EXIF data holds, or `UPRIGHT`. Nothing else is read, since it may be broken."""
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2], ">")
     try:
@@ -315,7 +346,7 @@ def orientation_of_exif(exif: bytes) -> int:
         for index in range(num_entries):
             tag, kind, count, value = struct.unpack_from(f"{order}HHIH", exif, place + 2 + 12 * index)
             if tag == PIL.ExifTags.Base.Orientation and count == 1:
-                # Of two bytes as a rule, of four in some files
+                # The value has two bytes, but four in some files.
                 value = struct.unpack_from(f"{order}I", exif, place + 10 + 12 * index)[0] if kind == 4 else value
                 return value if value in orientations.MATRICES else orientations.UPRIGHT
     except struct.error:
@@ -324,14 +355,16 @@ def orientation_of_exif(exif: bytes) -> int:
 
 
 def _read_picture(path: str | os.PathLike, image: PIL.Image.Image) -> PIL.Image.Image:
-    """Decodes an open image, or the picture of it that it is at."""
+    """Decodes the current picture of an open image."""
     orientation, factor = _orientation(image), _reduction(image.size)
     if factor > 1 and image.format == "JPEG":
-        # Decodes less
+        # The decoder scales it down, which takes less time and memory.
         image.draft(None, (image.width // factor, image.height // factor))
         factor = 1
-    picture, profile = image, image.info.get("icc_profile")
+    picture: PIL.Image.Image = image
+    profile = image.info.get("icc_profile")
     if image.format == "TIFF":
+        assert isinstance(image, TiffImageFile)
         picture = _read_tiff(path, image)
     image.load()
     if factor > 1 and picture.mode in ("RGB", "RGBA", "CMYK", "L", "LA"):
@@ -344,7 +377,7 @@ def _read_picture(path: str | os.PathLike, image: PIL.Image.Image) -> PIL.Image.
     return picture
 
 
-def _read_tiff(path: str | os.PathLike, image: PIL.Image.Image) -> PIL.Image.Image:
+def _read_tiff(path: str | os.PathLike, image: TiffImageFile) -> PIL.Image.Image:
     tags = image.tag_v2
     if tags.get(DNG_VERSION) is not None or tags.get(PIL.ExifTags.Base.NewSubfileType) == 1:
         raise ImageError(f"{path} is a raw photo, of which only a preview could be read: develop it to tif or jpg.")
@@ -352,12 +385,12 @@ def _read_tiff(path: str | os.PathLike, image: PIL.Image.Image) -> PIL.Image.Ima
     is_unsigned = tags.get(PIL.ExifTags.Base.SampleFormat, (1,))[0] == 1
     if image.mode == "I" and is_unsigned and tags.get(PIL.ExifTags.Base.BitsPerSample) == (32,):
         values = np.asarray(image).view(np.uint32)
-        return PIL.Image.fromarray(loomvideo_frames.gray_to_8_bits(values, str(path)))
+        return PIL.Image.fromarray(gray_to_8_bits(values, str(path)))
     return image
 
 
 def _load_tiff(path: str | os.PathLike, image: PIL.Image.Image) -> None:
-    """Decodes a tif. What libtiff finds wrong it only prints, and goes on: that refuses the file."""
+    """Decodes a TIFF image, and refuses it if libtiff prints an error to stderr, after which it would go on."""
     with tempfile.TemporaryFile() as printed, _stderr_to(printed):
         image.load()
         printed.seek(0)
@@ -378,10 +411,10 @@ def _stderr_to(file: IO[bytes]) -> Iterator[None]:
 
 
 def _to_srgb(image: PIL.Image.Image, profile: bytes | None, name: str) -> PIL.Image.Image:
-    """Converts an image as `loomvideo_frames.to_image` does, by its color profile if that is of any use."""
+    """Converts an image to RGB, with its color profile if that can be used."""
     try:
-        picture = loomvideo_frames.to_image(image, name)
-    except ValueError as error:
+        picture = to_rgb(image, name)
+    except LoomVideoError as error:
         raise ImageError(str(error)) from error
     if not profile:
         return picture
@@ -391,6 +424,7 @@ def _to_srgb(image: PIL.Image.Image, profile: bytes | None, name: str) -> PIL.Im
         colors = {"RGB": picture, "GRAY": picture.convert("L"), "CMYK": image}[space]
         if PIL.ImageCms.getProfileDescription(source).startswith("sRGB") or (space == "CMYK" and image.mode != "CMYK"):
             return picture
-        return PIL.ImageCms.profileToProfile(colors, source, PIL.ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except Exception:  # what a camera wrote may be anything
+        srgb = PIL.ImageCms.createProfile("sRGB")
+        return PIL.ImageCms.profileToProfile(colors, source, srgb, outputMode="RGB") or picture
+    except Exception:  # The profile may be broken in any way.
         return picture

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files of JSON records, as jobs and training data are: a record a line, or all of them in one value."""
+"""Files of JSON records, such as jobs and training data: one record on each line, or all of them in one list."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import LoomVideoError
 
 
-# The marks that Windows' editors put before a text; that of UTF-32 begins with that of UTF-16.
+# Byte order marks, which Windows' editors write. UTF-32 comes first, since its mark begins with that of UTF-16.
 ENCODINGS = {
     b"\xef\xbb\xbf": "utf-8-sig",
     b"\xff\xfe\x00\x00": "utf-32",
@@ -30,28 +30,32 @@ ENCODINGS = {
     b"\xfe\xff": "utf-16",
 }
 
-# JSON may hold other separators of lines within its strings, but none of these.
+# Strings in JSON may hold other line separators, but none of these.
 LINE_END = re.compile(r"\r\n|\n|\r")
 
-MOST_DIGITS = 1000
+# Python converts long numbers slowly, and refuses more than 4300 digits.
+MAX_DIGITS = 1000
 
 
 def read_json_records(path: Path) -> list[tuple[str, Any]]:
     """
-    Reads a file of a JSON value a line, or a `.json` of one value or of a list of them.
+    Reads a file with a JSON value on each line, or a `.json` file of one value or a list of values.
+
+    Args:
+        path: the file, in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Returns:
-        The place of each value, such as `jobs.jsonl:3`, or in a list `jobs.json[0]`, and the value.
+        Where each value stands, such as `jobs.jsonl:3` for line 3 or `jobs.json[0]` in a list, and the value.
 
     Raises:
-        LoomVideoError: naming the file, and the line if one is wrong.
+        LoomVideoError: if the file cannot be read, is not text, or is not JSON; it names the line if it can.
     """
     text = _read_text(path)
     if path.suffix.lower() == ".json" and text.strip():
         try:
             value = _parse(text, str(path))
         except _MoreThanOneValue:
-            pass  # a value a line
+            pass  # The file has a value on each line.
         else:
             values = value if isinstance(value, list) else [value]
             return [(f"{path}[{index}]", record) for index, record in enumerate(values)]
@@ -60,7 +64,7 @@ def read_json_records(path: Path) -> list[tuple[str, Any]]:
 
 
 class _MoreThanOneValue(LoomVideoError):
-    pass
+    """There is something after a JSON value."""
 
 
 def _read_text(path: Path) -> str:
@@ -75,7 +79,7 @@ def _read_text(path: Path) -> str:
         number = len(LINE_END.split(data[: error.start].decode("latin-1")))
         raise LoomVideoError(f"{path}:{number} is not in {encoding.upper()}: save the file as UTF-8.") from error
     if "\0" in text:
-        raise LoomVideoError(f"{path} is no text in UTF-8: save it as UTF-8.")
+        raise LoomVideoError(f"{path} is not text in UTF-8: save it as UTF-8.")
     return text
 
 
@@ -88,12 +92,12 @@ def _parse(text: str, where: str) -> Any:
     except UnicodeEncodeError as error:
         raise LoomVideoError(f"{where} holds half a character: save the file as UTF-8, without escapes.") from error
     except RecursionError as error:
-        raise LoomVideoError(f"{where} is not JSON of records: it is nested too deeply.") from error
+        raise LoomVideoError(f"{where} cannot be read as records: it is nested too deeply.") from error
     except json.JSONDecodeError as error:
         kind = _MoreThanOneValue if error.msg == "Extra data" else LoomVideoError
         raise kind(f"{where} is not JSON: {error.msg} at column {error.colno}.") from error
     except ValueError as error:
-        raise LoomVideoError(f"{where} is not JSON of records: {error}.") from error
+        raise LoomVideoError(f"{where} cannot be read as records: {error}.") from error
     return value
 
 
@@ -106,7 +110,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _int(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
+    if len(digits) > MAX_DIGITS:
         raise LoomVideoError(f"it holds a number of {len(digits)} digits")
     return int(digits)
 
@@ -119,4 +123,4 @@ def _float(text: str) -> float:
 
 
 def _refuse_constant(name: str) -> None:
-    raise LoomVideoError(f"it holds {name}, which is no number")
+    raise LoomVideoError(f"it holds {name}, which is not a number")

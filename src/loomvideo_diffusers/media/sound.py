@@ -11,12 +11,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The sound of a clip: which of its tracks a file can hold as they are, and which are encoded anew for it."""
+"""The sound of a clip: which of its tracks a file can hold as they are, and which must be encoded for it."""
 
 import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import islice
 
 import av
@@ -25,12 +26,12 @@ import av.filter
 from .decoding import VideoReader, open_video
 
 
-# What is done with sound: copied where the file can hold it, and else encoded; encoded; left out.
+# Copy tracks that the file can hold and encode the others, encode all of them, or leave them out
 AUDIO_MODES = ("copy", "encode", "none")
 
 CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
-# What a file holds sound without loss as; all of them hold AAC.
+# What lossless sound becomes if it must be encoded. Other sound becomes AAC, which all of these files can hold.
 LOSSLESS_ENCODERS = {".mp4": "flac", ".mov": "pcm_s24le", ".mkv": "flac"}
 LOSSLESS_CODECS = ("flac", "alac", "wavpack", "tta", "truehd", "mlp", "ape", "tak", "shorten")
 
@@ -41,7 +42,7 @@ AAC_RATES = (48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 LAYOUTS = {"1 channels": "mono", "2 channels": "stereo", "3 channels": "2.1", "4 channels": "quad"}
 LAYOUTS |= {"5 channels": "5.0", "6 channels": "5.1", "8 channels": "7.1"}
 
-# By how many seconds a packet may be earlier than the one before it
+# In seconds: how much earlier than the one before it a packet may be
 LARGEST_DISORDER = 0.1
 
 # How many packets show whether a file can hold a track
@@ -50,19 +51,20 @@ TRIED_PACKETS = 24
 
 @dataclass(frozen=True)
 class Track:
-    """A track of sound of a clip, by the index of its stream, and what encodes it, or None where it is copied."""
+    """A track of sound: the index of its stream in the clip, and the encoder for it, or None if it is copied."""
 
     index: int
     encoder: str | None = None
 
 
 def usable_tracks(reader: VideoReader) -> tuple[int, ...]:
-    """Reads all sound of an open video, and returns the indices of its tracks that can be used, noting the others."""
-    tracks, last = {}, {}
+    """Reads all sound of an open video. Returns the stream indices of the usable tracks, and notes the others."""
+    tracks: dict[int, int] = {}
+    last: dict[int, float] = {}
     for number, stream in enumerate(reader.container.streams.audio, start=1):
         if stream.codec_context is None:
             reader.note(
-                f"Track {number} of the sound of {reader.path} is of a codec unknown to FFmpeg: it is left out."
+                f"Audio track {number} of {reader.path} has a codec that FFmpeg does not know: it is left out."
             )
         else:
             tracks[stream.index] = number
@@ -71,15 +73,15 @@ def usable_tracks(reader: VideoReader) -> tuple[int, ...]:
             if packet.dts is None or packet.stream.index not in tracks:
                 continue
             index, seconds = packet.stream.index, float(packet.dts * packet.time_base)
-            # Formats of recordings may have packets of equal times, and a little disorder, which is mended.
+            # In recordings, packets may have equal times or be a little out of order, which `_Copier` corrects.
             if seconds < last.get(index, seconds) - LARGEST_DISORDER:
                 reader.note(
-                    f"Track {tracks.pop(index)} of the sound of {reader.path} is damaged at {seconds:.2f} seconds: it "
-                    "is left out."
+                    f"Audio track {tracks.pop(index)} of {reader.path} is damaged at {seconds:.2f} seconds: it is "
+                    "left out."
                 )
             last[index] = max(last.get(index, seconds), seconds)
     for index in [index for index in tracks if index not in last]:
-        reader.note(f"Track {tracks.pop(index)} of the sound of {reader.path} is empty: it is left out.")
+        reader.note(f"Audio track {tracks.pop(index)} of {reader.path} is empty: it is left out.")
     return tuple(tracks)
 
 
@@ -87,18 +89,22 @@ def plan_sound(
     path: str | os.PathLike, indices: tuple[int, ...], kind: str, audio: str
 ) -> tuple[tuple[Track, ...], list[str]]:
     """
-    Decides by trial what becomes of each track.
+    Tries to copy or encode each track, and decides by the result which tracks a file gets.
 
     Args:
         path: the clip.
-        indices: its tracks, as `usable_tracks` returns them.
-        kind: of the file to write, a key of `CONTAINERS`.
+        indices: the stream indices of its usable tracks, as `usable_tracks` returns them.
+        kind: the ending of the file to write, a key of `CONTAINERS`.
         audio: one of `AUDIO_MODES`.
 
     Returns:
-        The tracks that the file gets, and a sentence for each that is not copied though that was asked for.
+        The tracks that the file gets, and a sentence on each that is left out, damaged, or encoded instead of copied.
+
+    Raises:
+        LoomVideoError: if the clip cannot be read.
     """
-    tracks, notes = [], []
+    tracks: list[Track] = []
+    notes: list[str] = []
     if audio == "none":
         return (), notes
     for index in indices:
@@ -107,7 +113,7 @@ def plan_sound(
             codec = reader.container.streams[index].codec_context.name
         is_lossless = codec.startswith("pcm_") or codec in LOSSLESS_CODECS
         encoder = LOSSLESS_ENCODERS[kind] if is_lossless else "aac"
-        number = f"Track {all_tracks.index(index) + 1} of the sound" if len(all_tracks) > 1 else "The sound"
+        number = f"Audio track {all_tracks.index(index) + 1}" if len(all_tracks) > 1 else "The sound"
         name = f"{number} of {path} ({codec})"
         num_damaged = _try(path, Track(index), kind) if audio == "copy" else None
         if num_damaged is not None:
@@ -118,14 +124,14 @@ def plan_sound(
             tracks.append(Track(index, encoder))
             if audio == "copy":
                 words = encoder.split("_")[0].upper()
-                notes.append(f"{name} cannot be copied into a {kind}: it is encoded as {words}.")
+                notes.append(f"{name} cannot be copied to {kind}: it is encoded as {words}.")
         else:
             notes.append(f"{name} cannot be read: it is left out.")
     return tuple(tracks), notes
 
 
 def _try(path: str | os.PathLike, track: Track, kind: str) -> int | None:
-    """Writes the beginning of a track, or all of a recording's. Returns how many packets fail, or None if all do."""
+    """Writes the beginning of a track, or a recording's whole track. Returns how many packets fail, None if all do."""
     num_written = num_damaged = 0
     try:
         with open_video(path) as reader, av.open(io.BytesIO(), "w", format=CONTAINERS[kind]) as container:
@@ -141,8 +147,14 @@ def _try(path: str | os.PathLike, track: Track, kind: str) -> int | None:
     return num_damaged if num_written else None
 
 
+def seconds_of(packet: av.Packet) -> Fraction:
+    """When a packet of sound is decoded, in seconds."""
+    assert packet.dts is not None
+    return packet.dts * packet.time_base
+
+
 def write_packet(container: av.container.OutputContainer, packet: av.Packet) -> bool:
-    """Writes a packet of sound, and says whether it is intact, or damaged and left out."""
+    """Writes a packet of sound. Returns whether it is intact; a damaged packet is left out."""
     try:
         container.mux(packet)
     except av.error.InvalidDataError:
@@ -153,10 +165,11 @@ def write_packet(container: av.container.OutputContainer, packet: av.Packet) -> 
 def add_sound(
     reader: VideoReader, container: av.container.OutputContainer, tracks: tuple[Track, ...], kind: str
 ) -> Iterator[av.Packet]:
-    """Adds streams for tracks of an open video to a file, and returns an iterator of their packets."""
-    writers = {}
+    """Adds streams for tracks of an open video to an open file, and returns an iterator of the packets to write."""
+    writers: dict[int, _Copier | _Encoder] = {}
     for track in tracks:
         source = reader.container.streams[track.index]
+        assert isinstance(source, av.AudioStream)
         if track.encoder is None:
             writers[track.index] = _Copier(container.add_stream_from_template(source), reader, kind)
         else:
@@ -167,25 +180,28 @@ def add_sound(
 def _packets(reader: VideoReader, writers: dict[int, "_Copier | _Encoder"]) -> Iterator[av.Packet]:
     for packet in reader.packets(*(reader.container.streams[index] for index in writers)):
         if packet.dts is not None:
-            yield from writers[packet.stream.index].write(packet)
+            yield from writers[packet.stream.index].convert(packet)
     for writer in writers.values():
-        yield from writer.close()
+        yield from writer.flush()
 
 
 class _Copier:
-    """Passes packets on, from where the clip begins."""
+    """Copies packets, from where the clip begins."""
 
     def __init__(self, stream: av.AudioStream, reader: VideoReader, kind: str):
         self.stream = stream
-        # What a decoder needs to hear first can be said to come before the beginning, in Matroska where that is known.
+        # A decoder needs the packet before the first that is heard. These formats can say that it is not heard itself;
+        # Matroska can if the source says so, or the codec is Opus.
         is_known = "matroska" in reader.container.format.name or stream.codec_context.name == "opus"
         self.keeps_lead = kind in (".mp4", ".mov") or is_known
-        self.lead = None
-        self.last = None
+        self.lead: av.Packet | None = None
+        self.last: int | None = None
 
-    def write(self, packet: av.Packet) -> Iterator[av.Packet]:
-        is_over = packet.pts + (packet.duration or 0) <= 0
-        if packet.pts < 0 and (is_over or not self.keeps_lead):
+    def convert(self, packet: av.Packet) -> Iterator[av.Packet]:
+        start = packet.dts if packet.pts is None else packet.pts
+        assert start is not None
+        is_over = start + (packet.duration or 0) <= 0
+        if start < 0 and (is_over or not self.keeps_lead):
             self.lead = packet
             return
         if self.keeps_lead and self.lead is not None:
@@ -194,20 +210,21 @@ class _Copier:
         yield self._placed(packet)
 
     def _placed(self, packet: av.Packet) -> av.Packet:
-        # Each packet must be later than the one before it.
+        # Muxers take a packet only if it is later than the one before it.
+        assert packet.dts is not None
         if self.last is not None and packet.dts <= self.last:
             packet.dts = self.last + 1
-            packet.pts = max(packet.pts, packet.dts)
+            packet.pts = packet.dts if packet.pts is None else max(packet.pts, packet.dts)
         self.last = packet.dts
         packet.stream = self.stream
         return packet
 
-    def close(self) -> Iterator[av.Packet]:
+    def flush(self) -> Iterator[av.Packet]:
         return iter(())
 
 
 class _Encoder:
-    """Encodes sound anew, from where the clip begins; what is missing in between is silence."""
+    """Decodes and encodes packets, from where the clip begins; gaps become silence."""
 
     def __init__(self, container: av.container.OutputContainer, source: av.AudioStream, encoder: str):
         context = source.codec_context
@@ -216,12 +233,14 @@ class _Encoder:
             rate = next((known for known in AAC_RATES if known <= rate), AAC_RATES[-1])
         if encoder.startswith("pcm") and (context.format.bits <= 16 and context.name != "pcm_f32le"):
             encoder = "pcm_s16le"
-        # Old formats know how many channels there are, and not what they are.
+        # Old formats say how many channels there are, but not where each is to be heard.
         layout = LAYOUTS.get(context.layout.name, context.layout.name)
-        self.stream = container.add_stream(encoder, rate=rate, layout=layout)
+        stream = container.add_stream(encoder, rate=rate, layout=layout)
+        assert isinstance(stream, av.AudioStream)
+        self.stream = stream
         if encoder == "aac":
             self.stream.codec_context.bit_rate = AAC_BIT_RATE * context.layout.nb_channels
-        formats = self.stream.codec_context.codec.audio_formats
+        formats = self.stream.codec_context.codec.audio_formats or []
         depth = "s16" if context.format.bits <= 16 else "s32"
         wanted = [one.name for one in formats if one.name.rstrip("p") == depth] or [formats[0].name]
         self.stream.codec_context.format = wanted[0]
@@ -241,16 +260,16 @@ class _Encoder:
             last = node
         self.graph.configure()
 
-    def write(self, packet: av.Packet) -> Iterator[av.Packet]:
+    def convert(self, packet: av.Packet) -> Iterator[av.Packet]:
         try:
             frames = packet.decode()
         except av.error.FFmpegError:
-            return  # what is damaged becomes silence
+            return  # The filter fills what is missing with silence.
         for frame in frames:
             self.graph.push(frame)
             yield from self._pull()
 
-    def close(self) -> Iterator[av.Packet]:
+    def flush(self) -> Iterator[av.Packet]:
         self.graph.push(None)
         yield from self._pull()
         yield from self.stream.encode()
@@ -261,4 +280,5 @@ class _Encoder:
                 frame = self.graph.pull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
+            assert isinstance(frame, av.AudioFrame)
             yield from self.stream.encode(frame)

@@ -28,8 +28,8 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from ..media import write_whole
 from ..media.files import replace_folder
-from ..media.video import write_whole
 from . import NUM_FRAMES, SEED, SIDE
 from .denoised import NUM_BATCHES, read_denoised
 from .world import STYLES, Scene, add_thing, draw_frame, frame_times, render, sample_scene

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ..media.video import write_whole
+from ..media import write_whole
 
 
 matplotlib.use("agg")

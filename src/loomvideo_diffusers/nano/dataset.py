@@ -21,8 +21,8 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from ..media import FRAMES_PER_SECOND, write_image
 from ..media.files import replace_folder
-from ..media.video import FRAMES_PER_SECOND, write_image
 from . import SEED, SIDE
 from .tasks import TASKS, Example, sample_family
 from .world import Scene, render

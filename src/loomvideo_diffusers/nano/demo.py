@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..media.video import contact_sheet, write_image, write_video
+from ..media import contact_sheet, write_image, write_video
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from . import MODEL, NUM_FRAMES, OPTIONS, SEED, SIDE
 from .world import Scene, Thing, draw_frame

@@ -23,7 +23,7 @@ from diffusers import UniPCMultistepScheduler
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from ..media.video import write_whole
+from ..media import write_whole
 from ..pipelines import LoomVideoPipeline
 from . import OPTIONS, SEED
 from .evaluation import call

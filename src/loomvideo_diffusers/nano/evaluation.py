@@ -28,7 +28,7 @@ import PIL.Image
 import torch
 from tqdm import tqdm
 
-from ..media.video import contact_sheet, write_image, write_whole
+from ..media import contact_sheet, write_image, write_whole
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from . import OPTIONS, SIDE
 from .judge import judge

@@ -23,9 +23,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..errors import LoomVideoError
+from ..media import MAX_FRAMES, read_video
 from ..media.files import check_writable
 from ..media.images import read_image
-from ..media.video import MAX_FRAMES, read_video
 from ..models.transformer_loomvideo import LoomVideoTransformer3DModel
 from .checkpoints import find_checkpoints, read_state
 from .config import LoraSettings, TrainingConfig, ValidationSample

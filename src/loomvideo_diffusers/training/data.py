@@ -25,9 +25,9 @@ import PIL.Image
 import torch
 
 from ..errors import LoomVideoError
+from ..media import probe_video, read_video
 from ..media.images import is_image, probe_image, read_image
 from ..media.records import read_json_records
-from ..media.video import probe_video, read_video
 from ..pipelines.loomvideo_frames import fit, nearest_size
 from ..pipelines.loomvideo_mllm import PROMPT_PREFIXES, check_prompt
 from .config import DatasetSettings, DataSettings, Dropped

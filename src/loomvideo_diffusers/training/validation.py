@@ -24,8 +24,8 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKLWan, SchedulerMixin
 
+from ..media import MAX_FRAMES, contact_sheet, read_video, write_image, write_video
 from ..media.images import read_image
-from ..media.video import MAX_FRAMES, contact_sheet, read_video, write_image, write_video
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..progress import progress_bar
 from .config import ValidationSample, ValidationSettings
