@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Edits a file of any length, size and frame rate, with its sound. Run generate.py first, or name a clip of your own."""
+"""Edits a file of any length, size and frame rate, with its sound. Run generate.py first, or name your own clip."""
 
 from loomvideo_diffusers import LoomVideoEditPipeline
 from loomvideo_diffusers.footage import plan_edit

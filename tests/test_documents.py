@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every snippet of the README, the documentation and the model cards, run on the miniature checkpoint, with sizes to match."""
+"""Every snippet of README, documentation and model cards, run on the miniature checkpoint, with sizes to match."""
 
 import configparser
 import functools
