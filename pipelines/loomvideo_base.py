@@ -670,7 +670,7 @@ class LoomVideoBase:
         cache_name: str = "",
     ) -> torch.Tensor:
         """
-        Predicts the guided velocity of one window at one timestep (paper: cascaded guidance, Scale-and-Add).
+        Predicts the guided velocity of one window at one timestep (architecture: Guidance, Scale-and-Add).
 
         Args:
             latents: `[B, C, T, h, w]`, in the transformer's precision, as are source and references.

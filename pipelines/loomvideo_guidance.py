@@ -32,7 +32,7 @@ def guidance_coefficients(
     guidance_scale: float, guidance_scale_visual: float, has_visual_input: bool
 ) -> dict[str, float]:
     """
-    What each branch's velocity is multiplied by; branches that do not count are left out (paper: cascaded guidance).
+    What each branch's velocity is multiplied by; branches that do not count are left out (architecture: Guidance).
 
     With visual input, `u + s_v (v - u) + s_t (c - v)` for the unconditional, visual and full branch; without,
     `u + s_t (c - u)`.

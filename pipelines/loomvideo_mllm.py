@@ -131,7 +131,7 @@ def tokenize(
 
 def keep_vision_only(processor: Qwen3VLProcessor, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    Keeps the vision spans of each prompt, without timestamps, in an empty user turn (spec: visual branch).
+    Keeps the vision spans of each prompt, without timestamps, in an empty user turn (architecture: Visual branch).
 
     `inputs` is what `tokenize` returned, and so is the result.
     """

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Every snippet of the README and the model cards, run on the miniature checkpoint, with sizes to match."""
+"""Every snippet of README, documentation and model cards, run on the miniature checkpoint, with sizes to match."""
 
 import configparser
 import functools
@@ -20,6 +20,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -42,7 +43,13 @@ from loomvideo_diffusers.nano import MODEL
 
 
 ROOT = Path(__file__).parent.parent
-README, CARD, NANO_CARD = ROOT / "README.md", ROOT / "model_cards" / "base.md", ROOT / "model_cards" / "nano.md"
+README, DOCS, EXAMPLES = ROOT / "README.md", ROOT / "docs", ROOT / "examples"
+PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+# The card of a converted model is a template; what the readers see is the one in its folder.
+CARD, NANO_CARD = ROOT / "model_cards" / "base.md", ROOT / "model_cards" / "nano.md"
+
+# How snippets begin; what is only to be read is `text`.
+LANGUAGES = {"python", "sh", "jsonl", "yaml", "text", "bibtex"}
 
 # What the released model and a GPU are for the reader is the miniature checkpoint and the CPU here.
 SUBSTITUTES = {
@@ -52,32 +59,53 @@ SUBSTITUTES = {
     "OWNER/": "me/",
     '"cuda"': '"cpu"',
     "enable_model_cpu_offload()": 'enable_model_cpu_offload(device="cpu")',
+    '"num_inference_steps": 20': '"num_inference_steps": 1',
 }
+
+
+def substitute(code: str) -> str:
+    for old, new in SUBSTITUTES.items():
+        code = code.replace(old, new)
+    return code
 
 
 def snippets(document: Path, language: str) -> list[str]:
     text = document.read_text(encoding="utf-8")
     found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [substitute(snippet) for snippet in found]
+
+
+def with_snippets(language: str) -> list[Any]:
+    """The documents that have snippets of a language."""
+    found = [document for document in [*PAGES, CARD, NANO_CARD] if snippets(document, language)]
     assert found
-    for old, new in SUBSTITUTES.items():
-        found = [snippet.replace(old, new) for snippet in found]
-    return found
+    # Compiling takes the time.
+    slow = {DOCS / "performance.md"} if language == "python" else {DOCS / "training.md"}
+    return [
+        pytest.param(document, marks=[pytest.mark.slow] if document in slow else [], id=document.stem)
+        for document in found
+    ]
 
 
 def write_training_example() -> dict[str, Any]:
-    """Writes the clips and the records of the training that the README describes, and returns its settings."""
+    """Writes the clips and the records of the training that the documentation describes, and returns its settings."""
     Path("clips").mkdir()
-    jobs, records = snippets(README, "jsonl")
-    Path("jobs.jsonl").write_text(jobs)
+    (records,) = snippets(DOCS / "training.md", "jsonl")
     for name in re.findall(r'"([\w-]+\.(?:mp4|jpg))"', records):
         shutil.copy(FIXTURES / ("cat.mp4" if name.endswith("mp4") else "coffee.jpg"), Path("clips") / name)
     Path("clips/records.jsonl").write_text(records)
-    (settings,) = snippets(README, "yaml")
+    (settings,) = snippets(DOCS / "training.md", "yaml")
     return yaml.safe_load(settings)
 
 
+def write_lora(model_folder: Path) -> None:
+    adapted = LoomVideoTransformer3DModel.from_pretrained(model_folder, subfolder="transformer")
+    adapted.add_adapter(LoraConfig(target_modules=["to_q"], init_lora_weights=False))
+    LoomVideoPipeline.save_lora_weights("my-lora", get_peft_model_state_dict(adapted))
+
+
 @pytest.fixture
-def workplace(tmp_path, monkeypatch, model_folder):
+def workplace(tmp_path, monkeypatch):
     """A folder with the files that the snippets name, in which calls without sizes are small."""
     monkeypatch.chdir(tmp_path)
     for source in ("LoomVideo", "Qwen3-VL", "Wan2.2-TI2V"):  # as the converted model's card calls them
@@ -87,6 +115,8 @@ def workplace(tmp_path, monkeypatch, model_folder):
     for name in ("street.jpg", "shirt.jpg", "man.jpg", "lawn.jpg"):
         shutil.copy(FIXTURES / "coffee.jpg", name)
 
+    (jobs,) = snippets(DOCS / "footage.md", "jsonl")
+    Path("jobs.jsonl").write_text(jobs)
     settings = write_training_example()
     assert settings["model"] == "loomvideo-5b"
     settings["data"]["sizes"] = [[64, 64]]
@@ -120,82 +150,100 @@ def workplace(tmp_path, monkeypatch, model_folder):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("document", "count"),
-    [(README, 16), (CARD, 2), (NANO_CARD, 1)],
-    ids=lambda value: getattr(value, "name", ""),
-)
-def test_shell(document, count, workplace, model_folder, hub):
+def run_command(command: str) -> None:
+    """Runs `loomvideo ...` with small sizes, and sees that what it was to write is there."""
+    arguments = shlex.split(command)
+    outputs = [value for option, value in pairwise(arguments) if option in ("-o", "--preview")]
+    if "--jobs" in arguments:
+        outputs += ["rain.mp4", "shirt.png"]
+    if arguments[0] == "train":
+        outputs += ["my-lora/pytorch_lora_weights.safetensors"]
+    if arguments[0] in ("generate", "edit"):
+        arguments += ["--height", "64", "--width", "64", "--steps", "1"]
+        is_video = outputs and (outputs[0].endswith("mp4") or "--preview" in arguments) and "--jobs" not in arguments
+        arguments += ["--frames", "5"] if is_video else []
+    assert cli.main(arguments) == 0, command
+    assert [output for output in outputs if not Path(output).exists()] == []
+    if arguments[0] == "train":
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("document", with_snippets("sh"))
+def test_shell(document, workplace, model_folder, hub):
     document = model_folder / "README.md" if document is CARD else document
     commands = [line for snippet in snippets(document, "sh") for line in snippet.splitlines()]
-    assert sum(command.startswith("loomvideo") for command in commands) == count
     # The order of the card is that of its readers, for whom the folder is there.
-    for command in sorted(commands, key=lambda command: ("convert" not in command, "train" not in command)):
-        program, *arguments = shlex.split(command)
-        if arguments[0] == "train":
-            assert cli.main(arguments) == 0, command
-            assert Path("my-lora/pytorch_lora_weights.safetensors").exists()
-            AcceleratorState._reset_state(reset_partial_state=True)
-        elif program == "accelerate":
-            assert importlib.util.find_spec(f"{arguments[2]}.__main__")
-            assert arguments[3] == "cat.yaml"
-        elif program == "loomvideo":
-            if arguments[0] == "push":
-                assert cli.main(arguments) == 0, command
-                assert set(hub.repositories) == {"me/loomvideo-5b"}
-                continue
-            outputs = [value for option, value in pairwise(arguments) if option in ("-o", "--preview")]
-            if arguments[0] in ("generate", "edit"):
-                arguments += ["--height", "64", "--width", "64", "--steps", "1"]
-                is_video = outputs and (outputs[0].endswith("mp4") or "--preview" in arguments)
-                arguments += ["--frames", "5"] if is_video else []
-            assert cli.main(arguments) == 0, command
-            for output in outputs or (["rain.mp4", "shirt.png"] if "--jobs" in arguments else []):
-                assert Path(output).exists()
+    commands.sort(key=lambda command: not command.startswith("loomvideo convert"))
+    if not commands[0].startswith("loomvideo convert"):
+        shutil.copytree(model_folder, "loomvideo-5b")
+    if any("--lora my-lora" in command for command in commands):
+        write_lora(model_folder)
+    for command in commands:
+        program, _, arguments = command.partition(" ")
+        if program == "loomvideo":
+            run_command(arguments)
+        elif command == "accelerate launch -m loomvideo_diffusers.training cat.yaml":
+            assert importlib.util.find_spec("loomvideo_diffusers.training.__main__")
+        elif command.startswith("accelerate launch -m loomvideo_diffusers "):
+            run_command(arguments.removeprefix("launch -m loomvideo_diffusers "))
         elif program == "make":
-            subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+            subprocess.run(["make", "--dry-run", *arguments.split()], cwd=ROOT, check=True, capture_output=True)
+        elif program == "pip":
+            assert re.fullmatch(r'install (\.|"(\.|loomvideo-diffusers)\[[\w,]+\]")', arguments)
         else:
-            assert command in (
-                "pip install .",
-                'pip install ".[train]"',
-                'pip install "loomvideo-diffusers[nano]"',
-                "python -m loomvideo_diffusers.nano",
-            )
+            assert command == "python -m loomvideo_diffusers.nano"
+            assert importlib.util.find_spec("loomvideo_diffusers.nano.__main__")
+    if any("loomvideo push" in command for command in commands):
+        assert set(hub.repositories) == {"me/loomvideo-5b"}
 
 
-@pytest.mark.parametrize(
-    ("document", "results"),
-    [
-        (
-            README,
-            [
-                "fox.mp4",
-                "lighthouse.png",
-                "street-at-night.mp4",
-                "street-at-night.png",
-                "shirt.mp4",
-                "lawn.mp4",
-                "rainy-night.mp4",
-                "mycat.mp4",
-            ],
-        ),
-        (CARD, ["fox.gif"]),
-        (NANO_CARD, ["blue-heart.mp4"]),
-    ],
-    ids=["README.md", "base.md", "nano.md"],
-)
-def test_python(document, results, workplace, model_folder, hub):
+@pytest.mark.parametrize("document", with_snippets("python"))
+def test_python(document, workplace, model_folder, hub):
+    """The snippets of a page run one after the other, from nothing, and write the files that they name."""
     document = model_folder / "README.md" if document is CARD else document
     shutil.copytree(model_folder, "loomvideo-5b")
-    adapted = LoomVideoTransformer3DModel.from_pretrained(model_folder, subfolder="transformer")
-    adapted.add_adapter(LoraConfig(target_modules=["to_q"]))
-    LoomVideoPipeline.save_lora_weights("my-lora", get_peft_model_state_dict(adapted))
+    write_lora(model_folder)
     namespace = {}
-    for snippet in snippets(document, "python"):
-        # The README's remote pipelines must not replace those of the package, which its later snippets use.
+    code = snippets(document, "python")
+    for snippet in code:
+        # Remote pipelines must not replace those of the package, which later snippets use.
         exec(snippet, {} if "trust_remote_code" in snippet else namespace)
     torch._dynamo.reset()
-    assert set(results) <= {path.name for path in workplace.iterdir()}
+    written = re.findall(r'(?:write_\w+|\.save|export_to_gif|plan_edit)\((?:[^()\n]*, )?"([^"]+\.\w+)"', "".join(code))
+    assert [name for name in written if not Path(name).exists()] == []
+
+
+def test_nothing_escapes():
+    """Each snippet says what it is, so that each that can be run is."""
+    for document in [*PAGES, CARD, NANO_CARD, EXAMPLES / "README.md"]:
+        fences = re.findall(r"^```(.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(fences[::2]) <= LANGUAGES, document
+        assert set(fences[1::2]) <= {""}, document
+
+
+def test_examples(tmp_path, monkeypatch):
+    """In the order in which their page calls them, on nano, with fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    (commands,) = snippets(EXAMPLES / "README.md", "sh")
+    scripts = [command.removeprefix("python examples/") for command in commands.splitlines()]
+    assert set(scripts) == {path.name for path in EXAMPLES.glob("*.py")}
+    for script in scripts:
+        code = substitute((EXAMPLES / script).read_text(encoding="utf-8"))
+        if script == "batch.py":
+            code = code.replace('"--model", MODEL', '"--model", MODEL, "--steps", "1"')
+            with pytest.raises(SystemExit, match="0"):
+                exec(compile(code, script, "exec"), {"__name__": "__main__"})
+        else:
+            exec(compile(code, script, "exec"), {"__name__": "__main__"})
+        for name in re.findall(r'write_\w+\("([^"]+)"|"output": "([^"]+)"|compare="([^"]+)"', code):
+            assert Path("".join(name)).exists()
+
+    Path("records.jsonl").write_text('{"text": "a MYHEART moves right", "path": "heart.mp4"}\n')
+    settings = yaml.safe_load((EXAMPLES / "train_lora.yaml").read_text())
+    Path("train_lora.yaml").write_text(yaml.safe_dump(settings | {"steps": 1}))
+    assert cli.main(["train", "train_lora.yaml"]) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert Path("my-lora/pytorch_lora_weights.safetensors").exists()
 
 
 @pytest.mark.parametrize("kind", ["lora", "full", "full with its MLLM"])
@@ -231,18 +279,41 @@ def test_training_example_on_nano(tmp_path, monkeypatch, capsys):
         assert read_video(Path("my-lora") / "samples" / name).shape == (17, 96, 96, 3)
 
 
-@pytest.mark.parametrize("document", [README, MODEL / "README.md"], ids=["README.md", "nano"])
+def anchors(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [*PAGES, MODEL / "README.md", EXAMPLES / "README.md"],
+    ids=lambda document: document.parent.name + "/" + document.stem,
+)
 def test_links(document):
     """What a document shows or points to is there."""
-    text = document.read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https?://)([^)]+)\)", text)
-    assert links
-    headings = {"#" + heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
-    assert [link for link in links if link not in headings and not (document.parent / link).exists()] == []
+    for link in re.findall(r"\]\((?!https?://)([^)]+)\)", document.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_site(tmp_path):
+    """The site builds without a warning, and loads nothing from elsewhere."""
+    for module in ("mkdocs", "material", "mkdocstrings_handlers.python"):
+        pytest.importorskip(module)
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert build.returncode == 0, build.stderr
+    for page in tmp_path.rglob("*.html"):
+        html = page.read_text(encoding="utf-8")
+        assert re.findall(r'<(?:script|img|iframe)[^>]+src="?https?:|<link[^>]+href="?https?:', html) == [], page
 
 
 def test_extras():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    named = re.findall(r'pip install "\.\[([\w,]+)\]"', README.read_text(encoding="utf-8"))
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = re.findall(r'pip install "\.\[([\w,]+)\]"', text)
+    assert named
     assert {extra for extras in named for extra in extras.split(",")} <= set(setup["options.extras_require"])

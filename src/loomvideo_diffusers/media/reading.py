@@ -39,7 +39,7 @@ MAX_FRAMES = 121
 
 
 def sample_positions(fps: float, target_fps: float = FRAMES_PER_SECOND, max_frames: int = MAX_FRAMES) -> Iterator[int]:
-    """Yields the indices at which a clip of endless length and `fps` frames a second is sampled (spec: frames)."""
+    """Yields the indices at which a clip of endless length and `fps` frames a second is sampled (architecture: Frames)."""
     end = int(fps * (max_frames - 1) / target_fps) + 1
     position = 0.0
     for _ in range(max_frames):
@@ -53,7 +53,7 @@ def sample_frame_indices(
     num_frames: int, fps: float, target_fps: float = FRAMES_PER_SECOND, max_frames: int = MAX_FRAMES
 ) -> list[int]:
     """
-    Which frames of a clip make a clip of another rate, of 4k + 1 frames (spec: frames).
+    Which frames of a clip make a clip of another rate, of 4k + 1 frames (architecture: Frames).
 
     Args:
         num_frames: length of the clip, at least 1.

@@ -58,7 +58,7 @@ from .transformer_loomvideo_single_file import LoomVideoSingleFileMixin
 from .transformer_loomvideo_step_caches import LoomVideoCacheMixin
 
 
-# Reference image k (k = 1, 2, ...) sits at time -10k (paper: negative temporal RoPE).
+# Reference image k (k = 1, 2, ...) sits at time -10k (architecture: Negative temporal RoPE).
 REFERENCE_TIME_STEP = 10
 
 # Modules whose weights are in float32 whatever the precision of the others
@@ -206,7 +206,7 @@ class LoomVideoTimeEmbedding(nn.Module):
 
 class LoomVideoRotaryPosEmbed(nn.Module):
     """
-    Rotary angles of the video's tokens and then of each reference's (paper: negative temporal RoPE).
+    Rotary angles of the video's tokens and then of each reference's (architecture: Negative temporal RoPE).
 
     The video counts time, rows and columns from 0; reference k has time -10k and counts its rows and columns from 0.
     Rows and columns take `2 * (head_dim // 6)` channels each, time the rest, as in Wan.
@@ -499,11 +499,11 @@ class LoomVideoTransformer3DModel(
             timestep (`torch.Tensor` of shape `[B]`):
                 Timesteps in 0..1000.
             encoder_hidden_states (`torch.Tensor` of shape `[B, num_layers, L, mllm_dim]`):
-                The MLLM's hidden states, one layer for each block, in block order (paper: Deepstack injection).
+                The MLLM's hidden states, one layer for each block, in block order (architecture: Deepstack injection).
             encoder_attention_mask (`torch.Tensor` of shape `[B, L]`, bool, *optional*):
                 False where a token is padding. `None` when there is none, which is faster.
             source_hidden_states (`torch.Tensor` of the shape of `hidden_states`, *optional*):
-                Clean latents of the source video (paper: Scale-and-Add). `None` means zeros for all samples; a row of
+                Clean latents of the source video (architecture: Scale-and-Add). `None` means zeros for all samples; a row of
                 zeros means that this sample has no source.
             source_scale (`torch.Tensor` of shape `[B]`, *optional*):
                 What the source tokens are multiplied by: the timestep over 1000. The published model adds them for

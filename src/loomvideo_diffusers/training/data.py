@@ -75,7 +75,7 @@ class Record:
         return [self.target, *([] if self.source is None else [self.source]), *self.references]
 
     def full_prompt(self, dropped: Dropped) -> str:
-        """The text that the MLLM reads (spec: prompts)."""
+        """The text that the MLLM reads (architecture: Prompts)."""
         if dropped != "nothing":
             return self.drop_all_prompt if dropped == "all" else ""
         task = f"{'generate' if self.source is None else 'edit'} {'video' if self.is_video else 'image'}"

@@ -57,7 +57,7 @@ def train(
     precompute_only: bool = False,
 ) -> Path | None:
     """
-    Trains a LoRA, or a whole transformer with or without its MLLM (spec: training objective).
+    Trains a LoRA, or a whole transformer with or without its MLLM (architecture: Training objective).
 
     After a SIGTERM, which clusters send before they end a process, it finishes the step, writes a checkpoint, and
     raises SystemExit(143), the code by which shells and schedulers know this end.
