@@ -203,7 +203,7 @@ def to_references(
 
 
 def fit(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
-    """Scales an image until it covers the size, bilinear with antialias, and crops its center (architecture: Frames)."""
+    """Scales an image until it covers the size, bilinear with antialias, and crops it (architecture: Frames)."""
     if image.size == (width, height):
         return image
     scale = max(width / image.width, height / image.height)
@@ -231,7 +231,7 @@ def nearest_size(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple
 
 
 def mllm_frame_indices(num_frames: int, window_frames: int = MAX_SOURCE_FRAMES) -> list[int]:
-    """Which frames of a clip the MLLM sees (architecture: Frames): of a longer one than a window, as many as of a window."""
+    """Which frames of a clip the MLLM sees (architecture: Frames): of a longer one, as many as of a window."""
     if num_frames <= MLLM_FRAME_STRIDE:
         return list(range(num_frames))
     count = max(min(num_frames, window_frames) // MLLM_FRAME_STRIDE, 1)

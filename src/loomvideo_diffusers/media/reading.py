@@ -39,7 +39,7 @@ MAX_FRAMES = 121
 
 
 def sample_positions(fps: float, target_fps: float = FRAMES_PER_SECOND, max_frames: int = MAX_FRAMES) -> Iterator[int]:
-    """Yields the indices at which a clip of endless length and `fps` frames a second is sampled (architecture: Frames)."""
+    """Yields which frames of an endless clip of `fps` frames a second are sampled (architecture: Frames)."""
     end = int(fps * (max_frames - 1) / target_fps) + 1
     position = 0.0
     for _ in range(max_frames):

@@ -503,8 +503,8 @@ class LoomVideoTransformer3DModel(
             encoder_attention_mask (`torch.Tensor` of shape `[B, L]`, bool, *optional*):
                 False where a token is padding. `None` when there is none, which is faster.
             source_hidden_states (`torch.Tensor` of the shape of `hidden_states`, *optional*):
-                Clean latents of the source video (architecture: Scale-and-Add). `None` means zeros for all samples; a row of
-                zeros means that this sample has no source.
+                Clean latents of the source video (architecture: Scale-and-Add). `None` means zeros for all samples; a
+                row of zeros means that this sample has no source.
             source_scale (`torch.Tensor` of shape `[B]`, *optional*):
                 What the source tokens are multiplied by: the timestep over 1000. The published model adds them for
                 every sample, with a source or without. `None` leaves them out.

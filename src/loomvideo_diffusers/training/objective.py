@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The training objective (architecture: Training objective): timesteps, targets, and the loss of samples of any shape."""
+"""Timesteps, targets, and the loss of samples of any shape (architecture: Training objective)."""
 
 import math
 from dataclasses import dataclass, field
