@@ -336,7 +336,7 @@ def test_single_file_errors(tmp_path):
         (
             "hooks._helpers.TransformerBlockRegistry",
             lambda model: model.enable_cache(FirstBlockCacheConfig()),
-            "no step caches that are known here: go without `enable_cache`, or install diffusers 0.40 to 0.42",
+            "no step caches that are known here: go without `enable_cache`, or install diffusers 0.42",
         ),
         (
             "loaders.single_file_utils.load_single_file_checkpoint",
@@ -346,12 +346,12 @@ def test_single_file_errors(tmp_path):
         (
             "models._modeling_parallel.ContextParallelInput",
             lambda model: model._cp_plan,
-            "no context parallelism that is known here: pass a `cp_plan`, or install diffusers 0.40 to 0.42",
+            "no context parallelism that is known here: pass a `cp_plan`, or install diffusers 0.42",
         ),
         (
             "models.attention_dispatch._AttentionBackendRegistry",
             lambda model: model.prepare_attention_mask(torch.tensor([[True, False]])),
-            "no attention backends that are known here: pass one prompt at a time, or install diffusers 0.40 to 0.42",
+            "no attention backends that are known here: pass one prompt at a time, or install diffusers 0.42",
         ),
     ],
 )

@@ -434,7 +434,7 @@ class LoomVideoTransformer3DModel(
         except ImportError as error:
             raise ImportError(
                 "This diffusers has no context parallelism that is known here: pass a `cp_plan`, or install diffusers "
-                f"0.40 to 0.42 ({error})."
+                f"0.42 ({error})."
             ) from error
         rotary, mask = (ContextParallelInput(split_dim=1, expected_dims=n, split_output=True) for n in (4, 3))
         return {
@@ -457,7 +457,7 @@ class LoomVideoTransformer3DModel(
         except ImportError as error:
             raise ImportError(
                 "This diffusers has no attention backends that are known here: pass one prompt at a time, or install "
-                f"diffusers 0.40 to 0.42 ({error})."
+                f"diffusers 0.42 ({error})."
             ) from error
         backend = self.blocks[0].attn2.processor._attention_backend
         name = (backend or _AttentionBackendRegistry.get_active_backend()[0]).value

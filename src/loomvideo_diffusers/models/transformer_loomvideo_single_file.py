@@ -71,7 +71,7 @@ class LoomVideoSingleFileMixin(FromOriginalModelMixin):
         except ImportError as error:
             raise ImportError(
                 "This diffusers has no loader of single files that is known here: load a model folder with "
-                f"`from_pretrained`, or install diffusers 0.40 to 0.42 ({error})."
+                f"`from_pretrained`, or install diffusers 0.42 ({error})."
             ) from error
         dtype = kwargs.pop("torch_dtype", dtype)
         expected_arguments = cls._get_init_keys(cls)

@@ -34,7 +34,7 @@ class LoomVideoCacheMixin(CacheMixin):
         except ImportError as error:
             raise ImportError(
                 "This diffusers has no step caches that are known here: go without `enable_cache`, or install "
-                f"diffusers 0.40 to 0.42 ({error})."
+                f"diffusers 0.42 ({error})."
             ) from error
         if isinstance(config, TaylorSeerCacheConfig) and not (config.cache_identifiers or config.use_lite_mode):
             # Its own patterns fit the names of no model with numbered attentions.
