@@ -511,8 +511,10 @@ def multiply_adapter(tensors: dict[str, torch.Tensor], layer: str, factor: float
 
 
 def _pack_lokr(adapters: dict[str, dict[str, Any]], title: str) -> tuple[dict[str, torch.Tensor], None]:
-    # PEFT loads them by itself, and this says whether it can.
-    from diffusers.utils.peft_utils import _create_lokr_config
+    try:
+        from diffusers.utils.peft_utils import _create_lokr_config
+    except ImportError as error:
+        raise LoomVideoInputError(f"{title} is a LoKr, which needs diffusers 0.42 ({error}).") from error
 
     tensors = {}
     for layer, adapter in adapters.items():
