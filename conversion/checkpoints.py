@@ -259,7 +259,7 @@ def _here(name: str) -> str:
 class Reader:
     """Reads tensors of files that are mapped into memory, and lets go of what was read."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._file: Path | None = None
         self._tensors: Any = None
         self._mapped_bytes = 0

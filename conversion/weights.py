@@ -126,7 +126,7 @@ def _write(
     output.write(len(text).to_bytes(8, "little") + text)
     for name in names:
         for piece in reader.pieces(weights.entries[name], weights.dtypes[name]):
-            output.write(memoryview(piece.contiguous().view(torch.uint8).numpy()))
+            output.write(piece.contiguous().view(torch.uint8).numpy().data)
             progress(piece.nbytes)
 
 

@@ -145,7 +145,7 @@ def bound_memory(device: str, gigabytes: float) -> None:
         import resource
 
         status = Path("/proc/self/status").read_text(encoding="ascii")
-        taken = int(re.search(r"VmData:\s+(\d+)", status)[1]) * 1024
+        taken = int(re.findall(r"VmData:\s+(\d+)", status)[0]) * 1024
         most, least = int(gigabytes * 1e9), taken + SMALLEST_MEMORY
         if most < least:
             raise LoomVideoError(

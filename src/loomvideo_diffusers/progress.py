@@ -78,7 +78,7 @@ def stage(description: str) -> Iterator[None]:
 class Stopwatch:
     """Measures how long each stage of something takes, in `seconds`."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -101,6 +101,8 @@ def close_bars() -> None:
 
 class ProgressBar(tqdm):
     """See `progress_bar`."""
+
+    disable: bool
 
     # Its own set: otherwise tqdm would move other libraries' bars, which `_AboveTheBar` shows in this line, one down.
     _instances = WeakSet()

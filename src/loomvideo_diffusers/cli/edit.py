@@ -113,11 +113,10 @@ def run_job_file(arguments: argparse.Namespace) -> int:
     from ..footage import EditSettings
 
     settings = settings_of(arguments)
-    jobs = read_jobs(arguments.jobs)
-    EditSettings(
-        jobs[0].prompt, **edit_settings(settings)
-    )  # so that wrong ones are refused before the model is loaded
-    jobs = share_of_process(jobs)
+    all_jobs = read_jobs(arguments.jobs)
+    # Refuses wrong settings before the model is loaded
+    EditSettings(all_jobs[0].prompt, **edit_settings(settings))
+    jobs = share_of_process(all_jobs)
     silence_libraries()
     pipe = load_pipeline(LoomVideoEditPipeline, **loading_options(arguments))
     failed = []

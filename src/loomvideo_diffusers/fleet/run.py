@@ -76,7 +76,7 @@ def run_jobs(
     """
     import torch
 
-    negative_prompts: dict[str | None, torch.Tensor] = {}
+    negative_prompts: dict[str | None, torch.Tensor | None] = {}
     for number, job in enumerate(progress_bar(jobs, desc="Jobs"), start=1):
         try:
             planned = plan(job)

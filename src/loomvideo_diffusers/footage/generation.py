@@ -95,10 +95,10 @@ def plan_generation(
         LoomVideoError: if a setting is out of range, a reference cannot be read, or the file could not be written.
         LoomVideoInputError: if a prompt is blank, or is no text.
     """
-    output = Path(output)
+    path = Path(output)
     if num_frames is None:
-        num_frames = 1 if output.suffix.lower() in IMAGE_SUFFIXES else GenerationSettings.num_frames
-    settings = GenerationSettings(prompt, num_frames=num_frames, **settings)
-    check_distinct([output], paths_among(references))
-    check_output_path(output, IMAGE_SUFFIXES if num_frames == 1 else VIDEO_SUFFIXES)
-    return GenerationPlan(replace(settings, references=read_references(references)), output, comment)
+        num_frames = 1 if path.suffix.lower() in IMAGE_SUFFIXES else GenerationSettings.num_frames
+    checked = GenerationSettings(prompt, num_frames=num_frames, **settings)
+    check_distinct([path], paths_among(references))
+    check_output_path(path, IMAGE_SUFFIXES if num_frames == 1 else VIDEO_SUFFIXES)
+    return GenerationPlan(replace(checked, references=read_references(references)), path, comment)

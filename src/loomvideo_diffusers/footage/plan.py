@@ -107,12 +107,16 @@ class EditPlan:
     @property
     def needs_source_pixels(self) -> bool:
         """Whether the result cannot be written without decoding the clip again."""
+        assert isinstance(self.output, OutputPlan)
+        assert self.placement is not None
         has_alpha = self.output.pixel_format in (PIXEL_FORMATS[False, True], PIXEL_FORMATS[True, True])
         has_pictures_of_both = self.compare is not None or self.contact_sheet is not None
         return self.settings.keep_unchanged or self.placement.crops or has_alpha or has_pictures_of_both
 
     def digest(self) -> str:
         """A hash of all that the latents of a clip depend on."""
+        assert isinstance(self.source, Footage)
+        assert self.placement is not None
         path = self.source.path
         files = sequence_files(path) if is_sequence(path) else [path]
         values = {name: value for name, value in vars(self.settings).items() if name != "keep_unchanged"}
@@ -172,18 +176,18 @@ def plan_edit(
         LoomVideoError: if a setting is out of range, a file cannot be read, or a file could not be written.
         LoomVideoInputError: if a prompt is blank, or is no text.
     """
-    settings = EditSettings(prompt, **settings)
+    checked = EditSettings(prompt, **settings)
     if output is None and preview is None:
         raise LoomVideoError("An edit needs a file to write: give `output` or `preview`.")
     path = source.path if isinstance(source, Footage) else Path(source)
-    files = {"output": output, "compare": compare, "contact_sheet": contact_sheet, "preview": preview}
-    files = {name: Path(file) for name, file in files.items() if file is not None}
+    given = {"output": output, "compare": compare, "contact_sheet": contact_sheet, "preview": preview}
+    files = {name: Path(file) for name, file in given.items() if file is not None}
     check_distinct(files.values(), [path, *paths_among(references)])
     for name in ("contact_sheet", "preview"):
         if name in files:
             check_output_path(files[name], IMAGE_SUFFIXES)
-    common = {
-        "settings": replace(settings, references=read_references(references)),
+    common: dict[str, Any] = {
+        "settings": replace(checked, references=read_references(references)),
         "contact_sheet": files.get("contact_sheet"),
         "comment": comment,
         "model": model,
@@ -191,7 +195,7 @@ def plan_edit(
     if not isinstance(source, Footage) and not is_sequence(path) and is_image(path):
         for_clips = {
             "preview": preview, "compare": compare, "num_frames": num_frames, "audio": audio, "rate": rate,
-            "max_crop": settings.max_crop, "keep_unchanged": settings.keep_unchanged,
+            "max_crop": checked.max_crop, "keep_unchanged": checked.keep_unchanged,
         }  # fmt: skip
         for name, value in for_clips.items():
             if value:
@@ -204,7 +208,7 @@ def plan_edit(
         with lock_beside(files[name]):
             pass  # If another run is writing it, that is noticed now and not after the model was loaded.
     footage = _survey(source, num_frames, rate)
-    common["placement"] = choose_placement(footage, settings)
+    common["placement"] = choose_placement(footage, checked)
     if preview is not None:
         return EditPlan(footage, preview=files["preview"], notes=footage.notes, **common)
     return EditPlan(footage, **_plan_outputs(footage, files, audio or "copy"), **common)
@@ -236,7 +240,7 @@ def choose_placement(footage: Footage, settings: EditSettings) -> Placement:
     from ..pipelines.loomvideo_frames import TRAINED_SIZES_480P, nearest_size
 
     width, height = settings.width, settings.height
-    if height is None:
+    if width is None or height is None:
         sizes = TRAINED_SIZES_480P + [(height, width) for width, height in TRAINED_SIZES_480P]
         width, height = nearest_size(footage.width, footage.height, sizes)
     return Placement.of((footage.width, footage.height), width, height, settings.max_crop)

@@ -83,7 +83,8 @@ class ResumeFile:
 
     def write(self, latents: torch.Tensor, num_done: int, scheduler: SchedulerMixin) -> None:
         """Replaces the file by the state after `num_done` timesteps."""
-        tensors, attributes = {"latents": latents}, {}
+        tensors = {"latents": latents}
+        attributes: dict[str, Any] = {}
         for name, value in vars(scheduler).items():
             # What a scheduler remembers of earlier steps has the latents' shape; the rest it computes anew.
             if isinstance(value, torch.Tensor) and value.shape == latents.shape:

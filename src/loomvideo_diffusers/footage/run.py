@@ -15,6 +15,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ import torch
 
 from ..media import contact_sheet
 from ..media.decoding import PIXEL_FORMATS, convert_pixels
-from ..media.encoding import write_footage
+from ..media.encoding import OutputPlan, write_footage
 from ..media.files import lock_beside
 from ..media.images import write_image
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
-from ..pipelines.loomvideo_frames import fit_all, mllm_frame_indices
+from ..pipelines.loomvideo_frames import Image, fit_all, mllm_frame_indices
 from ..pipelines.loomvideo_guidance import divide_into_windows
 from ..pipelines.loomvideo_mllm import PROMPT_PREFIXES
 from ..pipelines.loomvideo_sharing import one_call_at_a_time
@@ -35,12 +36,12 @@ from ..progress import Stopwatch, progress_bar, stage
 from .plan import EditPlan, Report
 from .resume import ResumeFile
 from .settings import SamplingSettings
-from .surveying import read_frames, read_model_frames, spread_frames, spread_indices
+from .surveying import Footage, read_frames, read_model_frames, spread_frames, spread_indices
 from .unchanged import ChangeMask
 
 
 # Frames before and after the edit, uint8 [H, W, 3]
-Sheet = tuple[list[np.ndarray], list[np.ndarray]]
+Sheet = tuple[list[Image], list[Image]]
 
 
 def run_edit(
@@ -52,12 +53,13 @@ def run_edit(
     if plan.preview is not None:
         with stage("Reading the prompt"):
             sheet = edit_preview(pipe, plan, negative_prompt_embeds)
-        write_image(plan.preview, contact_sheet(sheet), plan.comment)
+        write_image(plan.preview, contact_sheet(list(sheet)), plan.comment)
         return Report({plan.preview: "the source above the result"})
     stopwatch = Stopwatch()
     with stopwatch.stage("edit"):
         sheet = _edit_clip(pipe, plan, negative_prompt_embeds)
     footage = plan.source
+    assert isinstance(plan.output, OutputPlan)
     files = {
         plan.output.path: f"{len(footage.times)} frames at {float(footage.rate):.4g} a second, "
         f"{footage.width} x {footage.height}, seed {plan.settings.seed}"
@@ -65,7 +67,7 @@ def run_edit(
     if plan.compare is not None:
         files[plan.compare.path] = "the source beside the result"
     if plan.contact_sheet is not None:
-        write_image(plan.contact_sheet, contact_sheet(sheet))
+        write_image(plan.contact_sheet, contact_sheet(list(sheet)))
         files[plan.contact_sheet] = "the source above the result"
     return Report(files, stopwatch.seconds)
 
@@ -78,7 +80,9 @@ def call_pipeline(
     with stopwatch.stage("denoise"), stage("Reading the prompt"):
         latents = pipe(**options, output_type="latent").frames
     with stopwatch.stage("decode"), stage("Decoding"), torch.no_grad():
-        return pipe.decode_latents(latents, "np")[0]
+        video = pipe.decode_latents(latents, "np")
+    assert isinstance(video, np.ndarray)
+    return video[0]
 
 
 def call_arguments(settings: SamplingSettings) -> dict[str, Any]:
@@ -106,6 +110,8 @@ def _given(negative_prompt_embeds: torch.Tensor | None) -> dict[str, Any]:
 
 
 def _edit_image(pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embeds: torch.Tensor | None) -> Report:
+    assert isinstance(plan.source, PIL.Image.Image)
+    assert isinstance(plan.output, Path)
     stopwatch, settings = Stopwatch(), plan.settings
     frames = call_pipeline(pipe, settings, stopwatch, image=plan.source, **_given(negative_prompt_embeds))
     with stopwatch.stage("write"):
@@ -122,6 +128,8 @@ def edit_preview(
     pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embeds: torch.Tensor | None = None
 ) -> Sheet:
     """Edits a few frames from all over a clip as images. Returns them before and after, uint8 `[H, W, 3]`."""
+    assert isinstance(plan.source, Footage)
+    assert plan.placement is not None
     before = [convert_pixels(pixels, "rgb24") for pixels in spread_frames(plan.source)]
     if negative_prompt_embeds is not None:
         negative_prompt_embeds = negative_prompt_embeds.expand(len(before), -1, -1, -1)
@@ -135,13 +143,14 @@ def edit_preview(
     pictures = pipe(**options | _given(negative_prompt_embeds)).frames
     pictures = (pictures[:, 0] * 255).round().astype(np.uint8)
     after = [_bring_back(picture, pixels, plan, ChangeMask()) for picture, pixels in zip(pictures, before)]
-    return before, after
+    return [*before], [*after]
 
 
 @one_call_at_a_time
 @torch.no_grad()
 def _edit_clip(pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embeds: torch.Tensor | None) -> Sheet:
     """Edits and writes a clip. Returns the frames of the contact sheet."""
+    assert isinstance(plan.output, OutputPlan)
     resume = ResumeFile(plan.output.path, plan.digest(), plan.settings.seed)
     with lock_beside(plan.output.path):
         latents = _denoise(pipe, plan, resume, negative_prompt_embeds)
@@ -155,6 +164,8 @@ def _denoise(
     pipe: LoomVideoEditPipeline, plan: EditPlan, resume: ResumeFile, negative_prompt_embeds: torch.Tensor | None
 ) -> torch.Tensor:
     """Returns the latents of the result."""
+    assert isinstance(plan.source, Footage)
+    assert plan.placement is not None
     settings, placement, num_frames = plan.settings, plan.placement, plan.source.num_model_frames
     height, width, num_steps = placement.height, placement.width, settings.num_inference_steps
     pipe.check_components("text_encoder", "processor", "vae", "transformer", "scheduler")
@@ -209,14 +220,17 @@ def _denoise(
 
 def _encode_clip(pipe: LoomVideoEditPipeline, plan: EditPlan) -> tuple[torch.Tensor, np.ndarray]:
     """Encodes a clip while it is read. Returns its latents, and the frames for the MLLM, uint8 `[F, h, w, 3]`."""
-    num_frames = plan.source.num_model_frames
+    footage, placement = plan.source, plan.placement
+    assert isinstance(footage, Footage)
+    assert placement is not None
+    num_frames = footage.num_model_frames
     indices = mllm_frame_indices(num_frames, plan.settings.window_frames)
     seen = {}
 
     def frames() -> Iterator[np.ndarray]:
-        read = progress_bar(read_model_frames(plan.source), desc="Reading frames", total=num_frames)
+        read = progress_bar(read_model_frames(footage), desc="Reading frames", total=num_frames)
         for index, pixels in enumerate(read):
-            placed = plan.placement.place(pixels)
+            placed = placement.place(pixels)
             if index in indices:
                 seen[index] = placed
             yield placed
@@ -229,7 +243,10 @@ def _encode_clip(pipe: LoomVideoEditPipeline, plan: EditPlan) -> tuple[torch.Ten
 
 def _write_clip(pipe: LoomVideoEditPipeline, plan: EditPlan, latents: torch.Tensor) -> Sheet:
     """Decodes the result and writes it, frame by frame. Returns the frames of the contact sheet."""
-    footage, sheet = plan.source, ([], [])
+    footage = plan.source
+    assert isinstance(footage, Footage)
+    assert isinstance(plan.output, OutputPlan)
+    sheet: Sheet = ([], [])
     chosen = set(spread_indices(footage)) if plan.contact_sheet is not None else set()
     with ExitStack() as stack:
         output = stack.enter_context(write_footage(plan.output, footage, plan.comment))
@@ -254,7 +271,10 @@ def _results(
 
     Where the result covers all of the source, and nothing of it is wanted, the clip is not decoded: before is black.
     """
+    assert isinstance(plan.source, Footage)
+    assert isinstance(plan.output, OutputPlan)
     footage, pixel_format = plan.source, plan.output.pixel_format
+    frames: Iterator[np.ndarray]
     dtype = np.uint16 if pixel_format in (PIXEL_FORMATS[True, False], PIXEL_FORMATS[True, True]) else np.uint8
     if plan.needs_source_pixels:
         frames = (convert_pixels(pixels, pixel_format) for pixels in read_frames(footage))
@@ -275,6 +295,7 @@ def _bring_back(picture: np.ndarray, pixels: np.ndarray, plan: EditPlan, mask: C
 
     Both are uint8 or uint16.
     """
+    assert plan.placement is not None
     colors = pixels[..., :3]
     after = plan.placement.restore(picture, colors)
     if plan.settings.keep_unchanged:

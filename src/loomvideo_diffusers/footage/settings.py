@@ -62,7 +62,7 @@ class SamplingSettings:
     window_overlap: int | None = None
     lora_scale: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         from ..pipelines.loomvideo_mllm import check_prompt
 
         check_prompt(self.prompt)
@@ -106,7 +106,7 @@ class EditSettings(SamplingSettings):
     max_crop: float = 0.0
     keep_unchanged: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.max_crop < 1:
             raise LoomVideoError(f"`max_crop` must be at least 0 and below 1, but is {self.max_crop}.")
@@ -124,7 +124,7 @@ class GenerationSettings(SamplingSettings):
 
     num_frames: int = 81
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.num_frames, Integral) or self.num_frames < 1 or self.num_frames % FRAME_STEP != 1:
             raise LoomVideoError(f"`num_frames` must be 4k + 1 (1, 5, 9, ...), but is {self.num_frames}.")

@@ -95,12 +95,12 @@ class Footage:
         Frames that follow each other at the clip's rate are taken by its stride. One that is shown for longer is shown
         to the model for as long, up to a second, and is never skipped.
         """
-        usual, repeats = 1 / float(self.rate), int(1 / min(1, self.stride))
+        usual, repeats = 1 / float(self.rate), int(1 / min(Fraction(1), self.stride))
         counts, kept = [], None
         for time, duration in zip(self.times, self.durations):
             seconds, lasts = float(time * self.time_base), float(duration * self.time_base)
             count = min(MOST_REPEATS, max(1, round(FRAMES_PER_SECOND * lasts)))
-            stands_still = lasts > 1.5 * max(1, self.stride) * usual
+            stands_still = lasts > 1.5 * max(Fraction(1), self.stride) * usual
             if not stands_still and kept is not None and seconds - kept < (self.stride - 0.5) * usual:
                 count = 0
             elif not stands_still:
@@ -158,6 +158,7 @@ def survey(
             durations.append(round((frame.duration or 0) * frame.time_base / time_base))
         if not times:
             raise LoomVideoError(f"{path} has no frames: choose another video.")
+        assert reader.size is not None  # A frame was read.
         is_turned = swaps_sides(reader.orientation)
         width, height = reader.size[::-1] if is_turned else reader.size
         pixel_aspect = reader.stream.sample_aspect_ratio or None
@@ -219,11 +220,13 @@ def read_model_frames(footage: Footage) -> Iterator[np.ndarray]:
     """
     Yields the `num_model_frames` frames that the model sees, uint8 `[H, W, 3]`, what is transparent laid on white.
     """
-    num_yielded, pixels = 0, None
+    num_yielded = 0
+    pixels: np.ndarray | None = None
     for count, frame in zip(footage.counts, read_frames(footage)):
         for _ in range(count):
             pixels = convert_pixels(frame, "rgb24")
             yield pixels
         num_yielded += count
+    assert pixels is not None  # The first frame is always shown.
     for _ in range(footage.num_model_frames - num_yielded):
         yield pixels

@@ -88,7 +88,7 @@ NUM_MEASURED_CLIPS = 64
 class Batches(Dataset):
     """For each step random scenes in all styles, float32 `[B, 3, F, H, W]` in [-1, 1], and the noise to add."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.stages = [stage for stage in STAGES for _ in range(stage.steps)]
 
     def __len__(self) -> int:
@@ -148,7 +148,9 @@ def train_autoencoder(output_dir: Path) -> Path:
     with torch.no_grad():
         vae.quant_conv.bias[CONFIG["z_dim"] :] = FIRST_LOG_VARIANCE
 
-    def encode_and_decode(batch: tuple[torch.Tensor, float], step: int) -> tuple[torch.Tensor, ...]:
+    def encode_and_decode(
+        batch: tuple[torch.Tensor, float], step: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         pixels, noise = batch
         pixels = pixels.to(memory_format=torch.channels_last_3d)
         generator = torch.Generator().manual_seed(2**32 * SEED + step)
@@ -188,7 +190,7 @@ def refine_decoder(autoencoder: Path, denoised: Path, output_dir: Path) -> Path:
         torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
     )
 
-    def decode(batch: tuple[torch.Tensor, torch.Tensor], step: int) -> tuple[torch.Tensor, ...]:
+    def decode(batch: tuple[torch.Tensor, torch.Tensor], step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         latents, pixels = batch
         latents = (latents * std + mean).to(memory_format=torch.channels_last_3d)
         return pixels, vae.decode(latents).sample, torch.zeros(())
@@ -201,7 +203,7 @@ def refine_decoder(autoencoder: Path, denoised: Path, output_dir: Path) -> Path:
 
 def _train(
     vae: AutoencoderKLWan,
-    batches: Dataset,
+    batches: Batches | DenoisedBatches,
     decode: Callable[[Any, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
     learning_rate: float,
     result: Path,
@@ -283,12 +285,12 @@ def _make_optimizers(
 @torch.no_grad()
 def measure_latents(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean and the standard deviation of each channel over whole clips, float32 `[z_dim]`."""
-    latents = []
+    modes = []
     for index in tqdm(range(NUM_MEASURED_CLIPS), desc="Measuring latents"):
-        pixels = render(sample_any_scene(np.random.default_rng([SEED, 1, index])))
-        pixels = torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-        latents.append(vae.encode(pixels).latent_dist.mode()[0].flatten(1))
-    latents = torch.cat(latents, dim=1)
+        clip = render(sample_any_scene(np.random.default_rng([SEED, 1, index])))
+        pixels = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        modes.append(vae.encode(pixels).latent_dist.mode()[0].flatten(1))
+    latents = torch.cat(modes, dim=1)
     return latents.mean(dim=1), latents.std(dim=1)
 
 

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from ..media import contact_sheet, write_image, write_whole
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
+from ..pipelines.loomvideo_frames import Video
 from . import OPTIONS, SIDE
 from .judge import judge
 from .tasks import TASKS, Example, sample_held_out
@@ -252,7 +253,7 @@ def _means(judgements: list[dict[str, bool | float]]) -> dict[str, float]:
 def _show(judged: list[tuple[Example, np.ndarray, dict[str, Any]]], folder: Path, task: str) -> None:
     """Writes sheets of up to six successes and failures, of each the source above the result."""
     for name, is_success in (("successes", True), ("failures", False)):
-        rows = []
+        rows: list[Video] = []
         for example, frames, _ in [entry for entry in judged if entry[2]["success"] == is_success][:6]:
             rows += [frames] if example.source is None else [render(example.source, len(frames)), frames]
         if rows:
