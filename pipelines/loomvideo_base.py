@@ -172,7 +172,7 @@ class LoomVideoBase:
 
     def maybe_free_model_hooks(self) -> None:
         with self.use():
-            super().maybe_free_model_hooks()
+            super().maybe_free_model_hooks()  # type: ignore[misc]  # of `DiffusionPipeline`
 
     # Checks
 
@@ -189,29 +189,26 @@ class LoomVideoBase:
         self,
         prompt: str | list[str] | None,
         negative_prompt: str | list[str] | None = None,
-        prompt_embeds: PromptEmbeds = (None, None),
-        visual_prompt_embeds: PromptEmbeds = (None, None),
-        negative_prompt_embeds: PromptEmbeds = (None, None),
+        given: dict[str, PromptEmbeds] | None = None,
     ) -> int:
-        """Checks prompts, or what was encoded in their place, and returns how many there are."""
-        check_only_one(prompt=prompt, prompt_embeds=prompt_embeds[0])
+        """Checks prompts, or the embeds with their masks that are given in their place; returns how many there are."""
+        given = given or {}
+        prompt_embeds, _ = given.get("prompt_embeds", (None, None))
+        check_only_one(prompt=prompt, prompt_embeds=prompt_embeds)
         if negative_prompt is not None:
-            check_only_one(negative_prompt=negative_prompt, negative_prompt_embeds=negative_prompt_embeds[0])
+            negative_prompt_embeds, _ = given.get("negative_prompt_embeds", (None, None))
+            check_only_one(negative_prompt=negative_prompt, negative_prompt_embeds=negative_prompt_embeds)
         for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
             for words in value if isinstance(value, list) else [] if value is None else [value]:
                 if not isinstance(words, str):
                     raise TypeError(f"`{name}` must be a string or a list of strings, but is {value!r}.")
                 check_prompt(words, f"`{name}`", may_be_blank=name == "negative_prompt")
-        batch_size = count_prompts(prompt, prompt_embeds[0])
+        batch_size = count_prompts(prompt, prompt_embeds)
         if isinstance(negative_prompt, list) and len(negative_prompt) != batch_size:
             raise LoomVideoInputError(
                 f"There are {len(negative_prompt)} negative prompts for {batch_size} prompts: pass as many."
             )
-        for name, (embeds, mask) in (
-            ("prompt_embeds", prompt_embeds),
-            ("visual_prompt_embeds", visual_prompt_embeds),
-            ("negative_prompt_embeds", negative_prompt_embeds),
-        ):
+        for name, (embeds, mask) in given.items():
             if embeds is not None:
                 self._check_embeds(name, embeds, mask, batch_size)
         return batch_size
@@ -326,9 +323,7 @@ class LoomVideoBase:
         sources: list[PIL.Image.Image | np.ndarray | None],
         do_classifier_free_guidance: bool,
         num_videos_per_prompt: int = 1,
-        prompt_embeds: PromptEmbeds = (None, None),
-        visual_prompt_embeds: PromptEmbeds = (None, None),
-        negative_prompt_embeds: PromptEmbeds = (None, None),
+        given: dict[str, PromptEmbeds] | None = None,
         device: torch.device | str | None = None,
     ) -> tuple[torch.Tensor | None, ...]:
         """
@@ -341,14 +336,16 @@ class LoomVideoBase:
             sources: for each sample an image, the frames of a video that the MLLM sees, or None.
             do_classifier_free_guidance: whether the visual and the negative branch are needed too.
             num_videos_per_prompt: how often each prompt's embeds are repeated.
-            prompt_embeds, visual_prompt_embeds, negative_prompt_embeds: embeds and mask that are encoded already.
+            given: embeds and mask that are encoded already, by name, such as `prompt_embeds`.
             device: where the embeds are to be; by default where the pipeline runs.
 
         Returns:
             Embeds `[B, num_layers, L, mllm_dim]` and mask (bool `[B, L]`, or None where no token is padding) of each
             branch in turn. Those that guidance does not need stay None.
         """
-        batch_size = len(references)
+        batch_size, given = len(references), given or {}
+        names = [name for name, _ in BRANCHES.values()]
+        prompt_embeds, visual_prompt_embeds, negative_prompt_embeds = (given.get(name, (None, None)) for name in names)
         has_vision = bool(references[0]) or sources[0] is not None
         needs_visual = do_classifier_free_guidance and has_vision and visual_prompt_embeds[0] is None
         if prompt_embeds[0] is None or needs_visual:
@@ -373,7 +370,9 @@ class LoomVideoBase:
             for tensor in (*prompt_embeds, *visual_prompt_embeds, *negative_prompt_embeds)
         )
 
-    def encode_negative_prompt(self, negative_prompt: str | list[str] | None = None) -> PromptEmbeds:
+    def encode_negative_prompt(
+        self, negative_prompt: str | list[str] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Encodes negative prompts alone, once for many calls, which take them as `negative_prompt_embeds`.
 
@@ -404,7 +403,7 @@ class LoomVideoBase:
 
     def get_mllm_hidden_states(
         self, inputs: dict[str, torch.Tensor], vision: dict[str, Any] | None = None
-    ) -> PromptEmbeds:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Runs the MLLM and returns what its last `num_layers` decoder layers put out, see `run_mllm`."""
         self._check_mllm("text_encoder")
         transformer = getattr(self, "transformer", None)
@@ -650,7 +649,7 @@ class LoomVideoBase:
                     )
 
                 if callback_on_step_end is not None:
-                    tensors = {"latents": latents}
+                    tensors: dict[str, torch.Tensor | None] = {"latents": latents}
                     for name, (tensor, mask) in conditions.items():
                         tensors |= {name: tensor, f"{name}_mask": mask}
                     callback_kwargs = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
@@ -689,12 +688,6 @@ class LoomVideoBase:
         Returns:
             The velocity, float32 `[B, C, T, h, w]`.
         """
-        missing = [name for branch in coefficients if conditions[name := BRANCHES[branch][0]][0] is None]
-        if missing:
-            raise LoomVideoInputError(
-                f"Guidance needs `{missing[0]}`, which were not encoded because guidance was off when the call began: "
-                "begin with `guidance_scale` or `guidance_scale_visual` above 1."
-            )
         has_visual_input = source_latents is not None or bool(reference_latents)
         timestep = timestep.expand(latents.shape[0])
         # Scale-and-Add: the source counts as much as there is noise. The published model takes the rounded timestep
@@ -704,6 +697,11 @@ class LoomVideoBase:
         for branch, coefficient in coefficients.items():
             name, sees_visual_input = BRANCHES[branch]
             encoder_hidden_states, encoder_attention_mask = conditions[name]
+            if encoder_hidden_states is None:
+                raise LoomVideoInputError(
+                    f"Guidance needs `{name}`, which were not encoded because guidance was off when the call began: "
+                    "begin with `guidance_scale` or `guidance_scale_visual` above 1."
+                )
             kv_cache = None
             if caches is not None:
                 kv_cache = caches.of(branch, encoder_hidden_states, has_visual_input and sees_visual_input)
@@ -751,11 +749,15 @@ class LoomVideoBase:
 
 def count_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor | None) -> int:
     """How many samples a call has before `num_videos_per_prompt`, by its prompts or their embeds."""
-    if prompt is None and not isinstance(prompt_embeds, torch.Tensor):
+    if isinstance(prompt, str):
+        return 1
+    if prompt is not None:
+        if not prompt:
+            raise LoomVideoInputError("`prompt` is an empty list: pass at least one prompt.")
+        return len(prompt)
+    if not isinstance(prompt_embeds, torch.Tensor):
         raise TypeError(f"`prompt_embeds` must be a torch tensor, but is a {type(prompt_embeds)}.")
-    if prompt == []:
-        raise LoomVideoInputError("`prompt` is an empty list: pass at least one prompt.")
-    return len(prompt_embeds) if prompt is None else len(prompt) if isinstance(prompt, list) else 1
+    return len(prompt_embeds)
 
 
 def check_only_one(**arguments: Any) -> None:

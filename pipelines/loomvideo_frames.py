@@ -14,6 +14,8 @@
 """Pixels: reading what users pass as videos and images, and fitting it to the size of the result."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -36,7 +38,7 @@ MLLM_FRAME_STRIDE = 15
 MAX_SOURCE_FRAMES = 121
 
 Image = PIL.Image.Image | np.ndarray | torch.Tensor
-Video = list[Image] | np.ndarray | torch.Tensor
+Video = Sequence[Image] | np.ndarray | torch.Tensor
 
 
 def to_image(image: Image, name: str) -> PIL.Image.Image:
@@ -151,29 +153,30 @@ def _array_to_images(array: np.ndarray | torch.Tensor, name: str) -> list[PIL.Im
 
 def to_clips(video: Video | list[Video], batch_size: int) -> list[list[PIL.Image.Image]]:
     """Reads one clip for all samples, or a list (or 5-dimensional array) with one for each."""
-    is_batch = isinstance(video, (np.ndarray, torch.Tensor)) and video.ndim == 5
-    if isinstance(video, (list, tuple)) and len(video) > 0:
-        first = video[0]
-        is_batch = isinstance(first, (list, tuple)) or getattr(first, "ndim", 3) == 4
+    clips: Any = video
+    is_batch = getattr(clips, "ndim", 4) == 5
+    if isinstance(clips, (list, tuple)) and len(clips) > 0:
+        is_batch = isinstance(clips[0], (list, tuple)) or getattr(clips[0], "ndim", 3) == 4
     if not is_batch:
-        return [to_frames(video)] * batch_size
-    if len(video) != batch_size:
+        return [to_frames(clips)] * batch_size
+    if len(clips) != batch_size:
         raise LoomVideoInputError(
-            f"There are {len(video)} videos for {batch_size} prompts: pass one for each, or one for all."
+            f"`video` holds {len(clips)} clips for {batch_size} prompts: pass one for each, or one for all."
         )
-    return [to_frames(clip) for clip in video]
+    return [to_frames(clip) for clip in clips]
 
 
 def to_single_frame_clips(image: Image | list[Image], batch_size: int) -> list[list[PIL.Image.Image]]:
     """Reads one image for all samples, or a list (or 4-dimensional array) with one for each, as clips of one frame."""
-    is_batch = isinstance(image, (list, tuple)) or getattr(image, "ndim", 3) == 4
+    images: Any = image
+    is_batch = isinstance(images, (list, tuple)) or getattr(images, "ndim", 3) == 4
     if not is_batch:
-        return [[to_image(image, "image")]] * batch_size
-    if len(image) != batch_size:
+        return [[to_image(images, "image")]] * batch_size
+    if len(images) != batch_size:
         raise LoomVideoInputError(
-            f"There are {len(image)} images for {batch_size} prompts: pass one for each, or one for all."
+            f"`image` holds {len(images)} images for {batch_size} prompts: pass one for each, or one for all."
         )
-    return [[to_image(picture, "image")] for picture in image]
+    return [[to_image(picture, "image")] for picture in images]
 
 
 def to_references(
@@ -183,23 +186,23 @@ def to_references(
     if reference_images is None:
         return [[]] * batch_size
     name = "reference_images"
-    if not isinstance(reference_images, (list, tuple)) and getattr(reference_images, "ndim", 3) != 4:
-        reference_images = [reference_images]
-    if len(reference_images) == 0:
+    references: Any = reference_images
+    if not isinstance(references, (list, tuple)) and getattr(references, "ndim", 3) != 4:
+        references = [references]
+    if len(references) == 0:
         raise LoomVideoInputError("`reference_images` is an empty list: pass at least one image, or None.")
-    if not isinstance(reference_images[0], (list, tuple)):
-        return [[to_image(image, name) for image in reference_images]] * batch_size
-    if len(reference_images) != batch_size:
+    if not isinstance(references[0], (list, tuple)):
+        return [[to_image(image, name) for image in references]] * batch_size
+    if len(references) != batch_size:
         raise LoomVideoInputError(
-            f"There are {len(reference_images)} lists of references for {batch_size} prompts: pass one for each."
+            f"`reference_images` holds {len(references)} lists for {batch_size} prompts: pass one list for each."
         )
-    counts = {len(images) for images in reference_images}
-    if 0 in counts or len(counts) > 1:
+    counts = [len(images) for images in references]
+    if 0 in counts or len(set(counts)) > 1:
         raise LoomVideoInputError(
-            f"All samples of a batch must have the same number of references, at least one, but they have "
-            f"{[len(images) for images in reference_images]}."
+            f"`reference_images` must hold as many images for each prompt, at least one, but holds {counts}."
         )
-    return [[to_image(image, name) for image in images] for images in reference_images]
+    return [[to_image(image, name) for image in images] for images in references]
 
 
 def fit(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
@@ -241,7 +244,7 @@ def mllm_frame_indices(num_frames: int, window_frames: int = MAX_SOURCE_FRAMES) 
 def mllm_frames(frames: list[PIL.Image.Image], window_frames: int = MAX_SOURCE_FRAMES) -> np.ndarray:
     """The frames of a clip that the MLLM sees, uint8 `[F, H, W, 3]`; a lone one twice, as patches span two."""
     seen = [frames[index] for index in mllm_frame_indices(len(frames), window_frames)]
-    return np.stack(seen * 2 if len(seen) == 1 else seen)
+    return np.stack([np.asarray(frame) for frame in (seen * 2 if len(seen) == 1 else seen)])
 
 
 def cut_frames(clips: list[list[PIL.Image.Image]], num_frames: int | None, step: int) -> list[list[PIL.Image.Image]]:

@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 def _fit_slot(
     transformer: torch.nn.Module,
     tensors: dict[str, torch.Tensor],
-    config: dict[str, Any] | None,
+    config: dict[str, Any],
     adapter_name: str | None,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Gives an adapter the ranks, the scale and the settings of another whose place it takes, so that it fits."""
@@ -43,12 +43,13 @@ def _fit_slot(
         raise LoomVideoInputError(
             f"There is no adapter {adapter_name} to take the place of: load one with `hotswap=False`."
         )
-    layers = {
+    layers: dict[str, Any] = {
         name: module
         for name, module in transformer.named_modules()
         if hasattr(module, "lora_A") and adapter_name in module.lora_A
     }
-    is_lora = config is not None and old.peft_type == "LORA" and not config["use_dora"] and not old.use_dora
+    # A LoKr has no configuration.
+    is_lora = bool(config) and old.peft_type == "LORA" and not config["use_dora"] and not old.use_dora
     others = [layer for layer in config["target_modules"] if layer not in layers] if is_lora else []
     if others or not is_lora or config["lora_bias"] > old.lora_bias:
         raise LoomVideoInputError(
@@ -76,7 +77,7 @@ def _fit_slot(
 
 
 def _load(
-    transformer: torch.nn.Module,
+    transformer: Any,
     state_dict: dict[str, torch.Tensor],
     config: dict[str, Any] | None,
     adapter_name: str | None,
@@ -88,7 +89,7 @@ def _load(
     if adapter_name is not None and ("." in adapter_name or not adapter_name):
         raise LoomVideoInputError(f"An adapter cannot be called {adapter_name!r}: choose a name without dots.")
     if hotswap:
-        state_dict, config = _fit_slot(transformer, state_dict, config, adapter_name)
+        state_dict, config = _fit_slot(transformer, state_dict, config or {}, adapter_name)
     transformer.load_lora_adapter(
         state_dict,
         adapter_name=adapter_name,
@@ -112,12 +113,14 @@ def _sort_metadata(path: Path) -> None:
 class LoomVideoLoraLoaderMixin(LoraBaseMixin):
     """Loads LoRA adapters into a pipeline's transformer. Those of Wan2.2-TI2V-5B fit, layer by layer."""
 
+    transformer: Any
+
     _lora_loadable_modules = ["transformer"]
     transformer_name = "transformer"
 
     @classmethod
     def lora_state_dict(
-        cls, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor], **kwargs
+        cls, pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor], **kwargs: Any
     ) -> dict[str, torch.Tensor] | tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
         r"""
         Reads the tensors of a LoRA, by the names that they have there.
@@ -141,14 +144,17 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
             LoomVideoInputError: if the file is not there, is one of several, or cannot be read.
         """
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
-        source = pretrained_model_name_or_path_or_dict
-        try:
-            state_dict, metadata = (
-                (source, None) if isinstance(source, dict) else read_lora_file(os.fspath(source), kwargs)
-            )
-        except ValueError as error:
-            raise LoomVideoInputError(f"The LoRA {source} cannot be loaded: {error}") from error
+        state_dict, metadata = cls._read(pretrained_model_name_or_path_or_dict, kwargs)
         return (state_dict, metadata) if return_lora_metadata else state_dict
+
+    @classmethod
+    def _read(cls, source: Any, options: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+        if isinstance(source, dict):
+            return source, None
+        try:
+            return read_lora_file(os.fspath(source), options)
+        except LoomVideoInputError as error:
+            raise LoomVideoInputError(f"The LoRA {source} cannot be loaded: {error}") from error
 
     @classmethod
     def check_lora_weights(
@@ -156,7 +162,7 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
         pretrained_model_name_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor],
         transformer: torch.nn.Module,
         allow_partial: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> str | None:
         r"""
         Checks whether a LoRA can be loaded, before a model's weights are.
@@ -184,7 +190,7 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
     def _prepare(
         cls, source: Any, transformer: torch.nn.Module, allow_partial: bool, allow_zero: bool, options: dict[str, Any]
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None, str | None]:
-        state_dict, settings = cls.lora_state_dict(source, **options, return_lora_metadata=True)
+        state_dict, settings = cls._read(source, options)
         title = "The LoRA" if isinstance(source, dict) else f"The LoRA {os.fspath(source)}"
         return prepare_lora(state_dict, settings, transformer, allow_partial, allow_zero, title)
 
@@ -195,7 +201,7 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
         hotswap: bool = False,
         low_cpu_mem_usage: bool = True,
         allow_partial: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         r"""
         Loads a LoRA into the transformer and makes it the active one: all of it, or nothing.
@@ -312,7 +318,7 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
         lora_scale: float = 1.0,
         safe_fusing: bool = False,
         adapter_names: list[str] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         """Adds adapters, by default the active ones, to the transformer's weights; `unfuse_lora` takes them out."""
         super().fuse_lora(
@@ -323,6 +329,6 @@ class LoomVideoLoraLoaderMixin(LoraBaseMixin):
             **kwargs,
         )
 
-    def unfuse_lora(self, components: list[str] = ["transformer"], **kwargs) -> None:
+    def unfuse_lora(self, components: list[str] = ["transformer"], **kwargs: Any) -> None:
         """Takes fused adapters out of the transformer's weights again."""
         super().unfuse_lora(components=components, **kwargs)

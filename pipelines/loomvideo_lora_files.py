@@ -55,13 +55,16 @@ def read_lora_file(source: str, options: dict[str, Any]) -> tuple[dict[str, torc
     else:
         path, siblings = _download(source, weight_name, is_pickled, options)
     state_dict, metadata = _read_tensors(path, is_pickled)
-    settings, config = metadata.get(LORA_ADAPTER_METADATA_KEY), path.parent / PEFT_CONFIG
+    text: str | bytes | None = metadata.get(LORA_ADAPTER_METADATA_KEY)
+    config = path.parent / PEFT_CONFIG
     # Among other files it may be another's.
-    if settings is None and config.is_file() and (path.stem == "adapter_model" or siblings == [path.name]):
-        path, settings = config, config.read_bytes()
+    if text is None and config.is_file() and (path.stem == "adapter_model" or siblings == [path.name]):
+        path, text = config, config.read_bytes()
+    if text is None:
+        return state_dict, None
     try:
-        settings = None if settings is None else json.loads(settings)
-        if not isinstance(settings, dict | None):
+        settings = json.loads(text)
+        if not isinstance(settings, dict):
             raise LoomVideoInputError("it is no JSON object")
     except ValueError as error:
         raise LoomVideoInputError(
@@ -133,7 +136,7 @@ def _download(
     weight_name = weight_name or match[2]
     subfolder = f"{options['subfolder'].strip('/')}/" if options.get("subfolder") else ""
     revision, token = options.get("revision"), options.get("token")
-    where = {name: options.get(name) for name in ("revision", "token", "cache_dir")}
+    where: dict[str, Any] = {name: options.get(name) for name in ("revision", "token", "cache_dir")}
     names = None
     try:
         if not options.get("local_files_only"):

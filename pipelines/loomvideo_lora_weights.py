@@ -127,7 +127,7 @@ def parse_lora_name(name: str) -> tuple[str | None, str, str] | None:
         `lora_A`; and the layer's name in its own model. None if the name tells no layer or no part.
     """
     matches = ((part, pattern.fullmatch(name)) for part, pattern in PARTS.items())
-    part, match = next(((part, match) for part, match in matches if match), (None, None))
+    part, match = next(((part, match) for part, match in matches if match), ("", None))
     layer = None if match is None else LAYER.fullmatch(WRAPPER_NAMES.sub("", match["layer"]))
     if layer is None or not _may_stand_before(layer["before"], layer[0]):
         return None
@@ -222,12 +222,13 @@ def _sort_tensors(
         parsed = parse_lora_name(name)
         if name.endswith((".diff", ".diff_b")) and not tensor.float().any():
             continue  # changes nothing, whatever layer it is of: some tools write these of all norms
-        if parsed is not None and parsed[0] is None:
-            of_wan[parsed[2]] = None
-        elif parsed is None or parsed[0] not in modules:
+        layer, part, name_there = parsed or ("", "", "")
+        if layer is None:
+            of_wan[name_there] = None
+        elif layer not in modules or parsed is None:
             unknown.append(name)
         else:
-            layer, part, names_there[layer] = parsed
+            names_there[layer] = name_there
             if part in layers.setdefault(layer, {}):
                 raise LoomVideoInputError(
                     f"{title} has two tensors for one part of a layer, {sources[layer, part]} and {name}: keep one."
@@ -352,7 +353,7 @@ def _find_kind(parts: dict[str, torch.Tensor], bias: torch.Tensor | None, bias_d
     return kind
 
 
-def _matrix_sizes(module: torch.nn.Module) -> tuple[tuple[int, int], tuple[int, ...]]:
+def _matrix_sizes(module: Any) -> tuple[tuple[int, int], tuple[int, ...]]:
     """Rows and columns of a layer's weights as a matrix, and the kernel if it is a convolution, or else ()."""
     if isinstance(module, torch.nn.Conv3d):
         kernel = module.kernel_size
@@ -442,12 +443,12 @@ def _halves(
 def _kronecker_factor(parts: dict[str, torch.Tensor], number: int) -> tuple[torch.Tensor, int | None]:
     """One of the two factors of a LoKr, and its rank if it is a product itself."""
     whole, up, down = (parts.get(f"lokr_w{number}{half}") for half in ("", "_a", "_b"))
-    if whole is None and (up is None or down is None):
-        raise LoomVideoInputError(f"is incomplete: it has no lokr_w{number}, or only a half of it,")
     if any(factor is not None and factor.ndim != 2 for factor in (whole, up, down)):
         raise LoomVideoInputError("has parts that are no matrices")
     if whole is not None:
         return whole, None
+    if up is None or down is None:
+        raise LoomVideoInputError(f"is incomplete: it has no lokr_w{number}, or only a half of it,")
     if up.shape[1] != down.shape[0]:
         raise LoomVideoInputError(
             f"has halves that do not fit each other, of the ranks {[up.shape[1], down.shape[0]]},"
@@ -476,8 +477,8 @@ def _pack(
         raise LoomVideoInputError(f"{title} has magnitudes and biases, which cannot be loaded together.")
     # PEFT multiplies by alpha / rank. All layers get one such scale, and what it is not goes into their weights, in
     # float32, where nothing underflows: adapters that are swapped in place need that.
-    scale = Counter(adapter["scale"] for adapter in adapters.values() if adapter["scale"]).most_common(1)
-    scale = scale[0][0] if scale else 1.0
+    scales = Counter(adapter["scale"] for adapter in adapters.values() if adapter["scale"]).most_common(1)
+    scale = scales[0][0] if scales else 1.0
     ranks = {layer: adapter["lora_A"].shape[0] for layer, adapter in adapters.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     tensors = {}

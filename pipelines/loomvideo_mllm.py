@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from transformers import Qwen3VLProcessor
+from transformers import Qwen3VLModel, Qwen3VLProcessor
 
 from .loomvideo_errors import LoomVideoInputError
 
@@ -157,11 +157,11 @@ def keep_vision_only(processor: Qwen3VLProcessor, inputs: dict[str, torch.Tensor
 
 
 def run_mllm(
-    text_encoder: torch.nn.Module,
+    text_encoder: Qwen3VLModel,
     inputs: dict[str, torch.Tensor],
     num_layers: int | None,
     vision: dict[str, Any] | None = None,
-) -> PromptEmbeds:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     Runs an MLLM on what the processor returned; no other thread may use it meanwhile.
 
@@ -185,7 +185,7 @@ def run_mllm(
     # `torch.compile` wraps a module in one whose `forward` takes anything.
     model = getattr(text_encoder, "_orig_mod", text_encoder)
     accepted = inspect.signature(model.forward).parameters
-    arguments = {name: value for name, value in inputs.items() if name in accepted}
+    arguments: dict[str, Any] = {name: value for name, value in inputs.items() if name in accepted}
     grids = {name: arguments[name] for name in ("image_grid_thw", "video_grid_thw") if name in arguments}
     if grids:
         # Otherwise the model would keep on itself how far these positions are from those of text.

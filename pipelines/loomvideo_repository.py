@@ -64,7 +64,7 @@ class LoomVideoHubMixin(Pipeline):
     _installed_transformer: tuple[str, str] | None = None
 
     @classmethod
-    def load_config(cls, *args, **kwargs) -> dict[str, Any] | tuple:
+    def load_config(cls, *args: Any, **kwargs: Any) -> dict[str, Any] | tuple:
         loaded = super().load_config(*args, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         if cls._installed_transformer is not None:
@@ -75,7 +75,7 @@ class LoomVideoHubMixin(Pipeline):
         return loaded
 
     @classmethod
-    def download(cls, pretrained_model_name: str, **kwargs) -> str:
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
         """Downloads a repository for `from_pretrained`; with the installed package, all of it but its code."""
         if cls._installed_transformer is None:
             return super().download(pretrained_model_name, **kwargs)
@@ -87,7 +87,7 @@ class LoomVideoHubMixin(Pipeline):
         )
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> DiffusionPipeline:
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> DiffusionPipeline:
         """
         Makes this pipeline of the components of another, which they share.
 
@@ -100,7 +100,7 @@ class LoomVideoHubMixin(Pipeline):
         new_pipeline = cls(**(pipeline.components | options | kwargs))
         return new_pipeline if dtype is None else new_pipeline.to(dtype=dtype)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """
         Saves the pipeline, with its code. Of adapters, what was fused is part of the weights, and no other is saved.
         """
@@ -148,15 +148,14 @@ class LoomVideoHubMixin(Pipeline):
         print(f"Pushed: {url}")
         return url
 
-    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         # `torch.compile` wraps a module in a class of its own.
         transformer = getattr(self.transformer, "_orig_mod", self.transformer)
-        if transformer is not None:
-            transformer_class = type(transformer)
-        else:
-            module, name = self._installed_transformer or (None, "")
-            transformer_class = None if module is None else getattr(import_module(module), name)
+        transformer_class = None if transformer is None else type(transformer)
+        if transformer is None and self._installed_transformer is not None:
+            module, name = self._installed_transformer
+            transformer_class = getattr(import_module(module), name)
         write_remote_code(save_directory, type(self), transformer_class, self._find_code(transformer))
 
     def _find_code(self, transformer: ModelMixin | None) -> Path | None:
@@ -292,14 +291,15 @@ def write_remote_code(
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     index["_class_name"] = [source.stem, pipeline_class.__name__]
     # Also of a pipeline that has no transformer, as the entry files name some of it.
-    code = None if origin is None else origin / "transformer"
+    transformer_code = None if origin is None else origin / "transformer"
     if transformer_class is not None:
         source = Path(inspect.getfile(transformer_class))
-        code = code if code is not None and (code / source.name).is_file() else source.parent
+        if transformer_code is None or not (transformer_code / source.name).is_file():
+            transformer_code = source.parent
         if index.get("transformer") != [None, None]:
             index["transformer"] = [source.stem, transformer_class.__name__]
     (folder / "transformer").mkdir(exist_ok=True)
-    for file in [] if code is None else code.glob("transformer_loomvideo*.py"):
+    for file in [] if transformer_code is None else transformer_code.glob("transformer_loomvideo*.py"):
         _copy(file, folder / "transformer" / file.name)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -31,7 +31,7 @@ class SharedLock:
     A thread that holds it gets it again at once. What it holds together with others, it cannot get alone as well.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._queue: deque[object] = deque()
         # How often each thread holds it, and the one that holds it alone

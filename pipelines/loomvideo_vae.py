@@ -13,7 +13,7 @@
 # limitations under the License.
 """Pixels to latents and back, by the Wan VAE: whole clips, or a few frames at a time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -22,9 +22,12 @@ import torch
 from diffusers import AutoencoderKLWan
 
 
-def to_pixel_values(frames: list[PIL.Image.Image] | list[np.ndarray]) -> torch.Tensor:
+def to_pixel_values(frames: Sequence[PIL.Image.Image | np.ndarray]) -> torch.Tensor:
     """Frames of uint8, as `[1, 3, F, H, W]` in [-1, 1]."""
-    return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    return (
+        torch.from_numpy(np.stack([np.asarray(frame) for frame in frames])).permute(3, 0, 1, 2)[None].float() / 127.5
+        - 1
+    )
 
 
 def encode(vae: AutoencoderKLWan, pixel_values: torch.Tensor) -> torch.Tensor:

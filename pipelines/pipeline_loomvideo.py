@@ -46,7 +46,7 @@ if __name__.startswith("diffusers_modules.") and ".loomvideo_code_" not in __nam
     importlib.invalidate_caches()
     _module = importlib.import_module(f"{__package__}.{_package.name}.{_path.stem}")
     del sys.modules[__name__]
-    __name__, __package__, __spec__ = _module.__name__, _module.__package__, _module.__spec__
+    __name__, __package__, __spec__ = _module.__name__, _module.__package__, _module.__spec__  # type: ignore[assignment]
 
 from .loomvideo_base import LoomVideoBase, check_only_one, count_prompts
 from .loomvideo_errors import LoomVideoInputError
@@ -65,9 +65,9 @@ from .loomvideo_lora_weights import prepare_lora  # noqa: F401 isort: skip
 from .loomvideo_vae import encode, decode  # noqa: F401 isort: skip
 
 if TYPE_CHECKING:
-    from .transformer.transformer_loomvideo_kv_cache import LoomVideoKVCache  # noqa: F401
-    from .transformer.transformer_loomvideo_single_file import LoomVideoSingleFileMixin  # noqa: F401
-    from .transformer.transformer_loomvideo_step_caches import LoomVideoCacheMixin  # noqa: F401
+    from .transformer.transformer_loomvideo_kv_cache import LoomVideoKVCache  # type: ignore[import-not-found]  # noqa: F401
+    from .transformer.transformer_loomvideo_single_file import LoomVideoSingleFileMixin  # type: ignore[import-not-found]  # noqa: F401
+    from .transformer.transformer_loomvideo_step_caches import LoomVideoCacheMixin  # type: ignore[import-not-found]  # noqa: F401
 
 
 # (height, width)
@@ -136,7 +136,7 @@ class LoomVideoPipeline(
         if num_frames is None:
             raise LoomVideoInputError("`num_frames` is None: pass 1 for an image, or 4k + 1 for a video.")
         self.check_components("transformer", "scheduler", *([] if output_type == "latent" else ["vae"]))
-        batch_size = self.check_prompts(prompt, negative_prompt, **given)
+        batch_size = self.check_prompts(prompt, negative_prompt, given)
         self.check_size(height, width, num_frames, window_frames, window_overlap)
         self.check_sampling(num_inference_steps, guidance_scale, guidance_scale_visual, guidance_interval)
         self.check_outputs(
@@ -153,7 +153,7 @@ class LoomVideoPipeline(
     ) -> tuple[list[list[PIL.Image.Image]], int, int]:
         """Reads the references of all samples and fits them to the size of the result, deciding it if not given."""
         references = to_references(reference_images, batch_size)
-        if height is None:
+        if height is None or width is None:
             height, width = nearest_trained_size(references[0][0]) if references[0] else DEFAULT_SIZE
         return fit_all(references, height, width), height, width
 
@@ -211,9 +211,11 @@ class LoomVideoPipeline(
             sources=[None] * batch_size,
             do_classifier_free_guidance=do_classifier_free_guidance,
             num_videos_per_prompt=num_videos_per_prompt,
-            prompt_embeds=(prompt_embeds, prompt_embeds_mask),
-            visual_prompt_embeds=(visual_prompt_embeds, visual_prompt_embeds_mask),
-            negative_prompt_embeds=(negative_prompt_embeds, negative_prompt_embeds_mask),
+            given={
+                "prompt_embeds": (prompt_embeds, prompt_embeds_mask),
+                "visual_prompt_embeds": (visual_prompt_embeds, visual_prompt_embeds_mask),
+                "negative_prompt_embeds": (negative_prompt_embeds, negative_prompt_embeds_mask),
+            },
             device=device,
         )
         prompt_embeds, prompt_embeds_mask, visual_prompt_embeds, visual_prompt_embeds_mask = embeds[:4]
@@ -334,7 +336,7 @@ class LoomVideoPipeline(
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
         # 1. Check the arguments
-        given = {
+        given: dict[str, PromptEmbeds] = {
             "prompt_embeds": (prompt_embeds, prompt_embeds_mask),
             "visual_prompt_embeds": (visual_prompt_embeds, visual_prompt_embeds_mask),
             "negative_prompt_embeds": (negative_prompt_embeds, negative_prompt_embeds_mask),
@@ -378,7 +380,7 @@ class LoomVideoPipeline(
             sources=[None] * batch_size,
             do_classifier_free_guidance=self.do_classifier_free_guidance,
             num_videos_per_prompt=num_videos_per_prompt,
-            **given,
+            given=given,
         )
 
         # 4. Encode the references

@@ -46,7 +46,7 @@ if __name__.startswith("diffusers_modules.") and ".loomvideo_code_" not in __nam
     importlib.invalidate_caches()
     _module = importlib.import_module(f"{__package__}.{_package.name}.{_path.stem}")
     del sys.modules[__name__]
-    __name__, __package__, __spec__ = _module.__name__, _module.__package__, _module.__spec__
+    __name__, __package__, __spec__ = _module.__name__, _module.__package__, _module.__spec__  # type: ignore[assignment]
 
 from .loomvideo_base import LoomVideoBase, check_only_one, count_prompts
 from .loomvideo_errors import LoomVideoInputError
@@ -74,9 +74,9 @@ from .loomvideo_lora_weights import prepare_lora  # noqa: F401 isort: skip
 from .loomvideo_vae import encode, decode  # noqa: F401 isort: skip
 
 if TYPE_CHECKING:
-    from .transformer.transformer_loomvideo_kv_cache import LoomVideoKVCache  # noqa: F401
-    from .transformer.transformer_loomvideo_single_file import LoomVideoSingleFileMixin  # noqa: F401
-    from .transformer.transformer_loomvideo_step_caches import LoomVideoCacheMixin  # noqa: F401
+    from .transformer.transformer_loomvideo_kv_cache import LoomVideoKVCache  # type: ignore[import-not-found]  # noqa: F401
+    from .transformer.transformer_loomvideo_single_file import LoomVideoSingleFileMixin  # type: ignore[import-not-found]  # noqa: F401
+    from .transformer.transformer_loomvideo_step_caches import LoomVideoCacheMixin  # type: ignore[import-not-found]  # noqa: F401
 
 
 EXAMPLE_DOC_STRING = """
@@ -146,7 +146,7 @@ class LoomVideoEditPipeline(
         if image is not None and num_frames not in (None, 1):
             raise LoomVideoInputError(f"`num_frames` is {num_frames}, but an image has one frame: pass a `video`.")
         self.check_components("vae", "transformer", "scheduler")
-        batch_size = self.check_prompts(prompt, negative_prompt, **given)
+        batch_size = self.check_prompts(prompt, negative_prompt, given)
         self.check_size(height, width, num_frames, window_frames, window_overlap)
         self.check_sampling(num_inference_steps, guidance_scale, guidance_scale_visual, guidance_interval)
         self.check_outputs(
@@ -168,19 +168,25 @@ class LoomVideoEditPipeline(
         Reads the source clips and the references of all samples, cuts the clips to length, and fits everything to the
         size of the result, by default the source's own, rounded down to what the latents can have.
         """
-        clips = to_single_frame_clips(image, batch_size) if video is None else to_clips(video, batch_size)
+        if video is not None:
+            clips = to_clips(video, batch_size)
+        else:
+            assert image is not None
+            clips = to_single_frame_clips(image, batch_size)
         clips = cut_frames(clips, num_frames, self.vae_scale_factor_temporal)
         references = to_references(reference_images, batch_size)
-        if height is None:
+        if height is None or width is None:
             step = self.size_step
             sizes = {(clip[0].height // step * step, clip[0].width // step * step) for clip in clips}
             if len(sizes) > 1:
                 raise LoomVideoInputError(
-                    f"The sources of a batch differ in size, {sorted(sizes)}: pass `height` and `width`."
+                    f"`video` or `image` holds sources of {sorted(sizes)} pixels: pass a common `height` and `width`."
                 )
             height, width = sizes.pop()
             if 0 in (height, width):
-                raise LoomVideoInputError(f"The source is smaller than {step} x {step}: pass `height` and `width`.")
+                raise LoomVideoInputError(
+                    f"A source smaller than {step} x {step} needs a `height` and `width`: pass them."
+                )
         return fit_all(clips, height, width), fit_all(references, height, width), height, width
 
     def encode_prompt(
@@ -241,9 +247,11 @@ class LoomVideoEditPipeline(
             sources=[clip[0] if video is None else mllm_frames(clip, window_frames) for clip in clips],
             do_classifier_free_guidance=do_classifier_free_guidance,
             num_videos_per_prompt=num_videos_per_prompt,
-            prompt_embeds=(prompt_embeds, prompt_embeds_mask),
-            visual_prompt_embeds=(visual_prompt_embeds, visual_prompt_embeds_mask),
-            negative_prompt_embeds=(negative_prompt_embeds, negative_prompt_embeds_mask),
+            given={
+                "prompt_embeds": (prompt_embeds, prompt_embeds_mask),
+                "visual_prompt_embeds": (visual_prompt_embeds, visual_prompt_embeds_mask),
+                "negative_prompt_embeds": (negative_prompt_embeds, negative_prompt_embeds_mask),
+            },
             device=device,
         )
         prompt_embeds, prompt_embeds_mask, visual_prompt_embeds, visual_prompt_embeds_mask = embeds[:4]
@@ -375,7 +383,7 @@ class LoomVideoEditPipeline(
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
         # 1. Check the arguments
-        given = {
+        given: dict[str, PromptEmbeds] = {
             "prompt_embeds": (prompt_embeds, prompt_embeds_mask),
             "visual_prompt_embeds": (visual_prompt_embeds, visual_prompt_embeds_mask),
             "negative_prompt_embeds": (negative_prompt_embeds, negative_prompt_embeds_mask),
@@ -420,7 +428,7 @@ class LoomVideoEditPipeline(
             sources=[clip[0] if video is None else mllm_frames(clip, window_frames) for clip in clips],
             do_classifier_free_guidance=self.do_classifier_free_guidance,
             num_videos_per_prompt=num_videos_per_prompt,
-            **given,
+            given=given,
         )
 
         # 4. Encode the sources and the references

@@ -188,7 +188,7 @@ def _denoise(
             references,
             [seen],
             pipe.do_classifier_free_guidance,
-            negative_prompt_embeds=(negative_prompt_embeds, None),
+            given={"negative_prompt_embeds": (negative_prompt_embeds, None)},
         )
     reference_latents = pipe.prepare_reference_latents(references, 1)
 

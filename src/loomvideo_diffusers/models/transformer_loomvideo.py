@@ -51,7 +51,7 @@ if __name__.startswith("diffusers_modules.") and ".loomvideo_code_" not in __nam
     importlib.invalidate_caches()
     _module = importlib.import_module(f"{__package__}.{_package.name}.{_path.stem}")
     del sys.modules[__name__]
-    __name__, __package__, __spec__ = _module.__name__, _module.__package__, _module.__spec__
+    __name__, __package__, __spec__ = _module.__name__, _module.__package__, _module.__spec__  # type: ignore[assignment]
 
 from .transformer_loomvideo_kv_cache import LoomVideoBlockCache, LoomVideoKVCache, LoomVideoTokenCache
 from .transformer_loomvideo_single_file import LoomVideoSingleFileMixin
@@ -131,6 +131,11 @@ class LoomVideoAttnProcessor:
 
 
 class LoomVideoAttention(nn.Module, AttentionModuleMixin):
+    processor: LoomVideoAttnProcessor
+    # After `fuse_projections`
+    to_qkv: nn.Linear
+    to_kv: nn.Linear
+
     _default_processor_cls = LoomVideoAttnProcessor
     _available_processors = [LoomVideoAttnProcessor]
 
@@ -147,7 +152,7 @@ class LoomVideoAttention(nn.Module, AttentionModuleMixin):
         self.norm_q = nn.RMSNorm(dim, eps=eps)
         self.norm_k = nn.RMSNorm(dim, eps=eps)
 
-        self.set_processor(LoomVideoAttnProcessor())
+        self.set_processor(LoomVideoAttnProcessor())  # type: ignore[operator]  # of the mixin
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return self.processor(self, hidden_states, *args, **kwargs)
@@ -240,14 +245,14 @@ class LoomVideoRotaryPosEmbed(nn.Module):
         for times, height, width in grids:
             shape = (len(times), height, width)
             axes = (times, torch.arange(height, device=device), torch.arange(width, device=device))
-            angles = []
+            angles_of_axes = []
             for axis, (positions, dim) in enumerate(zip(axes, self.axes_dims)):
                 freqs = torch.arange(0, dim, 2, dtype=freqs_dtype, device=device) / dim
                 axis_angles = torch.outer(positions.to(freqs_dtype), 1.0 / self.theta**freqs)
                 view = [1, 1, 1, -1]
                 view[axis] = shape[axis]
-                angles.append(axis_angles.view(view).expand(*shape, -1))
-            angles = torch.cat(angles, dim=-1).flatten(0, 2)
+                angles_of_axes.append(axis_angles.view(view).expand(*shape, -1))
+            angles = torch.cat(angles_of_axes, dim=-1).flatten(0, 2)
             cos.append(angles.cos().float())
             sin.append(angles.sin().float())
 
@@ -328,8 +333,8 @@ def _add_gated(
     hidden_states_float, output = hidden_states.float(), output.float()
     added = torch.addcmul(hidden_states_float, output, gates[0])
     if num_video_tokens is not None:
-        references = (tokens[:, num_video_tokens:] for tokens in (hidden_states_float, output))
-        added[:, num_video_tokens:] = torch.addcmul(*references, gates[1])
+        references = hidden_states_float[:, num_video_tokens:]
+        added[:, num_video_tokens:] = torch.addcmul(references, output[:, num_video_tokens:], gates[1])
     return added.type_as(hidden_states)
 
 
@@ -459,7 +464,8 @@ class LoomVideoTransformer3DModel(
                 "This diffusers has no attention backends that are known here: pass one prompt at a time, or install "
                 f"diffusers 0.42 ({error})."
             ) from error
-        backend = self.blocks[0].attn2.processor._attention_backend
+        first_block: Any = self.blocks[0]
+        backend = first_block.attn2.processor._attention_backend
         name = (backend or _AttentionBackendRegistry.get_active_backend()[0]).value
         if "varlen" not in name and any(kernel in name for kernel in ("flash", "sage", "aiter", "xla")):
             raise ValueError(

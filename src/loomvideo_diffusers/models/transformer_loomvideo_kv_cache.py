@@ -19,7 +19,7 @@ import torch
 class LoomVideoBlockCache:
     """Keys and values of one block's cross-attention, `[B, L, heads, head_dim]`, which depend on the prompt alone."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.key: torch.Tensor | None = None
         self.value: torch.Tensor | None = None
 
@@ -27,7 +27,7 @@ class LoomVideoBlockCache:
 class LoomVideoTokenCache:
     """What all guidance branches that see the same source and references share: their tokens, and rotary tables."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.source: torch.Tensor | None = None
         self.references: list[torch.Tensor] | None = None
         self.rotary: tuple[torch.Tensor, torch.Tensor] | None = None

@@ -39,7 +39,7 @@ class LoomVideoSingleFileMixin(FromOriginalModelMixin):
         subfolder: str | None = None,
         dtype: torch.dtype | None = None,
         quantization_config: "QuantizationConfigMixin | None" = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> "LoomVideoSingleFileMixin":
         r"""
         Loads the published checkpoint, `gen_model.pth`, or a safetensors or GGUF file with the same names.

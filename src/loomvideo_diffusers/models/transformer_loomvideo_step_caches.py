@@ -67,7 +67,7 @@ class LoomVideoCacheMixin(CacheMixin):
                     del module.forward
 
     @contextmanager
-    def cache_context(self, name: str, **kwargs) -> Iterator[None]:
+    def cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
         # Without hooks, nothing is to be told, and nothing is left on a model that other threads use.
         has_hooks = self.is_cache_enabled or self._has_hooks()
         with super().cache_context(name, **kwargs) if has_hooks else nullcontext():
@@ -84,6 +84,9 @@ class LoomVideoCacheMixin(CacheMixin):
 
 class StateOfContext:
     """Goes before the class of a hook: its state is that of the present `cache_context`."""
+
+    state_manager: Any
+    state_without_context: Any
 
     @property
     def state(self) -> Any:

@@ -80,7 +80,9 @@ class TrainingDataset(Dataset):
 
     def __getitem__(self, draw: Draw) -> Item:
         chance = random.Random(draw.seed).random()
-        dropped = "all" if chance < self.drop_all else "text" if chance < self.drop_all + self.drop_text else "nothing"
+        dropped: Dropped = (
+            "all" if chance < self.drop_all else "text" if chance < self.drop_all + self.drop_text else "nothing"
+        )
         failures = []
         for row in self._rows_like(draw.row):
             record = record_of(self.records[row])
@@ -133,7 +135,7 @@ class TokenBatchSampler(Sampler[list[Draw]]):
         }
         # The rows of each dataset, and how many draws an epoch has of them, not always a whole number
         self.rows = {number: np.flatnonzero(np.equal(dataset_of, number)) for number in sorted(set(dataset_of))}
-        self.draws = {number: len(rows) for number, rows in self.rows.items()}
+        self.draws: dict[int, float] = {number: len(rows) for number, rows in self.rows.items()}
         if weights is not None:
             total = sum(weights[number] for number in self.rows)
             self.draws = {number: len(shapes) * weights[number] / total for number in self.rows}
@@ -198,11 +200,11 @@ def make_sampler(
     token_size: tuple[int, int],
     first_batch: int,
 ) -> TokenBatchSampler:
-    weights = [dataset.weight for dataset in config.data.datasets]
+    weights = [dataset.weight for dataset in config.data.datasets if dataset.weight is not None]
     return TokenBatchSampler(
         shapes=shapes_of(records),
         dataset_of=records["dataset"],
-        weights=None if weights[0] is None else weights,
+        weights=weights or None,
         token_size=token_size,
         tokens_per_batch=config.data.tokens_per_batch,
         seed=config.seed,

@@ -57,7 +57,7 @@ def save_only_lora(accelerator: Accelerator) -> None:
 
 
 def save_lora(
-    transformer: torch.nn.Module,
+    transformer: Any,
     folder: str | os.PathLike,
     is_main_process: bool = True,
     state_dict: dict[str, torch.Tensor] | None = None,

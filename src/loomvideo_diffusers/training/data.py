@@ -164,10 +164,11 @@ def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
             raise LoomVideoError(
                 f"{where}: `{key}` must be {'a list of strings' if key == REFERENCES_KEY else 'a string'}."
             )
-    prompt = _one_of(record, PROMPT_KEYS, where)
-    check_prompt(prompt[1], f"{where}: `{prompt[0]}`")
-    target = _one_of(record, TARGET_KEYS, where)
+    prompt, target = _one_of(record, PROMPT_KEYS, where), _one_of(record, TARGET_KEYS, where)
     source = _one_of(record, SOURCE_KEYS, where, required=False)
+    assert prompt is not None
+    assert target is not None
+    check_prompt(prompt[1], f"{where}: `{prompt[0]}`")
     is_video = target[0] == "target_video_path" or (target[0] == "path" and not is_image(root / target[1]))
     if source is not None and is_video != (source[0] == "source_video_path"):
         raise LoomVideoError(
@@ -175,17 +176,16 @@ def _check_record(where: str, record: Any, root: Path) -> dict[str, Any]:
         )
 
     references = [str(root / reference) for reference in record.get(REFERENCES_KEY, [])]
+    files = [(key, str(root / name)) for key, name in ([target] if source is None else [target, source])]
     row = {
         "where": where,
         "prompt": prompt[1],
-        "target": str(root / target[1]),
-        "source": None if source is None else str(root / source[1]),
+        "target": files[0][1],
+        "source": None if source is None else files[1][1],
         "references": references,
         "is_video": is_video,
     }
-    named = [(target[0], row["target"]), *((REFERENCES_KEY, reference) for reference in references)]
-    named += [] if source is None else [(source[0], row["source"])]
-    for key, file in named:
+    for key, file in [*files, *((REFERENCES_KEY, reference) for reference in references)]:
         if not os.path.isfile(file):
             raise LoomVideoError(
                 f"{where}: `{key}` names {file}, which is {'no file' if os.path.exists(file) else 'not there'}."

@@ -18,6 +18,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import torch
@@ -92,9 +93,9 @@ class Encoders:
     @torch.no_grad()
     def prompt(self, clip: Clip) -> dict[str, torch.Tensor]:
         """The hidden states of the MLLM, `[num_layers, L, E]`, or if it is trained, its inputs."""
-        source = clip.source
-        if source is not None:
-            frames = [PIL.Image.fromarray(frame.numpy()) for frame in source]
+        source = None
+        if clip.source is not None:
+            frames = [PIL.Image.fromarray(frame.numpy()) for frame in clip.source]
             source = mllm_frames(frames) if clip.is_video else frames[0]
         references = [PIL.Image.fromarray(reference.numpy()) for reference in clip.references]
         inputs = tokenize(self.pipe.processor, [clip.prompt], [references], [source])
@@ -104,8 +105,8 @@ class Encoders:
                 name: value.to(self.dtype) if value.is_floating_point() else value for name, value in inputs.items()
             }
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        hidden_states, _ = run_mllm(self.pipe.text_encoder, inputs, self.num_layers)
-        return {"prompt_embeds": hidden_states[0]}
+        prompt_embeds, _ = run_mllm(self.pipe.text_encoder, inputs, self.num_layers)
+        return {"prompt_embeds": prompt_embeds[0]}
 
 
 class FeatureStore:
@@ -140,7 +141,7 @@ class FeatureStore:
         return self._path("latents", self.vae | size | {"file": self.digests[file]})
 
     def _prompt_path(self, record: Record, dropped: Dropped) -> Path:
-        key = {"text": record.full_prompt(dropped)}
+        key: dict[str, Any] = {"text": record.full_prompt(dropped)}
         if dropped != "all" and (record.source is not None or record.references):
             key |= {
                 # The MLLM sees only as much of a source as its target is long.
@@ -169,7 +170,7 @@ class FeatureStore:
     def write(self, record: Record, clip: Clip, encoders: Encoders) -> None:
         """Computes the missing features of a record, whose files were read as `clip`, without anything dropped."""
         for video, frames in ((record.target, clip.target), (record.source, clip.source)):
-            if video is None:
+            if video is None or frames is None:
                 continue
             path = self._latents_path(video, record, record.num_frames)
             if not path.exists():

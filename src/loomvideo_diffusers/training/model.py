@@ -14,6 +14,7 @@
 """The model that is trained, from its folder to the files of the result."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -85,7 +86,7 @@ def save_result(accelerator: Accelerator, model: nn.Module, config: TrainingConf
     return path
 
 
-def _save_folders(model: nn.Module, state_dict: dict[str, torch.Tensor], path: Path) -> None:
+def _save_folders(model: Any, state_dict: dict[str, torch.Tensor], path: Path) -> None:
     if isinstance(model, TransformerWithTextEncoder):
         replace_folder(path.with_name("text_encoder"), model.text_encoder.save_pretrained)
         model, state_dict = model.transformer, model.transformer.state_dict()

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import Qwen3VLModel
 
+from ..models.transformer_loomvideo import LoomVideoTransformer3DModel
 from ..pipelines.loomvideo_mllm import run_mllm
 
 
@@ -146,7 +148,10 @@ class TransformerWithTextEncoder(nn.Module):
     `encoder_hidden_states` and their mask.
     """
 
-    def __init__(self, transformer: nn.Module, text_encoder: nn.Module):
+    transformer: LoomVideoTransformer3DModel
+    text_encoder: Qwen3VLModel
+
+    def __init__(self, transformer: LoomVideoTransformer3DModel, text_encoder: Qwen3VLModel):
         super().__init__()
         self.transformer = transformer
         self.text_encoder = text_encoder

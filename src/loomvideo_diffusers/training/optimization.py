@@ -49,7 +49,7 @@ class Optimization:
     @property
     def learning_rate(self) -> float:
         """That of the next step."""
-        return self.schedulers[0].get_last_lr()[0]
+        return float(self.schedulers[0].get_last_lr()[0])
 
     def clip_gradients(self) -> float:
         """Clips the gradients and returns the norm that they had before."""

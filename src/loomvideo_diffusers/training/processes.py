@@ -91,11 +91,11 @@ class Termination:
         if threading.current_thread() is threading.main_thread():
             self.previous_handler = signal.signal(signal.SIGTERM, self._note)
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         if self.previous_handler is not None:
             signal.signal(signal.SIGTERM, self.previous_handler)
 
-    def _note(self, *_) -> None:
+    def _note(self, *_: Any) -> None:
         self.is_requested = True
 
     def is_agreed(self) -> bool:

@@ -15,6 +15,7 @@
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
@@ -34,21 +35,23 @@ def write_card(config: TrainingConfig, output_dir: Path, repo_id: str | None) ->
     is_local = Path(config.model).is_dir()
     base_model = None if is_local else config.model
     card_data = ModelCardData(
-        **find_license(config),
         library_name="diffusers",
         pipeline_tag="text-to-video",
         base_model=base_model,
         base_model_relation=("adapter" if is_lora else "finetune") if base_model else None,
         tags=["text-to-video", "video-to-video", "diffusers", "loomvideo", *(["lora"] if is_lora else [])],
     )
-    private = {
+    for name, value in find_license(config).items():
+        setattr(card_data, name, value)
+    left_out: Any = {
         "output_dir": True,
         "hub_model_id": True,
         "license": True,
         "validation": True,
+        "model": True,
         "data": {"datasets", "features"},
     }
-    settings = config.model_dump(mode="json", exclude_none=True, exclude=private | {"model": True})
+    settings = config.model_dump(mode="json", exclude_none=True, exclude=left_out)
     card = ModelCard.from_template(
         card_data,
         template_str=files("loomvideo_diffusers.model_cards").joinpath("finetune.md").read_text(encoding="utf-8"),
@@ -62,17 +65,18 @@ def write_card(config: TrainingConfig, output_dir: Path, repo_id: str | None) ->
         settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).strip(),
         samples=_last_samples(config, output_dir),
     )
-    write_whole(output_dir / "README.md", lambda file: Path(file).write_text(str(card), encoding="utf-8"))
+    write_whole(output_dir / "README.md", card.save)
 
 
 def find_license(config: TrainingConfig) -> dict[str, str]:
     """The licence for the card's metadata: of the settings, or else of the model's card; empty if there is none."""
     if config.license is not None:
         return {"license": config.license}
-    is_local = Path(config.model).is_dir()
-    card = Path(config.model) / "README.md" if is_local else config.model
-    if is_local and not card.exists():
-        return {}
+    card: Path | str = config.model
+    if Path(config.model).is_dir():
+        card = Path(config.model) / "README.md"
+        if not card.exists():
+            return {}
     try:
         return stated_license(ModelCard.load(card, ignore_metadata_errors=True))
     except (OSError, HTTPError, OfflineModeIsEnabled):

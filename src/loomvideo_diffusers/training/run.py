@@ -315,7 +315,7 @@ class Run:
             write_card(self.config, self.output_dir, repo_id)
         _report(gather_failures(self.failures), is_main)
         self.accelerator.end_training()
-        if push and is_main:
+        if push and repo_id is not None and is_main:
             print(f"Pushed: {push_to_hub(self.config, self.output_dir, repo_id)}")
         return result
 

@@ -90,7 +90,7 @@ def prepare(
     model_config = LoomVideoTransformer3DModel.load_config(folder, subfolder="transformer")
     if (lora := config.lora) is not None:
         share(accelerator, lambda: check_targets(lora, model_config))
-    repo_id = share(accelerator, lambda: create_repository(config.hub_model_id)) if push else None
+    repo_id = share(accelerator, lambda: create_repository(str(config.hub_model_id))) if push else None
     if not precompute_only:
         _start_tracker(accelerator, config)
     return Setup(
@@ -128,6 +128,7 @@ def prepare_features(
     config = setup.config
     files = sorted({file for row in setup.records for file in record_of(row).files})
     digests = share(accelerator, lambda: hash_inputs(setup.folder, files))
+    assert config.data.features is not None
     store = FeatureStore(config.data.features, digests, setup.num_layers, setup.frozen_dtype, config.data.variants())
     setup.failures |= _precompute(accelerator, store, setup.records, load_encoders, strict)
     readable = [index for index, where in enumerate(setup.records["where"]) if where not in setup.failures]
@@ -176,8 +177,8 @@ def prepare_validation(
     if config.validation is None:
         return None
     # A sharded model runs in all processes at once, on the same sample.
-    share_of = (0, 1) if is_sharded(accelerator) else (accelerator.process_index, accelerator.num_processes)
-    validation = Validation(config.validation, setup.model_config["num_layers"], *share_of, setup.options)
+    first, every = (0, 1) if is_sharded(accelerator) else (accelerator.process_index, accelerator.num_processes)
+    validation = Validation(config.validation, setup.model_config["num_layers"], first, every, setup.options)
     if not config.train_text_encoder:
         validation.prepare(lambda: load_encoders().pipe)
     return validation

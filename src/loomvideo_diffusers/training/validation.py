@@ -101,7 +101,7 @@ class Validation:
 
     def run(
         self,
-        transformer: torch.nn.Module,
+        transformer: Any,
         vae: AutoencoderKLWan,
         scheduler: SchedulerMixin,
         folder: Path,
