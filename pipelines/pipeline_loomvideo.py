@@ -77,12 +77,12 @@ EXAMPLE_DOC_STRING = """
     Examples:
         ```py
         >>> import torch
-        >>> from diffusers.utils import export_to_video
         >>> from loomvideo_diffusers import LoomVideoPipeline
+        >>> from loomvideo_diffusers.media import write_video
 
-        >>> pipe = LoomVideoPipeline.from_pretrained("path-or-repo", torch_dtype=torch.bfloat16).to("cuda")
+        >>> pipe = LoomVideoPipeline.from_pretrained("path-or-repo", dtype=torch.bfloat16).to("cuda")
         >>> frames = pipe("a red fox runs through fresh snow", num_frames=81).frames[0]
-        >>> export_to_video(frames, "fox.mp4", fps=24)
+        >>> write_video("fox.mp4", frames)
         ```
 """
 

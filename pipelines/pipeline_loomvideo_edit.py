@@ -83,13 +83,13 @@ EXAMPLE_DOC_STRING = """
     Examples:
         ```py
         >>> import torch
-        >>> from diffusers.utils import export_to_video, load_video
         >>> from loomvideo_diffusers import LoomVideoEditPipeline
+        >>> from loomvideo_diffusers.media import read_video, write_video
 
-        >>> pipe = LoomVideoEditPipeline.from_pretrained("path-or-repo", torch_dtype=torch.bfloat16).to("cuda")
-        >>> video = load_video("fox.mp4")
+        >>> pipe = LoomVideoEditPipeline.from_pretrained("path-or-repo", dtype=torch.bfloat16).to("cuda")
+        >>> video = read_video("fox.mp4")
         >>> frames = pipe("turn the snow into autumn leaves", video=video).frames[0]
-        >>> export_to_video(frames, "leaves.mp4", fps=24)
+        >>> write_video("leaves.mp4", frames)
         ```
 """
 

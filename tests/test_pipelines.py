@@ -13,6 +13,8 @@
 # limitations under the License.
 """The pipelines as users of diffusers know pipelines. What they compute is tested in test_golden.py."""
 
+import re
+
 import accelerate
 import numpy as np
 import PIL.Image
@@ -445,6 +447,18 @@ def test_interrupt(pipe, record_branches):
     assert len(calls) == 4
     pipe("a cat", **inputs)
     assert len(calls) == 14
+
+
+def test_examples_of_the_docstrings(model_folder, tmp_path, monkeypatch):
+    """They run as they are, but for the model, the device and the size."""
+    monkeypatch.chdir(tmp_path)
+    for pipeline_class in (LoomVideoPipeline, LoomVideoEditPipeline):
+        code = "\n".join(re.findall(r"^\s*>>> (.*)$", pipeline_class.__call__.__doc__, re.MULTILINE))
+        code = code.replace('"path-or-repo"', repr(str(model_folder))).replace('.to("cuda")', "")
+        small = "num_frames=5, height=64, width=64, num_inference_steps=1"
+        code = code.replace("num_frames=81", small).replace("video=video", f"video=video, {small}")
+        exec(code, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"fox.mp4", "leaves.mp4"}
 
 
 def test_progress_bar(pipe, capsys):
