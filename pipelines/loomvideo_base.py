@@ -292,11 +292,11 @@ class LoomVideoBase:
     ) -> None:
         """Checks how many results there are to be, of what noise and of what kind, and what a callback asks for."""
         check_count("num_videos_per_prompt", num_videos_per_prompt)
-        generators = generator if isinstance(generator, list) else [generator]
-        if isinstance(generator, list) and len(generator) != batch_size * num_videos_per_prompt:
+        num_videos = batch_size * num_videos_per_prompt
+        generators = generator if isinstance(generator, list) else [generator] * num_videos
+        if len(generators) != num_videos:
             raise LoomVideoInputError(
-                f"There are {len(generator)} generators for {batch_size * num_videos_per_prompt} videos: pass one for "
-                "each, or one for all."
+                f"There are {len(generators)} generators for {num_videos} videos: pass one for each, or one for all."
             )
         for single in generators:
             if single is not None and not isinstance(single, torch.Generator):
@@ -468,11 +468,8 @@ class LoomVideoBase:
 
     def prepare_clip_latents(self, clips: list[list[PIL.Image.Image]], num_videos_per_prompt: int) -> torch.Tensor:
         """Encodes one clip for each prompt; what stands for several is encoded once."""
-        encoded: dict[tuple[int, ...], torch.Tensor] = {}
         keys = [tuple(map(id, clip)) for clip in clips]
-        for key, clip in zip(keys, clips):
-            if key not in encoded:
-                encoded[key] = self.encode_pixels(to_pixel_values(clip))
+        encoded = {key: self.encode_pixels(to_pixel_values(clip)) for key, clip in dict(zip(keys, clips)).items()}
         return torch.cat([encoded[key] for key in keys]).repeat_interleave(num_videos_per_prompt, dim=0)
 
     def prepare_reference_latents(
