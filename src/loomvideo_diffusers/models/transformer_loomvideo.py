@@ -437,10 +437,8 @@ class LoomVideoTransformer3DModel(
         try:
             from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
         except ImportError as error:
-            raise ImportError(
-                "This diffusers has no context parallelism that is known here: pass a `cp_plan`, or install diffusers "
-                f"0.42 ({error})."
-            ) from error
+            advice = "pass a `cp_plan`, or install diffusers 0.42"
+            raise ImportError(f"This diffusers has no known context parallelism ({error}): {advice}.") from error
         rotary, mask = (ContextParallelInput(split_dim=1, expected_dims=n, split_output=True) for n in (4, 3))
         return {
             "rope": {0: rotary, 1: rotary, 2: mask},
@@ -460,10 +458,8 @@ class LoomVideoTransformer3DModel(
         try:
             from diffusers.models.attention_dispatch import _AttentionBackendRegistry
         except ImportError as error:
-            raise ImportError(
-                "This diffusers has no attention backends that are known here: pass one prompt at a time, or install "
-                f"diffusers 0.42 ({error})."
-            ) from error
+            advice = "pass one prompt at a time, or install diffusers 0.42"
+            raise ImportError(f"This diffusers has no known attention backends ({error}): {advice}.") from error
         first_block: Any = self.blocks[0]
         backend = first_block.attn2.processor._attention_backend
         name = (backend or _AttentionBackendRegistry.get_active_backend()[0]).value
