@@ -185,7 +185,7 @@ class LoomVideoEditPipeline(
             height, width = sizes.pop()
             if 0 in (height, width):
                 raise LoomVideoInputError(
-                    f"A source smaller than {step} x {step} needs a `height` and `width`: pass them."
+                    f"A `video` or `image` smaller than {step} x {step} needs a `height` and `width`: pass them."
                 )
         return fit_all(clips, height, width), fit_all(references, height, width), height, width
 

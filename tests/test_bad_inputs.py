@@ -28,7 +28,7 @@ VIDEO = np.zeros((5, 64, 64, 3), np.uint8)
 IMAGE = np.zeros((64, 64, 3), np.uint8)
 EMBEDS = torch.zeros(1, 4, 6, 48)
 NAN = EMBEDS / 0
-WORDS = {"reference_images": "references", "video": "source", "negative_prompt": "negative prompts"}
+WORDS = {"negative_prompt": "negative prompts"}
 
 
 def check(pipe, message, wrong=(), **inputs):
