@@ -89,7 +89,7 @@ def test_source_and_target_are_cut_alike(make_config, clips, tmp_path):
         ('{"text": "<|vision_start|>", "path": "cat-0.mp4"}', "must not hold the MLLM's markers"),
         ('{"text": "\\ud83d", "path": "cat-0.mp4"}', "holds half a character"),
         ('{"text": "a", "path": "."}', "which is no file"),
-        ("[" * 100000, "records.jsonl:2 is not JSON"),
+        ("[" * 100000, "records.jsonl:2 cannot be read as records: it is nested too deeply"),
         ("[1]", "records.jsonl:2 is not a JSON object"),
         ('{"text": ', "records.jsonl:2 is not JSON"),
     ],

@@ -23,10 +23,12 @@ from loomvideo_diffusers.training.data import read_clip, read_records
 from loomvideo_diffusers.training.features import Encoders
 from loomvideo_diffusers.training.objective import (
     TransformerWithTextEncoder,
+    add_noise,
     dynamic_shift,
     group_by_shape,
     sample_timestep,
     squared_error,
+    velocity_target,
 )
 from loomvideo_diffusers.training.step import SampleMaker
 
@@ -45,6 +47,14 @@ def test_timesteps():
     plain = sample_timestep(dynamic_shift(64), torch.Generator().manual_seed(1))
     assert dynamic_shift(4096) == 4.0
     assert shifted == pytest.approx(4 * plain / (1 + 3 * plain))
+
+
+def test_noise_and_target():
+    """A thousandth of the noise stays at timestep 0, and the target is the path's derivative."""
+    latents, noise = torch.full((3, 1, 1, 1, 1), 2.0), torch.full((3, 1, 1, 1, 1), 3.0)
+    noised = add_noise(latents, noise, torch.tensor([0.0, 0.5, 1.0]))
+    assert noised.flatten().tolist() == pytest.approx([2.003, 2.5015, 3.0], rel=1e-6)
+    assert velocity_target(latents, noise).flatten().tolist() == pytest.approx([0.997] * 3, rel=1e-6)
 
 
 def test_timestep_shift(make_config, model_folder):

@@ -68,7 +68,12 @@ def start(
         if stderr is not None:
             os.dup2(stderr, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        sys.exit(main(["train", str(write_config(config, path.with_suffix(".yaml"))), *options]))
+        try:
+            code = main(["train", str(write_config(config, path.with_suffix(".yaml"))), *options])
+        except SystemExit as error:
+            code = error.code
+        # Only now: the error would keep the data loader, whose workers this process waits for at its end.
+        sys.exit(code)
 
     for stream in ("out", "err"):
         Path(f"{path}.{stream}").touch()
