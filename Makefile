@@ -26,7 +26,7 @@ nano: $(VENV)/installed
 
 # Checks style and types, and runs all tests but the slow ones
 test: lint types
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # Checks style
 lint: $(VENV)/installed
@@ -43,7 +43,7 @@ types: $(VENV)/installed
 # Runs the tests that take minutes; needs ffprobe too, which Debian's ffmpeg has
 test-slow: $(VENV)/installed
 	command -v ffprobe > /dev/null || apt-get install --yes --quiet ffmpeg
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
 
 # Runs the tests with the lowest versions that setup.cfg allows, in an environment of its own
 test-oldest:

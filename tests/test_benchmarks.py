@@ -148,6 +148,7 @@ def test_all_of_it(small, monkeypatch, tmp_path, capsys):
     assert "projected, not measured" in result.to_markdown()
 
 
+@pytest.mark.slow
 def test_approximations(monkeypatch, tmp_path, capsys):
     """A run of the plain setting alone: it loses nothing to itself and takes as long."""
     plain = approximations.Setting(options={"num_inference_steps": 1})

@@ -35,7 +35,7 @@ def options(clip):
     return {"prompt": "blue", "video": clip, "latents": noise, "num_inference_steps": 5, "output_type": "latent"}
 
 
-@pytest.mark.parametrize("kind", ["blocks", "whole"])
+@pytest.mark.parametrize("kind", ["blocks", pytest.param("whole", marks=pytest.mark.slow)])
 def test_compiling(kind, edit, options):
     """No graph breaks, and nothing is compiled after the second step, by when the cache is filled."""
     expected = edit(**options).frames

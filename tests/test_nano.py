@@ -405,6 +405,7 @@ def test_evaluation(untrained):
     assert not np.array_equal(without[1], judged[0][1])
 
 
+@pytest.mark.slow
 def test_card(untrained, trained_autoencoder, tmp_path, monkeypatch):
     """What is measured, once and not again, is in the card's tables; samples and curves are pictures."""
     results_file, samples = tmp_path / "results.json", tmp_path / "model" / "samples"

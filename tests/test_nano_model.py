@@ -73,12 +73,12 @@ def test_the_command_line_makes_what_is_asked_for(tmp_path):
     [
         "text to video",
         "recolor",
-        "replace",
-        "background",
-        "recolor by reference",
+        pytest.param("replace", marks=pytest.mark.slow),
+        pytest.param("background", marks=pytest.mark.slow),
+        pytest.param("recolor by reference", marks=pytest.mark.slow),
         "replace by reference",
         "thing and background to video",
-        "shape and color to video",
+        pytest.param("shape and color to video", marks=pytest.mark.slow),
     ],
 )
 def test_tasks(pipe, task):
@@ -86,6 +86,7 @@ def test_tasks(pipe, task):
     assert share(evaluate_task(pipe, task, num_examples=4, seeds=(0,))) > 0.5
 
 
+@pytest.mark.slow
 def test_the_path_comes_from_the_source(pipe):
     """With a source scale of 0, edits lose it."""
     options = {"num_examples": 4, "seeds": (0,)}
@@ -93,6 +94,7 @@ def test_the_path_comes_from_the_source(pipe):
     assert share(evaluate_task(pipe, "recolor", without="source", **options), "path") < 0.5
 
 
+@pytest.mark.slow
 def test_the_color_comes_from_the_reference(pipe):
     """Without it, it is a guess."""
     options = {"num_examples": 6, "seeds": (0,)}

@@ -101,8 +101,9 @@ def assert_equal(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> No
         assert_close(result, single, atol=1e-5)
 
 
-def test_threads(pipe, clip):
-    calls = make_calls(clip, 50)
+@pytest.mark.parametrize("num_calls", [16, pytest.param(50, marks=pytest.mark.slow)])
+def test_threads(num_calls, pipe, clip):
+    calls = make_calls(clip, num_calls)
     before = state_of(pipe)
     actual = run_in_threads(pipe, calls)
     assert str(state_of(pipe)) == str(before)
