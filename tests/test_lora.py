@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from test_remote_code import run_without_package
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoTransformer3DModel
+from loomvideo_diffusers.pipelines.loomvideo_errors import LoomVideoInputError
 
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -87,6 +88,12 @@ def warnings(caplog):
     yield caplog
     root.removeHandler(caplog.handler)
     loomvideo.removeHandler(caplog.handler)
+
+
+def test_one_fused_attention_is_enough_to_refuse(lora_pipe, saved):
+    lora_pipe.transformer.blocks[0].attn1.fuse_projections()
+    with pytest.raises(LoomVideoInputError, match="unfuse_qkv_projections"):
+        lora_pipe.load_lora_weights(saved)
 
 
 def test_load_weigh_unload(lora_pipe, saved):
