@@ -206,7 +206,8 @@ class LoomVideoBase:
         batch_size = count_prompts(prompt, prompt_embeds)
         if isinstance(negative_prompt, list) and len(negative_prompt) != batch_size:
             raise LoomVideoInputError(
-                f"There are {len(negative_prompt)} negative prompts for {batch_size} prompts: pass as many."
+                f"`negative_prompt` has {len(negative_prompt)} entries, but there are {batch_size} prompts: pass as "
+                "many."
             )
         for name, (embeds, mask) in given.items():
             if embeds is not None:

@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 
 # The first and the last minor version that this code is tested with. It needs parts of Diffusers that are not public
 # (hooks of caches, the registry of attention backends, the settings of a LoKr), which each minor version may change.
-OLDEST, NEWEST = (0, 42), (0, 42)
+OLDEST, NEWEST = (0, 41), (0, 42)
 
 
 def check_diffusers(version: str) -> None:

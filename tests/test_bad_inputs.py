@@ -28,7 +28,6 @@ VIDEO = np.zeros((5, 64, 64, 3), np.uint8)
 IMAGE = np.zeros((64, 64, 3), np.uint8)
 EMBEDS = torch.zeros(1, 4, 6, 48)
 NAN = EMBEDS / 0
-WORDS = {"negative_prompt": "negative prompts"}
 
 
 def check(pipe, message, wrong=(), **inputs):
@@ -45,7 +44,7 @@ def check(pipe, message, wrong=(), **inputs):
     pipe.vae.encode = pipe.vae.decode = run
     with pytest.raises((LoomVideoInputError, TypeError), match=message) as error:
         pipe(**inputs)
-    assert not wrong or any(name in str(error.value) or WORDS.get(name, name) in str(error.value) for name in wrong)
+    assert not wrong or any(name in str(error.value) for name in wrong)
     assert "\n" not in str(error.value)
     assert re.search(r"[:,] (pass|use|encode|scale)|must", str(error.value)) or "Pass" in str(error.value)
 
@@ -57,7 +56,7 @@ COMMON = [
     ({"prompt": 3}, "`prompt` must be a string"),
     ({"prompt": ["a", None]}, "`prompt` must be a string"),
     ({"negative_prompt": 3}, "`negative_prompt` must be a string"),
-    ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+    ({"negative_prompt": ["a", "b"]}, "`negative_prompt` has 2 entries, but there are 1 prompts"),
     ({"negative_prompt": "a", "negative_prompt_embeds": EMBEDS}, "Pass either `negative_prompt`"),
     ({"prompt": None, "prompt_embeds": NAN}, "`prompt_embeds` holds NaN"),
     ({"negative_prompt_embeds": NAN}, "`negative_prompt_embeds` holds NaN"),

@@ -317,3 +317,16 @@ def test_extras():
     named = re.findall(r'pip install "\.\[([\w,]+)\]"', text)
     assert named
     assert {extra for extras in named for extra in extras.split(",")} <= set(setup["options.extras_require"])
+
+
+def test_lowest_versions():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = setup["options.extras_require"]
+    asked = "\n".join([setup["options"]["install_requires"], *extras.values()]).splitlines()
+    rows = re.findall(
+        r"^\| (\w+) \| ([\d.]+)(?:, below ([\d.]+))? \|", (DOCS / "install.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) == 9
+    for package, oldest, after in rows:
+        assert f"{package}>={oldest}" + f",<{after}" * bool(after) in asked

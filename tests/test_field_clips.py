@@ -220,14 +220,14 @@ def test_errors_of_decoders_are_not_hidden(tmp_path):
 
 
 def test_frames_lost_at_the_end_are_noticed(tmp_path):
-    """Decoders with a thread for each frame do not say that they failed to decode the last one."""
+    """Some versions of decoders with a thread for each frame do not say that they failed to decode the last one."""
     clip = make_clip(tmp_path / "clip.mp4", num_frames=24, codec="libx265", layout=None)
     with av.open(str(clip)) as container:
         last = [bytes(packet) for packet in container.demux(video=0) if packet.size][-1]
     data = clip.read_bytes()
     place = data.rindex(last)
     clip.write_bytes(data[: place + 8] + bytes(len(last) - 8) + data[place + len(last) :])
-    with pytest.raises(LoomVideoError, match=r"clip\.mp4 is damaged at its end"):
+    with pytest.raises(LoomVideoError, match=r"clip\.mp4 (is damaged at its end|cannot be read as a video)"):
         survey(clip)
 
 

@@ -34,6 +34,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 
+# Up to rounding, which depends on where in memory the weights lie
+def assert_close(frames, expected):
+    torch.testing.assert_close(frames, expected, rtol=0, atol=1e-4)
+
+
 def run(pipe):
     pipe.set_progress_bar_config(disable=True)
     options = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 2, "output_type": "latent"}
@@ -55,7 +60,7 @@ if __name__ == "__main__":
     assert type(edit).__name__ == "LoomVideoEditPipeline"
     expected = run(pipe)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert torch.equal(pool.apply(run, [pipe]), expected)
+        assert_close(pool.apply(run, [pipe]), expected)
     with open(file, "wb") as opened:
         pickle.dump((pipe, edit, expected), opened)
 """
@@ -70,7 +75,7 @@ from diffusers.utils import HF_MODULES_CACHE
 sys.path.append(HF_MODULES_CACHE)
 with open(sys.argv[1], "rb") as opened:
     pipe, edit, expected = pickle.load(opened)
-assert torch.equal(run(pipe), expected)
+assert_close(run(pipe), expected)
 # What is loaded is of the same classes.
 again = DiffusionPipeline.from_pretrained(sys.argv[2], trust_remote_code=True)
 assert type(again) is type(pipe)

@@ -13,6 +13,7 @@
 # limitations under the License.
 """What is computed once: over the steps of a call, over the branches of guidance, and over calls."""
 
+import inspect
 import math
 from collections import Counter
 from contextlib import contextmanager
@@ -118,18 +119,20 @@ def test_embeds_that_a_callback_changes(pipe):
 
 def test_the_mllm_runs_as_seldom_as_can_be(edit, clip):
     """It sees the pixels once for both branches that do, and no negative prompt that was encoded already."""
+    # Before 5.18, Transformers takes no vision features that are there already.
+    visions = 1 if "mm_encoder_outputs" in inspect.signature(edit.text_encoder.forward).parameters else 2
     options = {"video": clip, "num_inference_steps": 1, "output_type": "latent"}
     parts = {"vision": edit.text_encoder.visual.blocks[0], "words": edit.text_encoder.language_model}
     latents = torch.randn(1, 8, 3, 4, 4)
     for _ in range(2):
         with counted(**parts) as counts:
             expected = edit("red", negative_prompt="ugly", latents=latents, **options).frames
-        assert counts == {"vision": 1, "words": 3}
+        assert counts == {"vision": visions, "words": 3}
     embeds, mask = edit.encode_negative_prompt("ugly")
     assert mask is None
     with counted(**parts) as counts:
         frames = edit("red", negative_prompt_embeds=embeds, latents=latents, **options).frames
-    assert counts == {"vision": 1, "words": 2}
+    assert counts == {"vision": visions, "words": 2}
     assert torch.equal(frames, expected)
 
 

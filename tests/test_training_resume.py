@@ -270,11 +270,11 @@ def test_terminated_while_it_validates(make_config, tmp_path):
     validation = {"samples": [sample], "every": 2, "num_inference_steps": 1000}
     config = make_config(steps=4, validation=validation)
     outer, inner = pty.openpty()  # where bars show at once what is being done
-    process = start(config, tmp_path / "run", stderr=inner)
-    os.close(inner)
+    process = start(config, tmp_path / "run", terminal=os.ttyname(inner))
     seen = b""
     while b"Sample 1" not in seen:
         seen += os.read(outer, 65536)
+    os.close(inner)
     process.terminate()
     with contextlib.suppress(OSError):  # the end, on Linux
         while os.read(outer, 65536):

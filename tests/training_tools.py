@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from loomvideo_diffusers.training import TrainingConfig, train
 
 ALL_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "linear_1", "linear_2", "time_proj"]
 ALL_LAYERS += ["patch_embedding", "source_patch_embedding", "proj_out"]
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload(["loomvideo_diffusers.cli", "loomvideo_diffusers.training.run"])
 
 
 def reset_process() -> None:
@@ -48,41 +50,38 @@ def run_again(config: TrainingConfig, **options) -> Path | None:
 
 
 def start(
-    config: TrainingConfig, path: Path, *options: str, stderr: int | None = None, **environment: str
-) -> ForkProcess:
+    config: TrainingConfig, path: Path, *options: str, terminal: str | None = None, **environment: str
+) -> ForkServerProcess:
     """
-    Starts `loomvideo train` in a process and a group of its own, forked so that nothing has to be imported again.
+    Starts `loomvideo train` in a process and a group of its own, forked from one that has imported everything, but has
+    no threads yet, which may hang a fork.
 
-    Its settings are in `path`.yaml; what it prints goes to `path`.out and `path`.err, or to the descriptor `stderr`.
+    Its settings are in `path`.yaml; what it prints goes to `path`.out, and to `path`.err or a terminal.
     """
-
-    def run() -> None:
-        os.setsid()
-        os.environ.update(environment)
-        # As of data loaders: threads do not survive a fork.
-        torch.set_num_threads(1)
-        reset_process()
-        for stream, number in (("out", 1), ("err", 2)):
-            if stderr is None or number == 1:
-                os.dup2(os.open(f"{path}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        if stderr is not None:
-            os.dup2(stderr, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-        try:
-            code = main(["train", str(write_config(config, path.with_suffix(".yaml"))), *options])
-        except SystemExit as error:
-            code = error.code
-        # Only now: the error would keep the data loader, whose workers this process waits for at its end.
-        sys.exit(code)
-
-    for stream in ("out", "err"):
-        Path(f"{path}.{stream}").touch()
-    process = multiprocessing.get_context("fork").Process(target=run)
+    arguments = ["train", str(write_config(config, path.with_suffix(".yaml"))), *options]
+    streams = [f"{path}.out", terminal or f"{path}.err"]
+    for stream in streams:
+        Path(stream).touch()
+    process = FORK_SERVER.Process(target=_run, args=(arguments, streams, os.environ | environment))
     process.start()
     return process
 
 
-def wait_for(condition: Callable[[], Any], process: ForkProcess) -> None:
+def _run(arguments: list[str], streams: list[str], environment: dict[str, str]) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    for number, stream in enumerate(streams, 1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_NOCTTY | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    try:
+        code = main(arguments)
+    except SystemExit as error:
+        code = error.code
+    # Only now: the error would keep the data loader, whose workers this process waits for at its end.
+    sys.exit(code)
+
+
+def wait_for(condition: Callable[[], Any], process: ForkServerProcess) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert process.is_alive()

@@ -81,8 +81,6 @@ def _check_support(config: TrainingConfig, sharded: bool) -> None:
     for key in ("ema_decay", "train_text_encoder"):
         if getattr(config, key) and sharded:
             raise LoomVideoError(f"`{key}` does not work with FSDP: leave it out.")
-    if config.optimizer.name == "muon" and not hasattr(torch.optim, "Muon"):
-        raise LoomVideoError(f"`optimizer.name` muon needs PyTorch 2.9, this is {torch.__version__}: choose adamw.")
     if config.optimizer.name == "muon" and sharded:
         raise LoomVideoError("`optimizer.name` muon does not work with FSDP: choose adamw.")
     if config.optimizer.name == "adamw8bit" and find_spec("bitsandbytes") is None:
