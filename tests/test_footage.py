@@ -172,6 +172,18 @@ def test_placement(width, height, max_crop):
     assert np.abs(back.astype(int) - pixels)[seen].mean() < 6
 
 
+def test_deep_frames_are_scaled_within_their_range():
+    """Beside an edge, Lanczos overshoots; far from it, nothing changes."""
+    frame = np.zeros((64, 64, 3), np.uint16)
+    frame[:, 32:] = 65535
+    whole = Placement.of((100, 100), 64, 64).restore(frame, np.full((100, 100, 3), 7, np.uint16))
+    assert whole.dtype == np.uint16
+    assert (whole[:, :40] == 0).all()
+    assert (whole[:, 60:] == 65535).all()
+    assert (whole[:, :48] < 15000).all()
+    assert (whole[:, 52:] > 50000).all()
+
+
 def test_what_did_not_change_comes_from_the_clip(edit, tmp_path, monkeypatch):
     """At its full resolution, with a soft edge around what did change."""
     source = make_clip(tmp_path / "source.mp4", num_frames=5, size=(128, 64), options={"crf": "1"})

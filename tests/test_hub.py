@@ -331,6 +331,17 @@ def test_failures(hub, folder, monkeypatch):
             push_folder(folder, "me/loom")
 
 
+def test_waits(hub, folder, monkeypatch):
+    """Before it gives up, it asks five times, each time after twice as long."""
+    waits = []
+    monkeypatch.setattr(upload.time, "sleep", waits.append)
+    hub.faults += [("repos/create", 503)] * 5
+    with pytest.raises(OSError, match=r"me/loom cannot be created on the Hub|failed: .*503"):
+        push_folder(folder, "me/loom")
+    assert not hub.faults
+    assert waits == [1, 2, 4, 8]
+
+
 @pytest.mark.slow
 def test_dropped_connections(hub, folder, monkeypatch):
     """Over 30 uploads on a bad line, nothing wrong ever gets its final name, and in the end all is there."""

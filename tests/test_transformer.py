@@ -318,6 +318,12 @@ def test_single_file(transformer, inputs, tmp_path):
     assert half.blocks[0].scale_shift_table.dtype == torch.float32
 
 
+def test_rotary_angles_are_made_where_the_tokens_are(transformer):
+    cos, sin, is_reference = transformer.rope((2, 3, 4), [(1, 2)], torch.device("meta"))
+    assert cos.device.type == sin.device.type == is_reference.device.type == "meta"
+    assert cos.shape == sin.shape == (1, 2 * 3 * 4 + 1 * 2, 1, 12)
+
+
 def test_single_file_errors(tmp_path):
     state = torch.load(CHECKPOINT, weights_only=True)
     with pytest.raises(ValueError, match="pass the `config`"):
@@ -405,6 +411,12 @@ def test_released_tensors():
     assert shapes == {name: shape for name, shape in released["tensors"].items() if name not in unused}
     num_parameters = sum(parameter.numel() for parameter in transformer.parameters())
     assert num_parameters == released["total_parameters"] - released["text_embedder_parameters"] == 5_066_454_208
+
+
+def test_context_parallel_splits_modules_that_exist(transformer):
+    assert [type(transformer.get_submodule(name)).__name__ for name in transformer._cp_plan] == [
+        "LoomVideoRotaryPosEmbed", "LoomVideoTransformerBlock", "Linear",
+    ]  # fmt: skip
 
 
 def test_context_parallel(model_folder):
