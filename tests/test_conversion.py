@@ -128,7 +128,7 @@ def write_form(form, published, folder):
         torch.save({"decay": 0.9999, "shadow_params": ema}, folder / "ema" / "ema.pth")
         torch.save(published if form == "raw" else wrong, folder / "latest" / "gen_model.pth")
     elif form == "whole model":
-        other = {"mllm.lm_head.weight": torch.zeros(3, 4)}
+        other = {f"mllm.{name}.weight": torch.zeros(3, 4) for name in ("a", "b", "lm_head")}
         save_file(
             {f"gen_model.{name}": tensor for name, tensor in published.items()} | other, folder / "m.safetensors"
         )
@@ -172,6 +172,16 @@ def test_forms(form, published, model_folder, tmp_path):
         output = transformer(**transformer_inputs("transformer_ref_edit"), return_dict=False)[0]
     golden = load_file(GOLDEN / "cases" / "transformer_ref_edit.safetensors")["output"]
     assert (output - golden).abs().max() < 1e-4
+
+
+def test_what_is_left_out_is_listed_in_part(published, tmp_path, capsys):
+    source = write_form("whole model", published, tmp_path / "source")
+    assert run_cli("--loomvideo", source, "-o", tmp_path / "model", "--dry-run") == 0
+    assert (
+        "Left out, as the model does not use it: mllm.a.weight, mllm.b.weight, mllm.lm_head.weight, "
+        "condition_embedder.text_embedder.linear_1.bias, condition_embedder.text_embedder.linear_1.weight, "
+        "condition_embedder.text_embedder.linear_2.bias, ....\n"
+    ) in capsys.readouterr().out
 
 
 def test_training_folder(published, tmp_path):

@@ -223,6 +223,34 @@ def test_errors_of_decoders_are_not_hidden(tmp_path):
         survey(tmp_path / "clip.webm")
 
 
+def test_damage_after_what_is_read_is_no_matter(tmp_path):
+    clip = make_clip(tmp_path / "clip.avi", num_frames=48, codec="mjpeg", pix_fmt="yuvj420p", layout=None)
+    with av.open(str(clip)) as container:
+        last = [bytes(packet) for packet in container.demux(video=0) if packet.size][-1]
+    data = clip.read_bytes()
+    clip.write_bytes(data[: data.rindex(last) + 4])
+    assert len(survey(clip, num_frames=3).times) == 3
+    with pytest.raises(LoomVideoError):
+        survey(clip)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".h264", "libx264"), (".hevc", "libx265")])
+def test_streams_without_times(suffix, codec, tmp_path):
+    """Each frame is shown for as long as the stream says that all are."""
+    footage = survey(make_clip(tmp_path / f"clip{suffix}", num_frames=12, codec=codec, rate=50, layout=None))
+    assert [time * footage.time_base for time in footage.times] == [Fraction(index, 50) for index in range(12)]
+    assert footage.rate == 50
+
+
+@pytest.mark.parametrize(("layout", "channels"), [("mono", 1), ("stereo", 2), ("5.1", 6)])
+def test_channels_of_encoded_sound(layout, channels, tmp_path):
+    clip = make_clip(tmp_path / "clip.mkv", num_frames=24, sound_codec="ac3", layout=layout)
+    rewrite(clip, tmp_path / "out.mp4", "encode")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        context = container.streams.audio[0].codec_context
+        assert (context.name, context.sample_rate, context.layout.nb_channels) == ("aac", 48000, channels)
+
+
 def test_frames_lost_at_the_end_are_noticed(tmp_path):
     """Some versions of decoders with a thread for each frame do not say that they failed to decode the last one."""
     clip = make_clip(tmp_path / "clip.mp4", num_frames=24, codec="libx265", layout=None)

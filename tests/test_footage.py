@@ -172,6 +172,17 @@ def test_placement(width, height, max_crop):
     assert np.abs(back.astype(int) - pixels)[seen].mean() < 6
 
 
+@pytest.mark.parametrize("size", [(30, 90), (90, 30)])
+def test_only_what_shows_the_clip_is_restored(size):
+    """What lies around it in the model's frame is not mixed in."""
+    placement = Placement.of(size, 64, 64)
+    left, top, right, bottom = placement.visible
+    assert min(right - left, bottom - top) < 64
+    frame = np.full((64, 64, 3), 255, np.uint8)
+    frame[top:bottom, left:right] = 100
+    assert (placement.restore(frame, np.zeros((*size[::-1], 3), np.uint8)) == 100).all()
+
+
 def test_deep_frames_are_scaled_within_their_range():
     """Beside an edge, Lanczos overshoots; far from it, nothing changes."""
     frame = np.zeros((64, 64, 3), np.uint16)

@@ -213,6 +213,21 @@ def test_group_offload(lora_pipe, saved, offload_type):
     assert np.array_equal(lora_pipe.run(), expected)
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_saving_a_pipeline_with_an_adapter(is_fused, pipe, saved, tmp_path, caplog):
+    """What was fused is part of the weights, and the rest is not saved, which is said."""
+    before = {name: tensor.clone() for name, tensor in pipe.transformer.state_dict().items()}
+    pipe.load_lora_weights(saved)
+    if is_fused:
+        pipe.fuse_lora()
+    pipe.save_pretrained(tmp_path / "model")
+    assert ("Adapters that are not fused are not saved" in caplog.text) != is_fused
+    weights = LoomVideoTransformer3DModel.from_pretrained(tmp_path / "model", subfolder="transformer").state_dict()
+    assert weights.keys() == before.keys()
+    assert all(torch.equal(weights[name], before[name]) for name in before) != is_fused
+    assert pipe.get_list_adapters() == {"transformer": ["default_0"]}
+
+
 def test_hotswap(pipe, saved, tmp_path):
     """A compiled transformer takes over another adapter, of another rank, without being compiled again."""
     transformer = pipe.transformer

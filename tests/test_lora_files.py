@@ -205,6 +205,12 @@ def test_names_of_other_models(name):
     assert parse_lora_name(name) is None
 
 
+@pytest.mark.parametrize("before", ["lora_unet_", "lora_", "lora_my_own_", "lycoris_my_own_", "my_own."])
+def test_what_stands_before_the_name_of_a_layer(before):
+    parsed = ("condition_embedder.time_proj", "lora_A", "time_projection_1")
+    assert parse_lora_name(f"{before}time_projection_1.lora_down.weight") == parsed
+
+
 # Kinds of adapters
 
 
@@ -237,6 +243,7 @@ def test_whole_differences(pipe):
     bias = random(48)
     (a, b) = lora()[SQUARE]
     tensors = {
+        "diffusion_model.blocks.0.norm2.diff": torch.zeros(48),
         "diffusion_model.blocks.3.ffn.2.diff": wide,
         "diffusion_model.blocks.2.ffn.0.diff": high,
         "diffusion_model.blocks.3.cross_attn.v.diff": square,

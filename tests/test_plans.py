@@ -87,6 +87,20 @@ def test_plans_are_frozen_and_settings_checked(tmp_path):
         plan_edit(tmp_path / "clip.mp4", "blue", tmp_path / "out.mp4", num_steps=3)
 
 
+FOR_CLIPS = {
+    "preview": "a.png", "compare": "a.mp4", "num_frames": 5, "audio": "drop", "rate": 24, "max_crop": 0.1,
+    "keep_unchanged": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOR_CLIPS)
+def test_an_image_is_no_clip(name, tmp_path):
+    path = tmp_path / "red.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    with pytest.raises(LoomVideoError, match=f"red.png is an image: leave out `{name}`, which is for videos"):
+        plan_edit(path, "blue", tmp_path / "blue.png", **{name: FOR_CLIPS[name]})
+
+
 def test_errors_that_a_user_can_fix():
     """They are one line; those of the code are none."""
     for error in (LoomVideoError("a\nb"), LoomVideoInputError("a b"), FileNotFoundError("a b")):
@@ -116,6 +130,16 @@ def test_imports_are_lazy():
     """The package of footage itself imports nothing, and a plan of the command line no torch before it is needed."""
     code = "import sys, loomvideo_diffusers.footage, loomvideo_diffusers.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("negative_prompt", ["", " "])
+def test_a_negative_prompt_may_be_blank(negative_prompt, tmp_path):
+    options = {"negative_prompt": negative_prompt}
+    assert plan_generation("a cat", tmp_path / "a.png", **options).settings.negative_prompt == negative_prompt
+    image = Image.new("RGB", (8, 8), "red")
+    image.save(tmp_path / "red.png")
+    edited = plan_edit(tmp_path / "red.png", "blue", tmp_path / "b.png", **options)
+    assert edited.settings.negative_prompt == negative_prompt
 
 
 def test_references_are_files_or_images(tmp_path):

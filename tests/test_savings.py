@@ -246,6 +246,14 @@ ALL_CACHES = STEP_CACHES | {
 }
 
 
+def test_branches_leave_nothing_without_a_cache(transformer):
+    before = [set(vars(module)) for module in transformer.modules()]
+    with transformer.cache_context("a branch"):
+        run(transformer, **transformer_inputs("transformer_edit"))
+    transformer._reset_stateful_cache()
+    assert [set(vars(module)) for module in transformer.modules()] == before
+
+
 @pytest.mark.parametrize("name", ALL_CACHES)
 def test_disabled_caches_leave_nothing(name, transformer):
     inputs = transformer_inputs("transformer_edit")

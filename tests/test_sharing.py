@@ -32,7 +32,7 @@ from test_lora import make_config
 from test_pipelines import SMALL, assert_close, generator, offload_blocks, offload_layers, offload_models
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline
-from loomvideo_diffusers.pipelines.loomvideo_sharing import SharedLock
+from loomvideo_diffusers.pipelines.loomvideo_sharing import SharedLock, hold
 
 
 NUM_THREADS = 4
@@ -245,6 +245,25 @@ def test_shared_lock():
         pass
     with lock.hold():
         assert lock.is_mine
+
+
+@pytest.mark.parametrize("has_hooks", [False, True])
+def test_hooks_of_one_model_take_all(has_hooks):
+    """Where one model has hooks, whoever uses another waits too, as hooks move weights between models."""
+    first, second, used = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), threading.Event()
+
+    def use_the_second() -> None:
+        with hold([second], second):
+            used.set()
+
+    if has_hooks:
+        apply_group_offloading(first, onload_device=torch.device("cpu"), offload_type="leaf_level")
+    thread = threading.Thread(target=use_the_second)
+    with hold([first, second, None], first):
+        thread.start()
+        assert used.wait(0.3 if has_hooks else TIMEOUT) != has_hooks
+    thread.join(TIMEOUT)
+    assert used.is_set()
 
 
 # Prompts encoded apart

@@ -41,6 +41,7 @@ from loomvideo_diffusers.training.features import FeatureStore, hash_inputs
 from loomvideo_diffusers.training.objective import (
     squared_error,
 )
+from loomvideo_diffusers.training.publishing import find_license
 from loomvideo_diffusers.training.step import SampleMaker
 
 
@@ -260,6 +261,18 @@ def test_learning_rate_that_falls_in_the_end(make_config):
     assert read_log(config, "learning_rate") == pytest.approx([1e-3, 1e-3, 5e-4])
     with pytest.raises(ValueError, match=r"`optimizer\.lr_decay_steps` is 3, but was 2"):
         run_again(make_config(steps=6, optimizer=options | {"lr_decay_steps": 3}), resume=True)
+
+
+def test_licence_of_a_card(make_config, model_folder, hub, tmp_path):
+    """That of the settings, or of the model's card; none where there is no card, here or on the Hub."""
+    shutil.copytree(model_folder, tmp_path / "model")
+    config = make_config(model=str(tmp_path / "model"))
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert find_license(config) == {"license": "mit"}
+    assert find_license(make_config(model=str(tmp_path / "model"), license="apache-2.0")) == {"license": "apache-2.0"}
+    (tmp_path / "model" / "README.md").unlink()
+    assert find_license(config) == {}
+    assert find_license(config.model_copy(update={"model": "me/nothing"})) == {}
 
 
 def test_push(make_config, hub, tmp_path, monkeypatch, capsys):

@@ -15,9 +15,11 @@
 A plugin for pytest (`-p coverage_map`): which tests run which lines, and how long each takes.
 
 Every process of a test run, and every Python process that a test starts, leaves a file in the folder
-`LOOMVIDEO_COVERAGE`; `read` puts them together.
+`LOOMVIDEO_COVERAGE`; `read` puts them together. Lines of code that a model folder carries count as those of the file
+that it is a copy of.
 """
 
+import filecmp
 import json
 import os
 import sys
@@ -31,11 +33,12 @@ import pytest
 
 FOLDER = os.environ.get("LOOMVIDEO_COVERAGE")
 ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = (ROOT / "pipelines", ROOT / "src" / "loomvideo_diffusers" / "models")
 
 
 def start(context: str = "") -> coverage.Coverage:
     """Measures this process, as part of a test if it is one that the test started."""
-    folders = [f"{ROOT / name}/*" for name in ("src", "pipelines", "conversion")]
+    folders = [*(f"{ROOT / name}/*" for name in ("src", "pipelines", "conversion")), "*/diffusers_modules/*"]
     measured = coverage.Coverage(
         data_file=f"{FOLDER}/lines", data_suffix=True, include=folders, config_file=False, context=context or None
     )
@@ -51,8 +54,10 @@ def read(folder: Path) -> tuple[dict[str, dict[int, list[str]]], dict[str, float
         data = coverage.CoverageData(path)
         data.read()
         for file in data.measured_files():
+            if (name := _name(Path(file))) is None:
+                continue
             for line, tests in data.contexts_by_lineno(file).items():
-                lines[str(Path(file).relative_to(ROOT))][line].update(tests)
+                lines[name][line].update(tests)
     seconds, modules = {}, {}
     for path in folder.glob("process.*.json"):
         process = json.loads(path.read_text())
@@ -60,6 +65,16 @@ def read(folder: Path) -> tuple[dict[str, dict[int, list[str]]], dict[str, float
         modules |= dict.fromkeys(process["modules"])
     covered = {file: {line: sorted(tests) for line, tests in of.items()} for file, of in lines.items()}
     return covered, seconds, list(modules)
+
+
+def _name(file: Path) -> str | None:
+    """The file's name in the repository, if it is part of it or a copy of a part."""
+    if file.is_relative_to(ROOT):
+        return str(file.relative_to(ROOT))
+    for folder in PUBLISHED:
+        if file.is_file() and (folder / file.name).is_file() and filecmp.cmp(file, folder / file.name, shallow=False):
+            return str((folder / file.name).relative_to(ROOT))
+    return None
 
 
 def _libraries() -> list[str]:
