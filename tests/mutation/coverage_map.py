@@ -19,7 +19,6 @@ Every process of a test run, and every Python process that a test starts, leaves
 that it is a copy of.
 """
 
-import filecmp
 import json
 import os
 import sys
@@ -68,13 +67,11 @@ def read(folder: Path) -> tuple[dict[str, dict[int, list[str]]], dict[str, float
 
 
 def _name(file: Path) -> str | None:
-    """The file's name in the repository, if it is part of it or a copy of a part."""
+    """The file's name in the repository, if it is part of it or, which may be gone by now, a copy of a part."""
     if file.is_relative_to(ROOT):
         return str(file.relative_to(ROOT))
-    for folder in PUBLISHED:
-        if file.is_file() and (folder / file.name).is_file() and filecmp.cmp(file, folder / file.name, shallow=False):
-            return str((folder / file.name).relative_to(ROOT))
-    return None
+    originals = (folder / file.name for folder in PUBLISHED)
+    return next((str(original.relative_to(ROOT)) for original in originals if original.is_file()), None)
 
 
 def _libraries() -> list[str]:

@@ -69,7 +69,7 @@ ROOMS = {
 }
 SMALLEST_SHARE, MOST_EXCUSED = 0.85, 5
 # What is run for one mistake at most, as it took when nothing was wrong
-MAX_TESTS, MAX_SECONDS = 60, 60.0
+MAX_TESTS, MAX_SECONDS = 100, 60.0
 # A test hangs that takes so many times as long as it did, and so many seconds more.
 HANGS = 20.0, 60.0
 GIVEN_UP = 400.0
@@ -149,7 +149,7 @@ def _shown(source: bytes, change: Change) -> tuple[str, str]:
 
 
 class CoverageMap:
-    """Which tests run a line, and how long they take."""
+    """Which tests run a line, how many lines each runs, and how long it takes."""
 
     def __init__(self, recorded: dict) -> None:
         self.covered = {
@@ -157,22 +157,23 @@ class CoverageMap:
         }
         self.seconds = recorded["seconds"]
         self.modules = recorded["modules"]
+        self.reach = Counter(test for of in self.covered.values() for tests in of.values() for test in tests)
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """The tests that run a line, or what is computed by it if it runs as its module is imported."""
         lines = self.covered.get(mutant.file, {})
         tree = ast.parse((ROOT / mutant.file).read_bytes())
-        last = mutant.change.line + mutant.before.count("\n")
-        tests = {test for line in range(mutant.change.line, last + 1) for test in lines.get(line, ()) if test}
-        if not tests:
-            tests = self._tests_of_statement(tree, mutant.change.line, lines)
-        if not tests and mutant.change.line in lines:
-            if function := enclosing_function(tree, mutant.change.line):
-                body = range(function.body[0].lineno, function.end_lineno + 1)
-                tests = {test for line in body for test in lines.get(line, ()) if test}
-            else:
-                tests = self._tests_that_read(set(names_defined(tree, mutant.change.line)))
-                tests = tests or {test for of in lines.values() for test in of if test}
+        line, function = mutant.change.line, enclosing_function(tree, mutant.change.line)
+        last = line + mutant.before.count("\n")
+        tests = {test for at in range(line, last + 1) for test in lines.get(at, ()) if test}
+        tests = tests or self._tests_of_statement(tree, line, lines)
+        if function is None:
+            # Some test imports the module first; those are meant that use what it defines.
+            tests = self._tests_that_read(set(names_defined(tree, line))) or tests
+            tests = tests or {test for of in lines.values() for test in of if test}
+        elif not tests and line in lines:
+            body = range(function.body[0].lineno, function.end_lineno + 1)
+            tests = {test for at in body for test in lines.get(at, ()) if test}
         return self._spread(tests)
 
     def _tests_of_statement(self, tree: ast.Module, line: int, lines: dict[int, list[str]]) -> set[str]:
@@ -192,20 +193,18 @@ class CoverageMap:
         return tests
 
     def _spread(self, tests: set[str]) -> list[str]:
-        """As many as may run: of each file and function the fastest, then of each the next; the fastest come first."""
-        by_function = defaultdict(list)
-        for test in sorted(tests, key=lambda test: (self.seconds.get(test, 0), test)):
-            if test in self.seconds:
-                by_function[test.partition("[")[0]].append(test)
-        by_file = defaultdict(list)
-        for function in sorted(by_function, key=lambda function: self.seconds[by_function[function][0]]):
-            by_file[function.partition("::")[0]].append(by_function[function])
+        """
+        As many as may run, the fastest first: one of each function, then the next of each, and rather those that run
+        few lines, as they look at what these do.
+        """
+        turns: Counter[str] = Counter()
         ranked = []
-        for of_file in by_file.values():
-            for round_of_function, function in enumerate(of_file):
-                ranked += [(round_of_test, round_of_function, test) for round_of_test, test in enumerate(function)]
+        for test in sorted(tests & self.seconds.keys(), key=lambda test: (self.reach[test], test)):
+            function = test.partition("[")[0]
+            ranked.append((turns[function], self.reach[test], test))
+            turns[function] += 1
         chosen, seconds = [], 0.0
-        for *_, test in sorted(ranked, key=lambda item: (item[0], item[1], self.seconds[item[2]])):
+        for *_, test in sorted(ranked):
             if len(chosen) < MAX_TESTS and (not chosen or seconds + self.seconds[test] <= MAX_SECONDS):
                 chosen.append(test)
                 seconds += self.seconds[test]
