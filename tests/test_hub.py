@@ -306,6 +306,15 @@ def test_repositories_of_different_code(hub, folder, tmp_path):
         assert (tmp_path / "saved" / name).read_bytes() == hub.read("me/new", name)
 
 
+def test_the_card_of_a_revision(hub, folder):
+    """It goes with the pipeline that was loaded, not with the latest one."""
+    for words, revision in (("The first.", "v1"), ("The second.", None)):
+        (folder / "README.md").write_text(f"---\nlicense: mit\n---\n{words}\n")
+        push_folder(folder, "me/loom", revision=revision)
+    LoomVideoPipeline.from_pretrained("me/loom", revision="v1").push_to_hub("me/again")
+    assert b"The first." in hub.read("me/again", "README.md")
+
+
 def test_failures(hub, folder, monkeypatch):
     """What may pass is tried again; what may not is said at once; what arrived otherwise than it was sent is found."""
     monkeypatch.setattr(upload, "FIRST_WAIT", 0.01)
