@@ -23,6 +23,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from test_savings import counted
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline
+from loomvideo_diffusers.pipelines.loomvideo_frames import cut_frames, gray_to_8_bits
 
 
 SMALL = {"height": 32, "width": 32, "output_type": "latent"}
@@ -55,6 +56,30 @@ def test_default_length_and_steps(pipe, edit):
     with counted(transformer=edit.transformer) as counts:
         edit("blue", image=PIL.Image.new("RGB", (32, 32)), **SMALL, **UNGUIDED)
     assert counts["transformer"] == 50
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 100.0, 255.0], [0, 100, 255]),
+        ([0.0, 257.0, 65535.0], [0, 1, 255]),
+        ([0.0, 2.0**31, 2.0**33], [0, 128, 255]),
+    ],
+)
+def test_white_of_gray_images(values, expected):
+    assert gray_to_8_bits(np.array([values]), "image").tolist() == [expected]
+
+
+def test_frames_that_are_left_out(caplog):
+    frame = PIL.Image.new("RGB", (8, 8))
+    assert [len(clip) for clip in cut_frames([[frame] * 9, [frame] * 9], None, 4)] == [9, 9]
+    assert not caplog.records
+    assert [len(clip) for clip in cut_frames([[frame] * 10, [frame] * 11], None, 4)] == [9, 9]
+    assert [record.getMessage() for record in caplog.records] == ["Using the first 9 of 11 frames."]
+    assert [len(clip) for clip in cut_frames([[frame] * 10, [frame] * 17], 5, 4)] == [5, 5]
+    with pytest.raises(ValueError, match=r"have \[9, 13\] frames: pass the `num_frames`"):
+        cut_frames([[frame] * 9, [frame] * 13], None, 4)
 
 
 @pytest.mark.parametrize("given", [{}, {"guidance_scale": 4.0, "guidance_scale_visual": 3.0}])

@@ -145,6 +145,15 @@ def test_locks(tmp_path, kind):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are listed on Linux alone")
+def test_locks_leave_no_file_open(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with lock_folder(tmp_path / "folder"):
+            pass
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_folder_that_was_made_to_be_locked_and_is_empty_is_removed(tmp_path):
     with lock_folder(tmp_path / "a" / "b"):
         pass

@@ -564,6 +564,7 @@ BROKEN = {
     "inf": (replaced("lora_B.weight", torch.full((48, 4), torch.inf)), "no numbers, infinite"),
     "huge": (replaced("lora_B.weight", torch.full((48, 4), 3e38)), "too large to be right"),
     "nan alpha": (replaced("alpha", torch.tensor(torch.nan)), "no numbers, infinite"),
+    "complex alpha": (replaced("alpha", torch.tensor(1j)), "numbers of the type complex64"),
     "alphas": (replaced("alpha", torch.ones(2)), "more than one alpha"),
     "integers": (replaced("lora_A.weight", torch.ones(4, 48, dtype=torch.int8)), "numbers of the type int8"),
     "two adapters": (

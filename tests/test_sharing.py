@@ -26,13 +26,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import FirstBlockCacheConfig
 from diffusers.hooks import apply_group_offloading
 from test_lora import make_config
 from test_pipelines import SMALL, assert_close, generator, offload_blocks, offload_layers, offload_models
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline
-from loomvideo_diffusers.pipelines.loomvideo_sharing import SharedLock, hold
+from loomvideo_diffusers.pipelines.loomvideo_sharing import SharedLock, has_hooks, hold
 
 
 NUM_THREADS = 4
@@ -247,8 +248,15 @@ def test_shared_lock():
         assert lock.is_mine
 
 
-@pytest.mark.parametrize("has_hooks", [False, True])
-def test_hooks_of_one_model_take_all(has_hooks):
+def test_a_hook_anywhere_is_found():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    assert not has_hooks(model)
+    add_hook_to_module(model[1][0], ModelHook())
+    assert has_hooks(model)
+
+
+@pytest.mark.parametrize("is_hooked", [False, True])
+def test_hooks_of_one_model_take_all(is_hooked):
     """Where one model has hooks, whoever uses another waits too, as hooks move weights between models."""
     first, second, used = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), threading.Event()
 
@@ -256,12 +264,12 @@ def test_hooks_of_one_model_take_all(has_hooks):
         with hold([second], second):
             used.set()
 
-    if has_hooks:
+    if is_hooked:
         apply_group_offloading(first, onload_device=torch.device("cpu"), offload_type="leaf_level")
     thread = threading.Thread(target=use_the_second)
     with hold([first, second, None], first):
         thread.start()
-        assert used.wait(0.3 if has_hooks else TIMEOUT) != has_hooks
+        assert used.wait(0.3 if is_hooked else TIMEOUT) != is_hooked
     thread.join(TIMEOUT)
     assert used.is_set()
 

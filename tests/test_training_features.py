@@ -85,7 +85,9 @@ def test_features_replace_the_encoders(make_config, tmp_path, monkeypatch, capsy
         raise AssertionError("the encoders were loaded")
 
     monkeypatch.setattr(features_module, "LoomVideoEditPipeline", refuse)
+    assert "Computing features" in capsys.readouterr().err
     assert run_again(config).exists()
+    assert "Computing features" not in capsys.readouterr().err
     monkeypatch.undo()
     write_image(data / "a.jpg", read_image(data / "a.jpg").rotate(180))
     run_again(config, resume=True)

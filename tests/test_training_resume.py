@@ -32,6 +32,8 @@ from training_tools import ALL_LAYERS, equal_files, run_again, start, wait_for, 
 
 from loomvideo_diffusers.training import TrainingConfig, train
 from loomvideo_diffusers.training.checkpoints import find_checkpoints
+from loomvideo_diffusers.training.config import ValidationSample, ValidationSettings
+from loomvideo_diffusers.training.validation import Validation
 
 
 pytest_plugins = ["training_fixtures"]
@@ -289,6 +291,18 @@ def test_terminated_while_it_validates(make_config, tmp_path):
     assert {path.name for path in (Path(config.output_dir) / "samples").iterdir()} == {
         "step-000002-1.png", "step-000004-1.png"
     }  # fmt: skip
+
+
+def test_samples_that_are_given_up(edit, tmp_path):
+    """Once it is asked to stop, no further sample is begun."""
+    sample = ValidationSample(prompt="a cat", height=64, width=64, num_frames=1)
+    settings = ValidationSettings(samples=[sample, sample], num_inference_steps=2)
+    validation, asked = Validation(settings, 4, 0, 1, {}), []
+    validation.prepare(lambda: edit)
+    sheets = validation.run(
+        edit.transformer, edit.vae, edit.scheduler, tmp_path, 1, should_stop=lambda: asked.append(1) is None
+    )
+    assert (sheets, len(asked)) == ({}, 1)
 
 
 def test_two_runs_in_one_folder(make_config, tmp_path):

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, transformer_inputs
@@ -28,6 +29,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from loomvideo_diffusers import LoomVideoTransformer3DModel
+from loomvideo_diffusers.models.transformer_loomvideo import LoomVideoRotaryPosEmbed
 
 
 CHECKPOINT = GOLDEN / "LoomVideo" / "gen_model.pth"
@@ -313,7 +315,11 @@ def test_single_file(transformer, inputs, tmp_path):
     loaded = LoomVideoTransformer3DModel.from_single_file(str(tmp_path / "model.safetensors"), attention_head_dim=24)
     assert_equal_weights(loaded, transformer)
 
-    half = LoomVideoTransformer3DModel.from_single_file(CHECKPOINT, config=WAN_TRANSFORMER, dtype=torch.bfloat16)
+    for name in ("dtype", "torch_dtype"):
+        half = LoomVideoTransformer3DModel.from_single_file(
+            CHECKPOINT, config=WAN_TRANSFORMER, **{name: torch.bfloat16}
+        )
+        assert half.dtype == torch.bfloat16
     assert half.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
     assert half.blocks[0].scale_shift_table.dtype == torch.float32
 
@@ -322,6 +328,16 @@ def test_rotary_angles_are_made_where_the_tokens_are(transformer):
     cos, sin, is_reference = transformer.rope((2, 3, 4), [(1, 2)], torch.device("meta"))
     assert cos.device.type == sin.device.type == is_reference.device.type == "meta"
     assert cos.shape == sin.shape == (1, 2 * 3 * 4 + 1 * 2, 1, 12)
+
+
+def test_rotary_angles_are_exact():
+    """Positions far from 0 need more digits than float32 has."""
+    cos, sin, _ = LoomVideoRotaryPosEmbed(24, 2048)((2000, 1, 1), [], torch.device("cpu"))
+    channels = np.arange(4)  # of time; the other 2 x 4 are of rows and columns
+    angles = np.arange(2000)[:, None] / 10000.0 ** (2 * channels / 8)
+    assert np.abs(cos[0, :, 0, :4].numpy() - np.cos(angles)).max() < 1e-6
+    assert np.abs(sin[0, :, 0, :4].numpy() - np.sin(angles)).max() < 1e-6
+    assert (cos[0, :, 0, 4:] == 1).all()
 
 
 def test_single_file_errors(tmp_path):

@@ -83,6 +83,8 @@ def test_only_the_beginning_of_a_long_video_is_read(tmp_path, caplog):
     ]
 
     caplog.clear()
+    assert np.array_equal(read_video(tmp_path / "clip.mp4", max_frames=9), frames[:9])
+    assert not caplog.records
     write_video(tmp_path / "clip.mp4", gray_frames(values[:121]), fps=24)
     assert len(read_video(tmp_path / "clip.mp4")) == 121
     assert not caplog.records

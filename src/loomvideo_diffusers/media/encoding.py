@@ -335,7 +335,7 @@ def write_footage(
             # Without this flag, a Matroska file gets a random number.
             options = {"fflags": "+bitexact"} | ({} if plan.kind == ".mkv" else {"movflags": "faststart"})
             stack.enter_context(_writing(plan.path))
-            container = av.open(str(file), "w", format=CONTAINERS[plan.kind], options=options)
+            container = av.open(str(file), "w", options=options)
             container = stack.enter_context(container)
             container.metadata["comment"] = comment
             writer = FootageWriter(container, plan, footage, stack, size or (footage.width, footage.height))
