@@ -66,7 +66,7 @@ docs: $(VENV)/installed
 benchmarks: $(VENV)/installed
 	$(BIN)/python -m benchmarks.page
 
-# Makes small mistakes in the code and counts those that the tests notice: takes hours, and goes on where it was interrupted
+# Makes small mistakes in the code and counts those that the tests notice: takes half an hour, and goes on where it was interrupted
 mutants: $(VENV)/installed
 	$(BIN)/python tests/mutation/run.py
 
