@@ -43,7 +43,8 @@ types: $(VENV)/installed
 # Runs the tests that take minutes; needs ffprobe too, which Debian's ffmpeg has
 test-slow: $(VENV)/installed
 	command -v ffprobe > /dev/null || apt-get install --yes --quiet ffmpeg
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "slow and not alone"
+	$(BIN)/python -m pytest -m "slow and alone"
 
 # Runs the tests with the lowest versions that setup.cfg allows, in an environment of its own
 test-oldest:

@@ -480,6 +480,7 @@ sys.exit(status)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells")
 def test_full_size():
     """A file of the released size, 10 GB: less than 3 GB of memory, and at most twice the time of a copy."""

@@ -26,11 +26,22 @@ from loomvideo_diffusers import LoomVideoPipeline, LoomVideoTransformer3DModel
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells")]
 
-# Each prints megabytes.
-PEAK = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024"
-EDIT = f"""
-import resource, sys
+# Each prints megabytes. Their peak begins anew with `clear_refs`; that of `getrusage` begins with that of the process
+# which started them.
+MEGABYTES = r"""
+import re, sys
+from pathlib import Path
 
+import torch
+
+def megabytes(name):
+    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+def begin():
+    Path("/proc/self/clear_refs").write_text("5")
+    return megabytes("VmRSS")
+"""
+EDIT = """
 from loomvideo_diffusers import LoomVideoEditPipeline
 from loomvideo_diffusers.footage import plan_edit
 
@@ -38,43 +49,33 @@ model, source, output = sys.argv[1:]
 pipe = LoomVideoEditPipeline.from_pretrained(model)
 settings = dict(height=96, width=96, num_inference_steps=2, window_frames=17, window_overlap=8)
 plan_edit(source, "blue", output, **settings).run(pipe)
-print({PEAK})
+print(megabytes("VmHWM"))
 """
 LOAD = """
-import re, sys
-from pathlib import Path
-
-import torch
 from loomvideo_diffusers import LoomVideoPipeline
 
-def megabytes(name):
-    return int(re.search(rf"{name}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
-
 LoomVideoPipeline.from_pretrained(sys.argv[2])  # so that the libraries are there
-Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
-before = megabytes("VmRSS")
+before = begin()
 pipe = LoomVideoPipeline.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
 for parameter in pipe.transformer.parameters():
     parameter.sum()  # so that it is not in its file alone
 print(megabytes("VmHWM") - before)
 """
-DECODE = f"""
-import resource, sys
-import torch
+DECODE = """
 from loomvideo_diffusers import LoomVideoPipeline
 
 pipe = LoomVideoPipeline.from_pretrained(sys.argv[1])
-before = {PEAK}
+before = begin()
 latents = torch.randn(1, pipe.vae.config.z_dim, (int(sys.argv[2]) - 1) // 4 + 1, 24, 24)
 with torch.no_grad():
     for frames in pipe.decode_in_chunks(latents):
         pass
-print({PEAK} - before)
+print(megabytes("VmHWM") - before)
 """
 
 
 def run(script, *arguments):
-    command = [sys.executable, "-c", script, *map(str, arguments)]
+    command = [sys.executable, "-c", MEGABYTES + script, *map(str, arguments)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

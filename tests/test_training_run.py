@@ -166,7 +166,9 @@ def test_compiled_blocks(make_config, tmp_path):
         torch._dynamo.utils.clear_compilation_metrics()
         folder = run_again(make_config(**settings, output_dir=str(tmp_path / str(compile_blocks))))
         compiled = {Path(metrics.co_filename).stem for metrics in torch._dynamo.utils.get_compilation_metrics()}
-        assert compiled == ({"transformer_loomvideo", "modeling_qwen3_vl"} if compile_blocks else set())
+        # Some versions of Transformers call the MLLM's layers through a class in a module of its own.
+        assert bool(compiled & {"modeling_qwen3_vl", "modeling_layers"}) == compile_blocks
+        assert ("transformer_loomvideo" in compiled) == compile_blocks
         transformer = load_file(folder / "diffusion_pytorch_model.safetensors")
         results[compile_blocks] = transformer | load_file(folder.parent / "text_encoder" / "model.safetensors")
     assert results[True].keys() == results[False].keys()
