@@ -68,7 +68,7 @@ from .loomvideo_repository import LoomVideoHubMixin
 from .loomvideo_sharing import one_call_at_a_time
 
 
-# Diffusers fetches the files that this one names, and of the transformer's folder the entry file alone.
+# Diffusers fetches what this file names, and of the transformer the entry file alone: its siblings are named, not run.
 from .loomvideo_lora_files import read_lora_file  # noqa: F401 isort: skip
 from .loomvideo_lora_weights import prepare_lora  # noqa: F401 isort: skip
 from .loomvideo_vae import encode, decode  # noqa: F401 isort: skip

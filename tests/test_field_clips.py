@@ -230,7 +230,7 @@ def test_damage_after_what_is_read_is_no_matter(tmp_path):
     data = clip.read_bytes()
     clip.write_bytes(data[: data.rindex(last) + 4])
     assert len(survey(clip, num_frames=3).times) == 3
-    with pytest.raises(LoomVideoError):
+    with pytest.raises(LoomVideoError, match=r"clip\.avi is truncated"):
         survey(clip)
 
 
