@@ -345,7 +345,7 @@ def test_waits(hub, folder, monkeypatch):
     waits = []
     monkeypatch.setattr(upload.time, "sleep", waits.append)
     hub.faults += [("repos/create", 503)] * 5
-    with pytest.raises(OSError, match="The upload of loomvideo to me/loom failed: .*503"):
+    with pytest.raises(OSError, match=r"The upload of loomvideo to me/loom failed: .*503"):
         push_folder(folder, "me/loom")
     assert not hub.faults
     assert waits == [1, 2, 4, 8]
