@@ -19,7 +19,7 @@ import shutil
 import torch
 from conftest import FIXTURES
 from safetensors.torch import load_file
-from training_tools import equal_files, run_again, start, wait_for
+from training_tools import equal_files, find_features, run_again, start, wait_for
 
 from loomvideo_diffusers import LoomVideoPipeline
 from loomvideo_diffusers.media import read_video, write_image, write_video
@@ -119,10 +119,10 @@ def test_interrupted_features(make_config, clips, tmp_path):
     """Killed at any moment, computing features leaves whole files, and goes on where it was."""
     config = make_config(data={"features": str(tmp_path / "features")})
     process = start(config, tmp_path / "killed", "--precompute-only")
-    wait_for(lambda: len(list((tmp_path / "features").rglob("*.safetensors"))) >= 4, process)
+    wait_for(lambda: len(find_features(tmp_path / "features")) >= 4, process)
     process.kill()
     process.join()
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "features").rglob("*.safetensors")}
+    before = {file: file.stat().st_mtime_ns for file in find_features(tmp_path / "features")}
     assert all(load_file(file) for file in before)
     train(config, precompute_only=True)
     assert {file: file.stat().st_mtime_ns for file in before} == before

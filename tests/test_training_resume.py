@@ -28,7 +28,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_tools import ALL_LAYERS, equal_files, run_again, start, wait_for, write_config
+from training_tools import ALL_LAYERS, equal_files, find_features, run_again, start, wait_for, write_config
 
 from loomvideo_diffusers.training import TrainingConfig, train
 from loomvideo_diffusers.training.checkpoints import find_checkpoints
@@ -144,7 +144,7 @@ def test_killed_at_random_moments(make_config, clips, tmp_path):
         if number < 3:
             # While it computes features
             features = tmp_path / "killed-features"
-            wait_for(lambda: len(list(features.rglob("*.safetensors"))) > number, process)  # noqa: B023, called here
+            wait_for(lambda: len(find_features(features)) > number, process)  # noqa: B023, called here
         else:
             wait_for((tmp_path / "process.out").read_text, process)
         time.sleep(rng.uniform(0, 0.5 if number >= 3 else 0.1))

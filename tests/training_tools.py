@@ -13,6 +13,7 @@
 # limitations under the License.
 """Training runs in this process and in others, and what they write, for the tests of training."""
 
+import glob
 import multiprocessing
 import os
 import sys
@@ -87,6 +88,12 @@ def wait_for(condition: Callable[[], Any], process: ForkServerProcess) -> None:
         assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def find_features(folder: Path) -> list[Path]:
+    """The whole files under a folder that another process may be writing to: unlike `Path.rglob`, `glob` passes over
+    hidden folders, where unfinished files are, and over those that vanish while it looks."""
+    return [Path(file) for file in glob.glob(str(folder / "**" / "*.safetensors"), recursive=True)]
 
 
 def write_config(config: TrainingConfig, path: Path) -> Path:
