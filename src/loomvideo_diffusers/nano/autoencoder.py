@@ -13,32 +13,27 @@
 # limitations under the License.
 """Trains LoomVideo-nano's autoencoder on scenes that are drawn as they are needed."""
 
-import csv
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from diffusers.optimization import get_cosine_schedule_with_warmup
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..media import write_whole
 from ..media.files import replace_folder
 from . import NUM_FRAMES, SEED, SIDE
 from .denoised import NUM_BATCHES, read_denoised
-from .world import STYLES, Scene, add_thing, draw_frame, frame_times, render, sample_scene
+from .fitting import DEVICE, fit
+from .world import Scene, draw_frame, frame_times, render, sample_scene
 
 
 CONFIG = {
     "base_dim": 32,
     "decoder_base_dim": 32,
-    "z_dim": 16,
+    "z_dim": 24,
     "dim_mult": [1, 2, 2],
     "num_res_blocks": 1,
     "attn_scales": [],
@@ -50,9 +45,6 @@ CONFIG = {
     "scale_factor_temporal": 4,
     "scale_factor_spatial": 8,
 }
-
-WARMUP_STEPS = 50
-CHECKPOINT_EVERY = 200
 
 
 @dataclass(frozen=True)
@@ -70,9 +62,9 @@ class Stage:
 # of whole clips. Decoding has to bear what denoising leaves over, so at last noise is added to the latents: a share
 # of their own deviation.
 STAGES = (
-    Stage(steps=800, batch_size=16, num_frames=1, side=64, noise=0.0),
-    Stage(steps=900, batch_size=8, num_frames=9, side=64, noise=0.05),
-    Stage(steps=120, batch_size=8, num_frames=NUM_FRAMES, side=SIDE, noise=0.05),
+    Stage(steps=1000, batch_size=16, num_frames=1, side=64, noise=0.0),
+    Stage(steps=4800, batch_size=8, num_frames=9, side=64, noise=0.02),
+    Stage(steps=200, batch_size=8, num_frames=NUM_FRAMES, side=SIDE, noise=0.02),
 )
 LEARNING_RATE = 2e-3
 DECODER_STEPS = 600
@@ -115,19 +107,24 @@ class DenoisedBatches(Dataset):
 
 
 def _crop(scene: Scene, stage: Stage, rng: np.random.Generator) -> np.ndarray:
-    top, left = rng.integers(0, SIDE - stage.side + 1, 2)
+    """Cuts a part out of a clip, around one of its things mostly: there is more to learn than beside them."""
     start = rng.integers(0, NUM_FRAMES - stage.num_frames + 1)
     times = frame_times(NUM_FRAMES)[start : start + stage.num_frames]
+    left, top = rng.integers(0, SIDE - stage.side + 1, 2)
+    if rng.random() < 0.8:
+        center = scene.things[rng.integers(len(scene.things))].center(float(times[len(times) // 2]))
+        left, top = (
+            int(np.clip(middle - stage.side / 2 + rng.integers(-12, 13), 0, SIDE - stage.side)) for middle in center
+        )
     frames = np.stack([draw_frame(scene, time) for time in times])
     return frames[:, top : top + stage.side, left : left + stage.side]
 
 
 def sample_any_scene(rng: np.random.Generator) -> Scene:
-    """A scene as the tasks have them: half with a second thing, a quarter in each of the other styles."""
-    scene = sample_scene(rng)
-    if rng.random() < 0.5:
-        scene, _ = add_thing(scene, rng)
-    return Scene(scene.things, scene.background, str(rng.choice(STYLES, p=[0.5, 0.25, 0.25])))
+    """A scene as the tasks have them: of its things a third outlines, and a sixth of all scenes inverted."""
+    scene, _ = sample_scene(rng)
+    things = tuple(replace(thing, is_outline=rng.random() < 1 / 3) for thing in scene.things)
+    return replace(scene, things=things, is_inverted=rng.random() < 1 / 6)
 
 
 def train_autoencoder(output_dir: Path) -> Path:
@@ -144,22 +141,23 @@ def train_autoencoder(output_dir: Path) -> Path:
     if result.exists():
         return result
     torch.manual_seed(SEED)
-    vae = AutoencoderKLWan(**CONFIG)
+    vae = AutoencoderKLWan(**CONFIG).to(DEVICE)
     with torch.no_grad():
         vae.quant_conv.bias[CONFIG["z_dim"] :] = FIRST_LOG_VARIANCE
 
-    def encode_and_decode(
-        batch: tuple[torch.Tensor, float], step: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        pixels, noise = batch
-        pixels = pixels.to(memory_format=torch.channels_last_3d)
-        generator = torch.Generator().manual_seed(2**32 * SEED + step)
+    def compute(batch: tuple[torch.Tensor, float], step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        pixels, level = batch
+        pixels = pixels.to(DEVICE, memory_format=torch.channels_last_3d)
+        generator = torch.Generator(DEVICE).manual_seed(2**32 * SEED + step)
         posterior = vae.encode(pixels).latent_dist
         latents = posterior.sample(generator)
-        latents = latents + noise * latents.std().detach() * torch.randn(latents.shape, generator=generator)
-        return pixels, vae.decode(latents).sample, posterior.kl().sum() / pixels.numel()
+        noise = level * torch.randn(latents.shape, generator=generator, device=DEVICE)
+        latents = latents + latents.std().detach() * noise
+        kl = posterior.kl().sum() / pixels.numel()
+        loss, psnr = _compare(vae.decode(latents).sample, pixels)
+        return loss + KL_WEIGHT * kl, {"psnr": psnr, "kl": kl.item()}
 
-    _train(vae, Batches(), encode_and_decode, LEARNING_RATE, result)
+    fit(vae, Batches(), compute, LEARNING_RATE, result)
     mean, std = measure_latents(vae)
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     replace_folder(result, vae.save_pretrained)
@@ -183,103 +181,31 @@ def refine_decoder(autoencoder: Path, denoised: Path, output_dir: Path) -> Path:
     result = output_dir / "decoder"
     if result.exists():
         return result
-    vae = AutoencoderKLWan.from_pretrained(autoencoder)
+    vae = AutoencoderKLWan.from_pretrained(autoencoder).to(DEVICE)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+        torch.tensor(values, device=DEVICE).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
     )
 
-    def decode(batch: tuple[torch.Tensor, torch.Tensor], step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        latents, pixels = batch
+    def compute(batch: tuple[torch.Tensor, torch.Tensor], step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        latents, pixels = (part.to(DEVICE) for part in batch)
         latents = (latents * std + mean).to(memory_format=torch.channels_last_3d)
-        return pixels, vae.decode(latents).sample, torch.zeros(())
+        loss, psnr = _compare(vae.decode(latents).sample, pixels)
+        return loss, {"psnr": psnr}
 
-    _train(vae, DenoisedBatches(denoised), decode, DECODER_LEARNING_RATE, result)
+    fit(vae, DenoisedBatches(denoised), compute, DECODER_LEARNING_RATE, result)
     replace_folder(result, vae.save_pretrained)
     result.with_suffix(".pt").unlink()
     return result
 
 
-def _train(
-    vae: AutoencoderKLWan,
-    batches: Batches | DenoisedBatches,
-    decode: Callable[[Any, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
-    learning_rate: float,
-    result: Path,
-) -> None:
-    """
-    Trains what of the autoencoder needs gradients, with a checkpoint and a log named like the result.
-
-    Of a batch and the number of its step, `decode` makes pixels, what they are decoded to, and the divergence (KL) of
-    the latents from a normal distribution.
-    """
-    result.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = result.with_suffix(".pt"), result.with_suffix(".csv")
-    steps = len(batches)
-    parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
-    matrices, optimizers = _make_optimizers(parameters, learning_rate)
-    schedulers = [get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps) for optimizer in optimizers]
-    first_step = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        first_step = state["step"]
-        vae.load_state_dict(state["vae"])
-        for place, optimizer in enumerate(optimizers):
-            optimizer.load_state_dict(state["optimizers"][place])
-            schedulers[place].load_state_dict(state["schedulers"][place])
-    rows = _read_log(log, first_step)
-
-    remaining = DataLoader(Subset(batches, range(first_step, steps)), batch_size=None, num_workers=1)
-    progress_bar = tqdm(remaining, total=steps, initial=first_step, desc=f"Training the {result.name}")
-    for step, batch in enumerate(progress_bar, start=first_step + 1):
-        with torch.autocast("cpu", torch.bfloat16):
-            pixels, decoded, kl = decode(batch, step)
-        decoded = decoded.float()
-        square = F.mse_loss(decoded, pixels)
-        loss = F.l1_loss(decoded, pixels) + 2 * square + KL_WEIGHT * kl
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for weight, matrix in matrices.items():
-            # In single pictures, nothing is convolved over time.
-            matrix.grad = None if weight.grad is None else weight.grad.movedim(1, -1).flatten(1)
-        for optimizer, scheduler in zip(optimizers, schedulers):
-            optimizer.step()
-            scheduler.step()
-        vae.zero_grad()
-        psnr = 10 * np.log10(4 / square.item())
-        rows.append((step, loss.item(), psnr, kl.item()))
-        progress_bar.set_postfix(psnr=f"{psnr:.1f}", kl=f"{kl.item():.2f}")
-        if step % CHECKPOINT_EVERY == 0 or step == steps:
-            state = {
-                "step": step,
-                "vae": vae.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "schedulers": [scheduler.state_dict() for scheduler in schedulers],
-            }
-            # First what may have rows too many
-            write_whole(log, partial(_write_log, rows=rows))
-            write_whole(checkpoint, partial(_write_checkpoint, state=state))
-
-
-def _make_optimizers(
-    parameters: list[torch.nn.Parameter], learning_rate: float
-) -> tuple[dict[torch.nn.Parameter, torch.nn.Parameter], list[torch.optim.Optimizer]]:
-    """
-    Muon for the convolutions, which learn in a third of the steps that AdamW needs, and AdamW for the rest.
-
-    Muon takes matrices alone: returns for each kernel the matrix that shares its memory, and the two optimizers.
-    """
-    matrices, others = {}, []
-    for parameter in parameters:
-        if parameter.ndim < 4 or min(parameter.shape[0], parameter[0].numel()) < 16:
-            others.append(parameter)
-            continue
-        # Channels last is what convolutions compute with, and what makes a matrix of a kernel without a copy.
-        parameter.data = parameter.data.movedim(1, -1).contiguous().movedim(-1, 1)
-        matrices[parameter] = torch.nn.Parameter(parameter.data.movedim(1, -1).flatten(1))
-    muon = torch.optim.Muon(matrices.values(), lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    return matrices, [muon, torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)]
+def _compare(decoded: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The loss between what was decoded and what it should be, and the PSNR in dB."""
+    decoded = decoded.float()
+    square = F.mse_loss(decoded, pixels)
+    return F.l1_loss(decoded, pixels) + 2 * square, 10 * np.log10(4 / square.item())
 
 
 @torch.no_grad()
@@ -287,26 +213,8 @@ def measure_latents(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean and the standard deviation of each channel over whole clips, float32 `[z_dim]`."""
     modes = []
     for index in tqdm(range(NUM_MEASURED_CLIPS), desc="Measuring latents"):
-        clip = render(sample_any_scene(np.random.default_rng([SEED, 1, index])))
-        pixels = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        clip = torch.from_numpy(render(sample_any_scene(np.random.default_rng([SEED, 1, index]))))
+        pixels = clip.permute(3, 0, 1, 2)[None].to(DEVICE).float() / 127.5 - 1
         modes.append(vae.encode(pixels).latent_dist.mode()[0].flatten(1))
     latents = torch.cat(modes, dim=1)
     return latents.mean(dim=1), latents.std(dim=1)
-
-
-def _write_checkpoint(path: str, state: dict[str, Any]) -> None:
-    with open(path, "wb") as file:  # torch takes no name that begins with a dot
-        torch.save(state, file)
-
-
-def _read_log(path: Path, last_step: int) -> list[tuple[float, ...]]:
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        rows = [(int(step), *map(float, values)) for step, *values in list(csv.reader(file))[1:]]
-    return [row for row in rows if row[0] <= last_step]
-
-
-def _write_log(path: str, rows: list[tuple[float, ...]]) -> None:
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([("step", "loss", "psnr", "kl"), *rows])

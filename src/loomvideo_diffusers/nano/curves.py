@@ -19,7 +19,6 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ..media import write_whole
 
@@ -27,45 +26,35 @@ from ..media import write_whole
 matplotlib.use("agg")
 
 
-def plot_curves(logs: dict[str, Path], path: Path) -> None:
+# What is logged, in words
+LABELS = {"psnr": "PSNR (dB)", "understood": "sentences understood", "loss": "loss"}
+
+
+def plot_curves(logs: dict[str, tuple[Path, str]], path: Path) -> None:
     """
     Writes a png of curves side by side, by step.
 
     Args:
-        logs: by title a CSV file with the columns `step` and `psnr`, or a folder with TensorBoard's event files of one
-            run, in one or several parts, of which the loss is shown.
+        logs: by title a CSV file with the column `step`, and the name of the column to show, a key of `LABELS`.
         path: the png to write.
     """
     figure = plt.figure(figsize=(4 * len(logs), 3.5), layout="constrained")
-    for place, (title, log) in enumerate(logs.items(), start=1):
+    for place, (title, (log, name)) in enumerate(logs.items(), start=1):
         axis = figure.add_subplot(1, len(logs), place)
-        if log.is_dir():
-            (steps, values), unit = _read_events(log), "loss"
+        steps, values = _read(log, name)
+        if name == "loss":
             axis.set_yscale("log")
-        else:
-            (steps, values), unit = _read_csv(log), "PSNR (dB)"
         axis.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.5)
         axis.plot(steps, _smooth(values), color="tab:blue")
-        axis.set(title=title, xlabel="step", ylabel=unit)
+        axis.set(title=title, xlabel="step", ylabel=LABELS[name])
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=100))
     plt.close(figure)
 
 
-def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    return np.array([int(row["step"]) for row in rows]), np.array([float(row["psnr"]) for row in rows])
-
-
-def _read_events(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    values: dict[int, float] = {}
-    # What was interrupted did some steps twice; the later ones count.
-    for file in sorted(folder.rglob("events.out.tfevents.*"), key=lambda file: file.stat().st_mtime):
-        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
-        if "loss" in events.Tags()["scalars"]:
-            values |= {event.step: event.value for event in events.Scalars("loss")}
-    steps = sorted(values)
-    return np.array(steps), np.array([values[step] for step in steps])
+    return np.array([int(row["step"]) for row in rows]), np.array([float(row[name]) for row in rows])
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -77,7 +77,7 @@ def _run(pipe: LoomVideoPipeline | LoomVideoEditPipeline, prompt: str, **inputs:
 
 
 def _picture(shape: str, color: str, background: str) -> PIL.Image.Image:
-    thing = Thing(shape, color, 21, "still", (SIDE / 2, SIDE / 2))
+    thing = Thing(shape, color, "large", "still", (SIDE / 2, SIDE / 2))
     return PIL.Image.fromarray(draw_frame(Scene((thing,), background), 0))
 
 

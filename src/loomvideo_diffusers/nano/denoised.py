@@ -25,13 +25,13 @@ from tqdm import tqdm
 
 from ..media import write_whole
 from ..pipelines import LoomVideoPipeline
-from . import OPTIONS, SEED
+from . import NUM_FRAMES, OPTIONS, SEED, SIDE
 from .evaluation import call
-from .tasks import TASKS, Example
-from .world import render, sample_scene
+from .tasks import TASKS, Example, sample_example
+from .world import render
 
 
-VIDEO_TASKS = tuple(task for task in TASKS if task != "text to image")
+VIDEO_TASKS = tuple(task for task in TASKS if task not in ("text to image", "image"))
 NUM_BATCHES = 300
 BATCH_SIZE = 6
 # The clips get noise and lose it again. With less noise than this it is as good as none, with more the model may well
@@ -52,10 +52,15 @@ class LateScheduler(UniPCMultistepScheduler):
 
 
 def sample_batch(index: int) -> list[Example]:
-    """Draws examples of one task, nothing held out among them."""
+    """Draws examples of one task and one size and length, nothing held out among them."""
     rng = np.random.default_rng([SEED, 2, index])
-    task = TASKS[VIDEO_TASKS[index % len(VIDEO_TASKS)]]
-    return [task(sample_scene(rng), rng, False) for _ in range(BATCH_SIZE)]
+    task = VIDEO_TASKS[index % len(VIDEO_TASKS)]
+    examples: list[Example] = []
+    while len(examples) < BATCH_SIZE:
+        example = sample_example(task, rng)
+        if (example.target.width, example.num_frames) == (SIDE, NUM_FRAMES):
+            examples.append(example)
+    return examples
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -175,14 +176,33 @@ def evaluate_task(
         Of each result what was asked for, its frames, uint8 `[F, SIDE, SIDE, 3]`, and the judgement.
     """
     rng = np.random.default_rng([7, list(TASKS).index(task)])
-    jobs = [(example, seed) for example in [sample_held_out(task, rng) for _ in range(num_examples)] for seed in seeds]
+    examples = [sample_held_out(task, rng) for _ in range(num_examples)]
+    return evaluate_examples(pipe, examples, seeds, without, **options)
+
+
+def evaluate_examples(
+    pipe: LoomVideoPipeline,
+    examples: Sequence[Example],
+    seeds: tuple[int, ...] = SEEDS,
+    without: str | None = None,
+    **options: Any,
+) -> list[tuple[Example, np.ndarray, dict[str, bool | float]]]:
+    """Makes examples with the same number of references, and judges them; all arguments are as in `evaluate_task`."""
+    jobs = [(example, seed) for example in sorted(examples, key=_format) for seed in seeds]
     judged = []
     with ABLATIONS[without](pipe.transformer):
-        for start in range(0, len(jobs), BATCH_SIZE):
-            examples, batch_seeds = zip(*jobs[start : start + BATCH_SIZE])
-            results = run_examples(pipe, examples, batch_seeds, without != "references", **options)
-            judged += [(example, frames, judge(example, frames)) for example, frames in zip(examples, results)]
+        for _, alike in groupby(jobs, key=lambda job: _format(job[0])):
+            same = list(alike)
+            for start in range(0, len(same), BATCH_SIZE):
+                batch, batch_seeds = zip(*same[start : start + BATCH_SIZE])
+                results = run_examples(pipe, batch, batch_seeds, without != "references", **options)
+                judged += [(example, frames, judge(example, frames)) for example, frames in zip(batch, results)]
     return judged
+
+
+def _format(example: Example) -> tuple[bool, int, int, int]:
+    """What examples of one call have in common: whether there is a source; frames, height and width."""
+    return example.source is None, example.num_frames, example.target.height, example.target.width
 
 
 def run_examples(
@@ -208,7 +228,8 @@ def call(pipe: LoomVideoPipeline, examples: Sequence[Example], with_references: 
             [PIL.Image.fromarray(render(reference, 1)[0]) for reference in example.references] for example in examples
         ]
     if first.source is None:
-        inputs |= {"height": SIDE, "width": SIDE, "num_frames": first.num_frames}
+        _, num_frames, height, width = _format(first)
+        inputs |= {"height": height, "width": width, "num_frames": num_frames}
     else:
         inputs["video"] = [render(example.source, example.num_frames) for example in examples if example.source]
         pipe = LoomVideoEditPipeline.from_pipe(pipe)
@@ -245,9 +266,13 @@ ABLATIONS: dict[str | None, Callable] = {
 
 
 def _means(judgements: list[dict[str, bool | float]]) -> dict[str, float]:
-    # An error or a PSNR can be infinite, which no mean survives.
-    means = {name: float(np.mean([min(one[name], SIDE) for one in judgements])) for name in sorted(judgements[0])}
-    return {"number": len(judgements)} | means
+    """The mean of each judgement over the results that have it, and the number of results."""
+    values: dict[str, list[float]] = {}
+    for judgement in judgements:
+        for name, value in judgement.items():
+            # An error or a PSNR can be infinite, which no mean survives.
+            values.setdefault(name, []).append(min(value, SIDE))
+    return {"number": len(judgements)} | {name: float(np.mean(values[name])) for name in sorted(values)}
 
 
 def _show(judged: list[tuple[Example, np.ndarray, dict[str, Any]]], folder: Path, task: str) -> None:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Puts LoomVideo-nano together, as a folder that `from_pretrained` loads, and writes its card."""
 
+import statistics
 from importlib.resources import files
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def write_card(folder: Path, results: dict[str, dict[str, dict[str, float]]]) ->
         num_seeds=len(SEEDS),
         options=OPTIONS,
         whole={task: _cells(means) for task, means in results["whole"].items()},
+        constancies=_constancies(results["whole"]),
         evaluations=list(EVALUATIONS),
         compared={task: [_success(results[name].get(task)) for name in EVALUATIONS] for task in results["whole"]},
         sheets=sorted(file.stem for file in (folder / "samples").glob("*-*.png")),
@@ -109,11 +111,21 @@ def write_card(folder: Path, results: dict[str, dict[str, dict[str, float]]]) ->
 
 
 def _cells(means: dict[str, float]) -> list[str]:
-    """A row of the table: the success, and what it is made of."""
-    motion = means.get("path", means.get("direction"))
-    shares = (means["shape"], means["color"], means["background"], motion)
+    """A row of the table: the success, what it is made of, and the PSNR of what should have stayed."""
+    shares = [f"{means[name]:.0%}" for name in ("shape", "color", "size", "background", "nothing else")]
+    motion = [f"{name} {means[name]:.0%}" for name in ("path", "place", "direction") if name in means]
     untouched = f"{means['untouched']:.1f}" if "untouched" in means else ""
-    return [f"**{means['success']:.0%}**", *("" if share is None else f"{share:.0%}" for share in shares), untouched]
+    return [f"**{means['success']:.0%}**", *shares, ", ".join(motion), untouched]
+
+
+def _constancies(whole: dict[str, dict[str, float]]) -> dict[str, list[str]]:
+    """By shape, how well filled and outlined things keep their form, as a share of how well drawn ones do."""
+
+    def mean(name: str) -> str:
+        values = [means[name] for means in whole.values() if name in means]
+        return f"{statistics.mean(values):.3f}" if values else ""
+
+    return {shape: [mean(f"constancy of {style} {shape}") for style in ("filled", "outlined")] for shape in SHAPES}
 
 
 def _success(means: dict[str, float] | None) -> str:

@@ -14,8 +14,9 @@
 """Measures on pixels whether a result shows what it was to show: no model is asked, and no result is looked up."""
 
 import math
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -24,10 +25,12 @@ from .tasks import Example
 from .world import (
     BACKGROUNDS,
     COLORS,
-    CORNER_RADIUS,
     DIRECTIONS,
     SHAPES,
+    SIZES,
     TRAVEL,
+    Scene,
+    Thing,
     background_pixels,
     draw_mask,
     frame_times,
@@ -37,67 +40,212 @@ from .world import (
 
 # A pixel that differs more than this from the background, in any channel from 0 to 255, belongs to a thing.
 THRESHOLD = 40
-# Fewer pixels than this are no thing.
+# Fewer pixels than this are no thing, and what is left of one that was removed or lies beside one.
 SMALLEST_AREA = 40
 # What fits no shape better than this, intersection over union, is none. Things as drawn fit theirs to 0.8 and more.
 SMALLEST_OVERLAP = 0.75
-# How far from its place the center of a thing may be in any frame, in pixels
+# How far from its place the center of a thing may be in any frame of an edit, in pixels
 PATH_TOLERANCE = 3.0
+# How far it may be from the place that words name, along each axis, halfway through the video
+PLACE_TOLERANCE = 14.0
+# What lies no farther than this from where the pixels of a thing should be belongs to it, in pixels.
+REACH = 6.0
 
 
 @dataclass
 class Sight:
     """
-    What is seen in a clip, None where nothing is.
+    What is seen of a thing in a clip.
 
     Attributes:
-        background: the background that most pixels are nearest to.
-        shape, color: of the thing.
-        is_outline: whether the thing is one.
-        overlap: how well the thing's pixels fit the shape, intersection over union in [0, 1].
-        path: the center in each frame, `[F, 2]` as (column, row), NaN where there is no thing.
-        direction: of `DIRECTIONS`.
+        shape, color, size, direction: of the world's.
+        is_outline: whether it is one.
+        overlap: how well its pixels fit the shape, intersection over union in [0, 1].
+        path: the center in each frame, `[F, 2]` as (column, row).
+        constancy: how well its pixels fit those of the next frame, moved, intersection over union in [0, 1].
     """
 
-    background: str
-    shape: str | None = None
-    color: str | None = None
-    is_outline: bool = False
-    overlap: float = 0.0
-    path: np.ndarray | None = None
-    direction: str | None = None
+    shape: str
+    color: str
+    size: str
+    direction: str
+    is_outline: bool
+    overlap: float
+    path: np.ndarray
+    constancy: float
 
 
-def look(frames: np.ndarray, region: np.ndarray | None = None) -> Sight:
-    """Says what uint8 `[F, SIDE, SIDE, 3]` shows, if only in a region, bool `[SIDE, SIDE]`."""
+def look(frames: np.ndarray) -> tuple[str, Sight | None]:
+    """Says what uint8 `[F, H, W, 3]` shows: the background, and the thing if there is one."""
+    background = _nearest_background(frames)
+    masks = _differs(frames, background)
+    return background, _look_at(frames, background, masks)
+
+
+def judge(example: Example, frames: np.ndarray) -> dict[str, bool | float]:
+    """
+    Compares a result with what was asked for.
+
+    Args:
+        example: what was asked for.
+        frames: the result, uint8 `[F, H, W, 3]`.
+
+    Returns:
+        What is right of all things (`shape`, `color`, `size`; of an edit `path`, of another result `place` and
+        `direction`), `background`, `nothing else`, and `success` if all of that is; and measurements: `overlap`, the
+        lowest with a shape; of a video `constancy of filled star` and the like, how well a thing keeps its form over
+        time as a share of how well it does if it is drawn; of an edit `path_error`, the farthest in pixels that a
+        center strays from where it should be, and `untouched`, the PSNR in dB of what should have stayed as it was.
+    """
+    source, target = example.source, example.target
+    plain = 255 - frames if target.is_inverted else frames
+    background = _nearest_background(plain)
+    masks = _differs(plain, background)
+    regions, elsewhere = _divide(target.things, masks, reach=math.inf if source is None else REACH)
+    sights = [_look_at(plain, background, masks & region) for region in regions]
+    seen = list(zip(target.things, sights))
+
+    right = {
+        "shape": all(
+            sight is not None
+            and (sight.shape, sight.is_outline) == (thing.shape, thing.is_outline)
+            and sight.overlap >= SMALLEST_OVERLAP
+            for thing, sight in seen
+        ),
+        "color": all(sight is not None and sight.color == thing.color for thing, sight in seen),
+        "size": all(sight is not None and sight.size == thing.size for thing, sight in seen),
+        "background": background == target.background,
+        "nothing else": bool((masks & elsewhere).sum(axis=(1, 2)).max() < SMALLEST_AREA),
+    }
+    measured = {"overlap": min((sight.overlap for sight in sights if sight is not None), default=1.0)}
+    if len(frames) > 1:
+        for thing, sight, ideal in zip(target.things, sights, drawn_constancies(target, len(frames))):
+            name = f"constancy of {'outlined' if thing.is_outline else 'filled'} {thing.shape}"
+            measured[name] = (0.0 if sight is None else sight.constancy) / ideal
+    if source is None:
+        half = len(frames) // 2
+        right["place"] = all(
+            sight is not None and bool((np.abs(sight.path[half] - thing.middle) <= PLACE_TOLERANCE).all())
+            for thing, sight in seen
+        )
+        if len(frames) > 1:
+            right["direction"] = all(sight is not None and sight.direction == thing.direction for thing, sight in seen)
+        return right | {"success": all(right.values())} | measured
+
+    times = frame_times(len(frames))
+    errors = [
+        np.inf if sight is None else float(np.linalg.norm(sight.path - _path(thing, times), axis=1).max())
+        for thing, sight in seen
+    ]
+    measured["path_error"] = max(errors, default=0.0)
+    right["path"] = measured["path_error"] <= PATH_TOLERANCE
+    before, after = render(source, len(frames)), render(target, len(frames))
+    same = (before == after).all(axis=-1)
+    if same.any():
+        square = np.square(frames[same].astype(np.float32) - before[same]).mean()
+        measured["untouched"] = float(10 * np.log10(255**2 / max(square, 1e-3)))
+    return right | {"success": all(right.values())} | measured
+
+
+@lru_cache(maxsize=1024)
+def drawn_constancies(scene: Scene, num_frames: int) -> list[float]:
+    """How well each thing of a scene keeps its form over time if it is drawn, intersection over union."""
+    plain = render(replace(scene, is_inverted=False), num_frames)
+    masks = _differs(plain, scene.background)
+    regions, _ = _divide(scene.things, masks, REACH)
+    sights = [_look_at(plain, scene.background, masks & region) for region in regions]
+    return [1.0 if sight is None else sight.constancy for sight in sights]
+
+
+def _nearest_background(frames: np.ndarray) -> str:
+    """The background that most pixels are nearest to."""
+    height, width = frames.shape[1:3]
+    pixels = frames[:: max(1, len(frames) // 4)].astype(np.float32)
+    return min(
+        BACKGROUNDS, key=lambda name: np.median(np.abs(pixels - background_pixels(name, width, height)).max(axis=-1))
+    )
+
+
+def _differs(frames: np.ndarray, background: str) -> np.ndarray:
+    """The pixels that are no background, bool `[F, H, W]`."""
+    height, width = frames.shape[1:3]
+    return np.abs(frames.astype(np.float32) - background_pixels(background, width, height)).max(axis=-1) > THRESHOLD
+
+
+def _divide(things: Sequence[Thing], masks: np.ndarray, reach: float) -> tuple[list[np.ndarray], np.ndarray]:
+    """
+    Divides frames among things, bool `[F, H, W]`.
+
+    Returns:
+        The region of each thing, the pixels that are nearer to its circle than to those of the others and no farther
+        than `reach` from it; and the pixels of no region.
+    """
+    num_frames, height, width = masks.shape
+    if not things:
+        return [], np.ones_like(masks)
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    distances = np.stack(
+        [
+            np.stack(
+                [np.hypot(columns - x, rows - y) - thing.radius for x, y in _path(thing, frame_times(num_frames))]
+            )
+            for thing in things
+        ]
+    )
+    nearest = distances.argmin(axis=0)
+    is_near = distances.min(axis=0) <= reach
+    return [(nearest == place) & is_near for place in range(len(things))], ~is_near
+
+
+def _path(thing: Thing, times: np.ndarray) -> np.ndarray:
+    return np.array([thing.center(time) for time in times])
+
+
+def _look_at(frames: np.ndarray, background: str, masks: np.ndarray) -> Sight | None:
+    """What is seen of a thing whose pixels are masked, or None if it is not in all frames."""
+    if min(mask.sum() for mask in masks) < SMALLEST_AREA:
+        return None
     frames = frames.astype(np.float32)
-    differences = {name: np.abs(frames - background_pixels(name)).max(axis=-1) for name in BACKGROUNDS}
-    background = min(BACKGROUNDS, key=lambda name: np.median(differences[name]))
-    masks = differences[background] > THRESHOLD
-    if region is not None:
-        masks = masks & region
-    present = [index for index, mask in enumerate(masks) if mask.sum() >= SMALLEST_AREA]
-    if len(present) < len(masks):
-        return Sight(background)
+    ground = background_pixels(background, frames.shape[2], frames.shape[1]).astype(np.float32)
     inside = np.concatenate([frame[_core(mask)] for frame, mask in zip(frames, masks)])
     seen_color = np.median(inside, axis=0)
     color = min(COLORS, key=lambda name: np.abs(seen_color - COLORS[name]).sum())
     # On the edge, a pixel belongs to the thing if that covers more than half of it.
-    contrast = seen_color - background_pixels(background).astype(np.float32)
-    coverage = ((frames - background_pixels(background)) * contrast).sum(axis=-1) / np.square(contrast).sum(axis=-1)
-    masks &= coverage > 0.5
+    contrast = seen_color - ground
+    coverage = ((frames - ground) * contrast).sum(axis=-1) / np.square(contrast).sum(axis=-1)
+    masks = masks & (coverage > 0.5)
 
     chosen = sorted({0, len(masks) // 2, len(masks) - 1})
-    overlaps = {
-        (shape, is_outline): np.mean([_fit(masks[index], shape, is_outline)[0] for index in chosen])
+    fits = {
+        (shape, is_outline): [_fit(masks[index], shape, is_outline) for index in chosen]
         for shape in SHAPES
         for is_outline in (False, True)
     }
-    shape, is_outline = max(overlaps, key=lambda each: overlaps[each])
+    overlaps = {form: float(np.mean([overlap for overlap, _, _ in of_form])) for form, of_form in fits.items()}
+    shape, is_outline = max(overlaps, key=lambda form: overlaps[form])
+    radius = np.median([radius for _, _, radius in fits[shape, is_outline]])
     path = np.array([_fit(mask, shape, is_outline)[1] for mask in masks])
     return Sight(
-        background, shape, color, is_outline, float(overlaps[shape, is_outline]), path, _direction(path[-1] - path[0])
+        shape,
+        color,
+        min(SIZES, key=lambda name: abs(math.log(SIZES[name] / radius))),
+        _direction(path[-1] - path[0]),
+        is_outline,
+        overlaps[shape, is_outline],
+        path,
+        _constancy(masks, path),
     )
+
+
+def _constancy(masks: np.ndarray, path: np.ndarray) -> float:
+    """The mean intersection over union of each mask with the next one, moved by whole pixels."""
+    overlaps = [1.0] * (len(masks) == 1)
+    for mask, following, step in zip(masks, masks[1:], np.diff(path, axis=0)):
+        if np.isnan(step).any():
+            return 0.0
+        moved = np.roll(mask, [round(step[1]), round(step[0])], axis=(0, 1))
+        overlaps.append(float((moved & following).sum() / max((moved | following).sum(), 1)))
+    return float(np.mean(overlaps))
 
 
 def _core(mask: np.ndarray) -> np.ndarray:
@@ -134,74 +282,19 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
 
 
-def _fit(mask: np.ndarray, shape: str, is_outline: bool) -> tuple[float, tuple[float, float]]:
-    """How well a shape of the best size fits a mask (intersection over union), and where its center is then."""
+def _fit(mask: np.ndarray, shape: str, is_outline: bool) -> tuple[float, tuple[float, float], float]:
+    """How well a shape of the best size fits a mask (intersection over union), and its center and radius then."""
     side, offset_x, offset_y = _measures(shape, is_outline)
     left, top, width, height = _box(mask)
-    best = (0.0, (math.nan, math.nan))
+    best = (0.0, (math.nan, math.nan), 2.0)
+    rows, columns = mask.shape
     middle = (left + width / 2, top + height / 2)
     estimate = math.sqrt(width * height) / side
     for radius in (estimate - 0.5, estimate, estimate + 0.5):
         radius = round(max(radius, 2) * 4) / 4
         center = (middle[0] - offset_x * radius, middle[1] - offset_y * radius)
-        template = draw_mask(shape, radius, center, is_outline) > 0.5
+        template = draw_mask(shape, radius, center, is_outline, columns, rows) > 0.5
         union = np.count_nonzero(mask | template)
         overlap = np.count_nonzero(mask & template) / union
-        best = max(best, (overlap, center))
+        best = max(best, (overlap, center, radius))
     return best
-
-
-def judge(example: Example, frames: np.ndarray) -> dict[str, bool | float]:
-    """
-    Compares a result with what was asked for.
-
-    Args:
-        example: what was asked for.
-        frames: the result, uint8 `[F, SIDE, SIDE, 3]`.
-
-    Returns:
-        What is right (`shape`, `color`, `background`; of an edit `path`, of another video `direction`; of a second
-        thing `other`), `success` if all of that is, and measurements: `overlap` with the shape; of an edit
-        `path_error`, the farthest in pixels that the center strays from where it should be, and `untouched`, the PSNR
-        in dB of what should have stayed as it was.
-    """
-    source, target = example.source, example.target
-    main = target.things[0]
-    # A second thing, which was to be added or removed, stands in a corner of its own.
-    second = next((scene.things[1] for scene in (target, source) if scene is not None and len(scene.things) > 1), None)
-    corner = np.zeros((SIDE, SIDE), bool) if second is None else _square(second.start)
-    seen = look(255 - frames if target.style == "inverted" else frames, ~corner)
-    right = {
-        "shape": (
-            seen.shape == main.shape
-            and seen.is_outline == (target.style == "outline")
-            and seen.overlap >= SMALLEST_OVERLAP
-        ),
-        "color": seen.color == main.color,
-        "background": seen.background == target.background,
-    }
-    measured = {"overlap": seen.overlap}
-    if second is not None:
-        expected = (second.shape, second.color) if second in target.things else (None, None)
-        other = look(frames, corner)
-        right["other"] = (other.shape, other.color) == expected
-    if source is not None:
-        path = np.array([main.center(time) for time in frame_times(len(frames))])
-        error = np.inf if seen.path is None else np.linalg.norm(seen.path - path, axis=1).max()
-        measured["path_error"] = float(error)
-        right["path"] = bool(error <= PATH_TOLERANCE)
-        before, ideal = render(source, len(frames)), render(target, len(frames))
-        same = (before == ideal).all(axis=-1)
-        if same.any():
-            square = np.square(frames[same].astype(np.float32) - before[same]).mean()
-            measured["untouched"] = float(10 * np.log10(255**2 / max(square, 1e-3)))
-    elif len(frames) > 1:
-        right["direction"] = seen.direction == main.direction
-    return right | {"success": all(right.values())} | measured
-
-
-def _square(corner: tuple[float, float]) -> np.ndarray:
-    """The pixels around a corner's place, as a region."""
-    rows, columns = np.mgrid[:SIDE, :SIDE]
-    reach = CORNER_RADIUS + 4
-    return (np.abs(columns - corner[0]) <= reach) & (np.abs(rows - corner[1]) <= reach)

@@ -15,25 +15,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import partial
 
 import numpy as np
 
-from . import NUM_FRAMES, SIDE
-from .world import (
-    BACKGROUNDS,
-    COLORS,
-    SHAPES,
-    SIZES,
-    Scene,
-    Thing,
-    add_thing,
-    is_held_out,
-    sample_scene,
-)
-
-
-Choice = TypeVar("Choice")
+from . import NUM_FRAMES
+from .edits import CHANGED, OF_THINGS, Edit, apply, is_whole, sample_edit
+from .phrases import MIXED_SUBJECTS, ON_IMAGE, SUBJECTS, ask, ask_by_reference, caption
+from .words import Phrasing, typed
+from .world import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, Thing, is_held_out, sample_format, sample_scene
 
 
 @dataclass(frozen=True)
@@ -43,301 +33,294 @@ class Example:
 
     Attributes:
         task: a key of `TASKS`.
-        prompt: the words, in which references are called `@Image 1` and `@Image 2`.
         target: the result.
         source: what is edited, or None.
         references: what the reference images show.
         num_frames: 1 for an image.
+        edits: what is changed, in the order of the words.
+        places: of the things in the source, or else in the target; of `PLACES`.
+        prompt: the words, in which references are called `@Image 1` and `@Image 2`; nothing until they are drawn.
+        meaning: what the words say, as in a `Phrasing`.
     """
 
     task: str
-    prompt: str
     target: Scene
     source: Scene | None = None
     references: tuple[Scene, ...] = ()
     num_frames: int = NUM_FRAMES
+    edits: tuple[Edit, ...] = ()
+    places: tuple[str, ...] = ()
+    prompt: str = ""
+    meaning: tuple[dict[str, str], ...] = ()
 
 
-SIZE_WORDS = {
-    "small": ("small", "little", "tiny"),
-    "medium": ("", "", "medium-sized"),
-    "large": ("large", "big", "huge"),
+@dataclass(frozen=True)
+class Stage:
+    """
+    What a task is made of.
+
+    Attributes:
+        scene: of one thing, or of several.
+        places: of its things.
+        rng: the randomness.
+        held_out: whether the result is to show a pair of shape and color that is held out.
+    """
+
+    scene: Scene
+    places: tuple[str, ...]
+    rng: np.random.Generator
+    held_out: bool = False
+
+    def pick(self, options: Sequence[str]) -> str:
+        return options[int(self.rng.integers(len(options)))]
+
+
+# How many things tasks are about: one, several, or any number
+ONE, SEVERAL, ANY = (1,), (2, 3), (1, 2, 3)
+
+
+def edit(kind: str, stage: Stage) -> Example:
+    """A change of a thing, or of the background or all colors. Raises LookupError if it cannot be done."""
+    index = 0 if stage.held_out else int(stage.rng.integers(len(stage.scene.things)))
+    if stage.held_out and kind == "remove" and len(stage.scene.things) > 1:
+        index = 1  # so that what is held out can be seen in the result
+    is_changed = stage.held_out and kind in ("recolor", "replace")
+    return _edited(stage, [sample_edit(kind, stage.scene, stage.rng, (index,), is_changed)])
+
+
+def edit_everything(stage: Stage) -> Example:
+    """The same change of all things."""
+    indexes = tuple(range(len(stage.scene.things)))
+    return _edited(stage, [sample_edit(stage.pick(OF_THINGS), stage.scene, stage.rng, indexes)])
+
+
+def edit_twice(stage: Stage) -> Example:
+    """Two changes, of the same thing or of two."""
+    scene, rng = stage.scene, stage.rng
+    first, second = rng.choice(TWICE, 2)
+    indexes = rng.integers(len(scene.things), size=2)
+    if rng.random() < 0.5:
+        indexes[1] = indexes[0]
+    if first == second and (first not in OF_THINGS or indexes[0] == indexes[1]):
+        raise LookupError("The same cannot be asked for twice.")
+    edits = [sample_edit(str(kind), scene, rng, (int(index),)) for kind, index in zip((first, second), indexes)]
+    target = apply(scene, edits)
+    shown = [(thing.shape, thing.color) for thing in target.things if thing not in scene.things]
+    is_known = not any(is_held_out(*pair) for pair in shown) and len({*shown}) == len(shown)
+    is_lost = "remove" in (first, second) and edits[0].indexes == edits[1].indexes
+    is_seen = target.background not in {thing.color for thing in target.things}
+    if is_lost or not is_known or not is_seen or not is_whole(target):
+        raise LookupError("The two changes do not go together.")
+    return _edited(stage, edits)
+
+
+def _edited(stage: Stage, edits: Sequence[Edit]) -> Example:
+    return Example("", apply(stage.scene, edits), stage.scene, edits=tuple(edits))
+
+
+def edit_image(stage: Stage) -> Example:
+    """Any change of a picture."""
+    return replace(edit(stage.pick(OF_IMAGES), stage), num_frames=1)
+
+
+def show(stage: Stage) -> Example:
+    """A video from words."""
+    return Example("", stage.scene)
+
+
+def edit_by_reference(kind: str, stage: Stage) -> Example:
+    """A change to the color, the shape or the background of a picture."""
+    is_changed = stage.held_out and kind != "background"
+    change = sample_edit(kind, stage.scene, stage.rng, (0,), is_changed)
+    thing, value = stage.scene.things[0], str(change.value)
+    if kind == "background":
+        reference = Scene((), value, stage.scene.width, stage.scene.height)
+    elif kind == "recolor":
+        shapes = [shape for shape in SHAPES if shape != thing.shape and not is_held_out(shape, value)]
+        reference = portrait(stage.pick(shapes), value, stage)
+    else:
+        colors = [color for color in COLORS if color != thing.color and not is_held_out(value, color)]
+        reference = portrait(value, stage.pick(colors), stage)
+    return Example("", apply(stage.scene, [change]), stage.scene, (reference,), edits=(change,))
+
+
+def reference_to_video(stage: Stage) -> Example:
+    thing = stage.scene.things[0]
+    return Example("", stage.scene, None, (portrait(thing.shape, thing.color, stage, thing.size),))
+
+
+def thing_and_background_to_video(stage: Stage) -> Example:
+    ground = Scene((), stage.scene.background, stage.scene.width, stage.scene.height)
+    return replace(reference_to_video(stage), references=(*reference_to_video(stage).references, ground))
+
+
+def shape_and_color_to_video(stage: Stage) -> Example:
+    thing = stage.scene.things[0]
+    colors = [color for color in COLORS if color != thing.color and not is_held_out(thing.shape, color)]
+    shapes = [shape for shape in SHAPES if shape != thing.shape and not is_held_out(shape, thing.color)]
+    references = (
+        portrait(thing.shape, stage.pick(colors), stage, thing.size),
+        portrait(stage.pick(shapes), thing.color, stage),
+    )
+    return Example("", stage.scene, None, references)
+
+
+def portrait(shape: str, color: str, stage: Stage, size: str = "") -> Scene:
+    """A reference image: one thing in the middle of any background."""
+    width, height = stage.scene.width, stage.scene.height
+    background = stage.pick([name for name in BACKGROUNDS if name != color])
+    thing = Thing(shape, color, size or stage.pick(list(SIZES)), "still", (width / 2, height / 2))
+    return Scene((thing,), background, width, height)
+
+
+# What can be asked for together, and of a picture
+TWICE = ("recolor", "replace", "resize", "redirect", "outline", "background", "add", "remove")
+OF_IMAGES = ("recolor", "replace", "resize", "outline", "remove", "add", "background", "invert")
+
+Make = Callable[[Stage], Example]
+
+
+def _edits(kinds: Sequence[str], suffix: str = "") -> dict[str, Make]:
+    return {f"{kind}{suffix}": partial(edit, kind) for kind in kinds}
+
+
+# Whatever can be asked of a scene: of how many things, and how
+TASKS: dict[str, tuple[tuple[int, ...], Make]] = {
+    **{name: (ONE, make) for name, make in _edits(OF_THINGS).items()},
+    **{name: (ANY, make) for name, make in _edits(("add", "background", "invert")).items()},
+    **{name: (SEVERAL, make) for name, make in _edits(OF_THINGS, " one of several").items()},
+    "everything": (SEVERAL, edit_everything),
+    "two requests": (ANY, edit_twice),
+    "image": (ANY, edit_image),
+    "recolor by reference": (ONE, partial(edit_by_reference, "recolor")),
+    "replace by reference": (ONE, partial(edit_by_reference, "replace")),
+    "background by reference": (ANY, partial(edit_by_reference, "background")),
+    "text to video": (ONE, show),
+    "text to image": (ONE, lambda stage: replace(show(stage), num_frames=1)),
+    "several things to video": (SEVERAL, show),
+    "reference to video": (ONE, reference_to_video),
+    "thing and background to video": (ONE, thing_and_background_to_video),
+    "shape and color to video": (ONE, shape_and_color_to_video),
 }
-DIRECTION_WORDS = {
-    "right": ("right", "to the right", "rightwards"),
-    "left": ("left", "to the left", "leftwards"),
-    "up": ("up", "upwards", "to the top"),
-    "down": ("down", "downwards", "to the bottom"),
-    "up-right": ("up and to the right", "to the upper right", "diagonally up and right"),
-    "up-left": ("up and to the left", "to the upper left", "diagonally up and left"),
-    "down-right": ("down and to the right", "to the lower right", "diagonally down and right"),
-    "down-left": ("down and to the left", "to the lower left", "diagonally down and left"),
-}
-VERBS = ("moves", "slides", "drifts", "glides", "floats")
-STILL_WORDS = ("stays still", "does not move", "stands still", "rests in place")
-BACKGROUND_WORDS = {
-    "white": ("white background",),
-    "black": ("black background",),
-    "striped": ("striped background", "background of stripes"),
-    "checkered": ("checkered background", "checkerboard background"),
-}
-# What edits are asked for with
-PHRASES = {
-    "recolor": (
-        "make the {noun} {color}",
-        "turn the {noun} {color}",
-        "paint the {noun} {color}",
-        "color the {noun} {color}",
-        "change the color of the {noun} to {color}",
-    ),
-    "replace": (
-        "turn the {noun} into a {shape}",
-        "replace the {noun} with a {shape}",
-        "change the {noun} to a {shape}",
-        "make the {noun} a {shape}",
-    ),
-    "background": (
-        "change the background to {background}",
-        "put the {noun} on {background}",
-        "replace the background with {background}",
-        "give it {background}",
-    ),
-    "outline": (
-        "draw only the outline of the {noun}",
-        "make the {noun} an outline",
-        "draw it as an outline",
-        "outline style",
-    ),
-    "recolor by reference": (
-        "make the {noun} the color of @Image 1",
-        "give the {noun} the color in @Image 1",
-        "paint the {noun} in the color of @Image 1",
-    ),
-    "replace by reference": (
-        "turn the {noun} into the shape of @Image 1",
-        "give the {noun} the shape in @Image 1",
-        "replace the {noun} with the shape of @Image 1",
-    ),
-    "background by reference": (
-        "use the background of @Image 1",
-        "put the {noun} on the background of @Image 1",
-        "change the background to that of @Image 1",
-    ),
-}
-# What was changed like this can be changed back.
-REVERSIBLE = ("recolor", "replace", "background")
+
+
+def make_example(task: str, stage: Stage) -> Example:
+    """Draws an example of a task, without words. Raises LookupError if it cannot be done with the scene."""
+    return replace(TASKS[task][1](stage), task=task, places=stage.places)
+
+
+def say(example: Example, phrasing: Phrasing) -> Example:
+    """Puts an example into words."""
+    if example.source is None:
+        words = _describe(example, phrasing)
+    else:
+        # In a picture, nothing is told apart by how it moves.
+        source = example.source if example.num_frames > 1 else at_rest(example.source)
+        if example.references:
+            words = ask_by_reference(source, example.places, example.edits[0], phrasing)
+        else:
+            words = ask(source, example.places, example.edits, phrasing)
+    return replace(example, prompt=words, meaning=tuple(phrasing.meaning))
+
+
+def _describe(example: Example, phrasing: Phrasing) -> str:
+    scene = example.target if example.num_frames > 1 else at_rest(example.target)
+    subject = on = ""
+    if example.references:
+        subjects = MIXED_SUBJECTS if example.task == "shape and color to video" else SUBJECTS
+        subject = phrasing.pick(subjects).format(shape=scene.things[0].shape)
+    if example.task == "thing and background to video":
+        on = phrasing.pick(ON_IMAGE)
+    return caption(scene, example.places, phrasing, example.num_frames > 1, subject, on)
+
+
+def at_rest(scene: Scene) -> Scene:
+    """A scene halfway through the motion, in which nothing moves."""
+    return replace(scene, things=tuple(replace(thing, direction="still") for thing in scene.things))
+
+
+def sample_example(task: str, rng: np.random.Generator, held_out: bool = False) -> Example:
+    """
+    Draws an example of a task, of any format.
+
+    Args:
+        task: of `TASKS`.
+        rng: the randomness.
+        held_out: whether the result shows a shape in a color, and the words are such as training never has.
+    """
+    is_changed = task.startswith(("recolor", "replace"))
+    while True:
+        width, height, num_frames = sample_format(rng)
+        num_things = int(rng.choice(TASKS[task][0]))
+        scene, places = sample_scene(rng, held_out and not is_changed, num_things, width, height)
+        try:
+            example = make_example(task, Stage(scene, tuple(places), rng, held_out))
+        except LookupError:
+            continue
+        if example.num_frames > 1:
+            example = replace(example, num_frames=num_frames)
+        while True:
+            phrasing = Phrasing(rng, may_be_new=held_out)
+            said = say(example, phrasing)
+            if phrasing.is_new == held_out:
+                return said
+
+
+def sample_held_out(task: str, rng: np.random.Generator) -> Example:
+    """Draws what training never shows: the result, where it can be, and the words, spelled as people do."""
+    example = sample_example(task, rng, held_out=True)
+    return replace(example, prompt=typed(example.prompt, rng))
 
 
 def sample_family(rng: np.random.Generator) -> list[Example]:
     """
-    Draws a scene for training and all that can be asked of it, so that many examples share few clips; and the same of
-    the first frame of each clip, an image, which teaches shapes and colors with a fifth of the tokens.
+    Draws two scenes for training, of one thing and of several, and all that can be asked of them, so that many
+    examples share few clips; and the same of pictures, which teach shapes and colors with a fifth of the tokens. All
+    of them are without words.
     """
-    scene = sample_scene(rng)
-    examples = [make(scene, rng, False) for make in TASKS.values()]
-    for example in examples[: len(REVERSIBLE)]:
-        assert example.source is not None
-        back = _ask(example.task, example.target, example.source, rng)
-        examples.append(replace(example, prompt=back, source=example.target, target=example.source))
-        examples.append(text_to_video(example.target, rng))
-    return [*examples, *[replace(example, num_frames=1) for example in examples if example.num_frames > 1]]
+    width, height, num_frames = sample_format(rng)
+    examples: list[Example] = []
+    for num_things in (1, int(rng.choice(SEVERAL))):
+        scene, places = sample_scene(rng, False, num_things, width, height)
+        stage = Stage(scene, tuple(places), rng)
+        for task, (numbers, _) in TASKS.items():
+            if num_things in numbers and (numbers != ANY or rng.random() < 0.6):
+                examples += _make_with_relatives(task, stage)
+    return [replace(example, num_frames=num_frames) if example.num_frames > 1 else example for example in examples]
 
 
-def sample_held_out(task: str, rng: np.random.Generator) -> Example:
-    """Draws an example whose result shows a shape in a color that training never shows it in."""
-    while True:
-        scene = sample_scene(rng, held_out=not task.startswith(("recolor", "replace")))
-        try:
-            return TASKS[task](scene, rng, True)
-        except LookupError:  # some colors are held out of no shape
-            continue
+def _make_with_relatives(task: str, stage: Stage) -> list[Example]:
+    """An example of a task and what shares its clips: backwards, told as a caption, and as a picture."""
+    try:
+        example = make_example(task, stage)
+    except LookupError:
+        return []
+    examples = [example]
+    if example.source is not None and not example.references and example.num_frames > 1:
+        examples += _backwards(example)
+        if not {"add", "remove", "invert"} & {edit.kind for edit in example.edits}:
+            name = "text to video" if len(example.target.things) == 1 else "several things to video"
+            examples.append(Example(name, example.target, places=example.places))
+    return examples + [
+        replace(each, num_frames=1)
+        for each in examples
+        if each.num_frames > 1 and not any(edit.kind == "redirect" for edit in each.edits)
+    ]
 
 
-def _pick(rng: np.random.Generator, options: Sequence[Choice]) -> Choice:
-    if not options:
-        raise LookupError("there is nothing to choose from")
-    return options[int(rng.integers(len(options)))]
-
-
-def _noun(thing: Thing, rng: np.random.Generator) -> str:
-    return _pick(rng, (thing.shape, thing.shape, f"{thing.color} {thing.shape}"))
-
-
-def _ask(task: str, source: Scene, target: Scene, rng: np.random.Generator) -> str:
-    """Asks for an edit of `PHRASES`."""
-    words = {"background": _background(target.background, rng)} if task == "background" else {}
-    words |= {"noun": _noun(source.things[0], rng), "color": target.things[0].color, "shape": target.things[0].shape}
-    return _pick(rng, PHRASES[task]).format(**words)
-
-
-def _describe(thing: Thing, rng: np.random.Generator) -> str:
-    size = next(name for name, radius in SIZES.items() if radius == thing.radius)
-    words = f"{_pick(rng, SIZE_WORDS[size])} {thing.color} {thing.shape}".strip()
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-def _motion(thing: Thing, rng: np.random.Generator) -> str:
-    if thing.direction == "still":
-        return _pick(rng, STILL_WORDS)
-    return f"{_pick(rng, VERBS)} {_pick(rng, DIRECTION_WORDS[thing.direction])}"
-
-
-def _background(name: str, rng: np.random.Generator) -> str:
-    return f"a {_pick(rng, BACKGROUND_WORDS[name])}"
-
-
-def _caption(subject: str, motion: str, background: str, rng: np.random.Generator) -> str:
-    """Puts a description together. A background that is not mentioned is white."""
-    words = _background(background, rng)
-    forms = [f"{subject} {motion} on {words}", f"{subject} {motion} over {words}", f"on {words}, {subject} {motion}"]
-    return _pick(rng, [*forms, *[f"{subject} {motion}"] * (2 if background == "white" else 0)])
-
-
-def text_to_video(scene: Scene, rng: np.random.Generator, held_out: bool = False) -> Example:
-    thing = scene.things[0]
-    return Example("text to video", _caption(_describe(thing, rng), _motion(thing, rng), scene.background, rng), scene)
-
-
-def text_to_image(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    words = _describe(scene.things[0], rng)
-    prompt = f"{words} on {_background(scene.background, rng)}"
-    return Example("text to image", _pick(rng, (prompt, f"a picture of {prompt}")), scene, num_frames=1)
-
-
-def recolor(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    thing = scene.things[0]
-    color = _pick(
-        rng, [color for color in COLORS if color != thing.color and is_held_out(thing.shape, color) == held_out]
-    )
-    target = replace(scene, things=(replace(thing, color=color),))
-    return Example("recolor", _ask("recolor", scene, target, rng), target, scene)
-
-
-def replace_shape(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    thing = scene.things[0]
-    shape = _pick(
-        rng, [shape for shape in SHAPES if shape != thing.shape and is_held_out(shape, thing.color) == held_out]
-    )
-    target = replace(scene, things=(replace(thing, shape=shape),))
-    return Example("replace", _ask("replace", scene, target, rng), target, scene)
-
-
-def change_background(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    target = replace(scene, background=_pick(rng, [name for name in BACKGROUNDS if name != scene.background]))
-    return Example("background", _ask("background", scene, target, rng), target, scene)
-
-
-def add(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    target, corner = add_thing(scene, rng)
-    thing = target.things[1]
-    words = f"{'an' if thing.color == 'orange' else 'a'} {thing.color} {thing.shape}"
-    prompt = _pick(
-        rng,
-        (
-            f"add {words} in the {corner} corner",
-            f"put {words} into the {corner} corner",
-            f"add {words} at the {corner}",
-        ),
-    )
-    return Example("add", prompt, target, scene)
-
-
-def remove(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    """Of two things, removes the one that does not move, so that the other stays."""
-    source, _ = add_thing(scene, rng)
-    noun = _pick(rng, (source.things[1].shape, f"{source.things[1].color} {source.things[1].shape}"))
-    return Example("remove", f"{_pick(rng, ('remove', 'erase', 'delete', 'take away'))} the {noun}", scene, source)
-
-
-def outline(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    target = replace(scene, style="outline")
-    return Example("outline", _ask("outline", scene, target, rng), target, scene)
-
-
-def invert(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    prompt = _pick(rng, ("invert the colors", "make it a negative", "show it in inverted colors", "negative style"))
-    return Example("invert", prompt, replace(scene, style="inverted"), scene)
-
-
-def recolor_by_reference(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    target = recolor(scene, rng, held_out).target
-    color = target.things[0].color
-    shapes = [shape for shape in SHAPES if shape != scene.things[0].shape and not is_held_out(shape, color)]
-    prompt = _ask("recolor by reference", scene, target, rng)
-    reference = _portrait(_pick(rng, shapes), color, rng)
-    return Example("recolor by reference", prompt, target, scene, (reference,))
-
-
-def replace_by_reference(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    target = replace_shape(scene, rng, held_out).target
-    shape = target.things[0].shape
-    colors = [color for color in COLORS if color != scene.things[0].color and not is_held_out(shape, color)]
-    prompt = _ask("replace by reference", scene, target, rng)
-    reference = _portrait(shape, _pick(rng, colors), rng, scene.things[0].radius)
-    return Example("replace by reference", prompt, target, scene, (reference,))
-
-
-def background_by_reference(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    target = change_background(scene, rng, held_out).target
-    prompt = _ask("background by reference", scene, target, rng)
-    return Example("background by reference", prompt, target, scene, (Scene((), target.background),))
-
-
-def reference_to_video(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    thing = scene.things[0]
-    subject = _pick(rng, ("@Image 1", "the shape in @Image 1", f"the {thing.shape} in @Image 1"))
-    prompt = _caption(subject, _motion(thing, rng), scene.background, rng)
-    return Example(
-        "reference to video", prompt, scene, None, (_portrait(thing.shape, thing.color, rng, thing.radius),)
-    )
-
-
-def thing_and_background_to_video(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    thing = scene.things[0]
-    subject = _pick(rng, ("@Image 1", "the shape in @Image 1", f"the {thing.shape} in @Image 1"))
-    place = _pick(rng, ("on @Image 2", "over the background of @Image 2", "in front of @Image 2"))
-    references = (_portrait(thing.shape, thing.color, rng, thing.radius), Scene((), scene.background))
-    return Example(
-        "thing and background to video", f"{subject} {_motion(thing, rng)} {place}", scene, None, references
-    )
-
-
-def shape_and_color_to_video(scene: Scene, rng: np.random.Generator, held_out: bool) -> Example:
-    thing = scene.things[0]
-    colors = [color for color in COLORS if color != thing.color and not is_held_out(thing.shape, color)]
-    shapes = [shape for shape in SHAPES if shape != thing.shape and not is_held_out(shape, thing.color)]
-    references = (
-        _portrait(thing.shape, _pick(rng, colors), rng, thing.radius),
-        _portrait(_pick(rng, shapes), thing.color, rng),
-    )
-    subject = _pick(
-        rng, ("the shape of @Image 1 in the color of @Image 2", "a shape as in @Image 1, colored like @Image 2,")
-    )
-    prompt = _caption(subject, _motion(thing, rng), scene.background, rng)
-    return Example("shape and color to video", prompt, scene, None, references)
-
-
-def _portrait(shape: str, color: str, rng: np.random.Generator, radius: int | None = None) -> Scene:
-    """A reference image: one thing in the middle of any background."""
-    thing = Thing(shape, color, radius or _pick(rng, list(SIZES.values())), "still", (SIDE / 2, SIDE / 2))
-    return Scene((thing,), _pick(rng, BACKGROUNDS))
-
-
-# Whatever can be asked of a scene, the edits of `REVERSIBLE` first
-TASKS: dict[str, Callable[[Scene, np.random.Generator, bool], Example]] = {
-    "recolor": recolor,
-    "replace": replace_shape,
-    "background": change_background,
-    "add": add,
-    "remove": remove,
-    "outline": outline,
-    "invert": invert,
-    "recolor by reference": recolor_by_reference,
-    "replace by reference": replace_by_reference,
-    "background by reference": background_by_reference,
-    "text to video": text_to_video,
-    "text to image": text_to_image,
-    "reference to video": reference_to_video,
-    "thing and background to video": thing_and_background_to_video,
-    "shape and color to video": shape_and_color_to_video,
-}
+def _backwards(example: Example) -> list[Example]:
+    """What takes a change back, if that can be asked for."""
+    source, target, edit = example.source, example.target, example.edits[0]
+    if source is None or len(example.edits) > 1:
+        return []
+    olds = {getattr(source.things[index], CHANGED[edit.kind]) for index in edit.indexes if edit.kind in CHANGED}
+    places = example.places
+    if edit.kind == "add":
+        back, places = Edit("remove", (len(source.things),)), (*places, edit.place)
+    elif edit.kind == "background":
+        back = replace(edit, value=source.background)
+    elif len(olds) == 1:
+        back = replace(edit, value=olds.pop())
+    else:
+        return []
+    return [replace(example, source=target, target=source, edits=(back,), places=places)]

@@ -13,7 +13,6 @@
 # limitations under the License.
 """LoomVideo-nano before its training: the released architecture at small dimensions, with a vocabulary of its own."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +33,13 @@ from ..models.transformer_loomvideo import LoomVideoTransformer3DModel
 from ..pipelines import LoomVideoPipeline
 from ..pipelines.loomvideo_mllm import DEFAULT_NEGATIVE_PROMPT, NEGATIVE_PROMPT_PREFIX, PROMPT_PREFIXES
 from . import DEFAULT_OPTIONS, SEED
-from .tasks import sample_family
+from .tasks import TASKS, sample_example
+from .words import typed
 
 
 NUM_LAYERS = 8
+# Of each task, for the vocabulary
+NUM_SENTENCES = 200
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -61,13 +63,20 @@ CHAT_TEMPLATE = (
 VISION_SIDE = 64
 
 
-def make_untrained(folder: Path, vae_folder: Path) -> None:
-    """Writes a pipeline of a trained autoencoder and of random weights, unless the folder is there."""
+def make_untrained(folder: Path, vae_folder: Path, language_folder: Path) -> None:
+    """
+    Writes a pipeline with a transformer of random weights, unless the folder is there.
+
+    Args:
+        folder: the folder to make.
+        vae_folder: of the trained autoencoder.
+        language_folder: of what `train_language` returned.
+    """
     if folder.exists():
         return
     torch.manual_seed(SEED)
-    processor = make_processor()
-    text_encoder = make_text_encoder(processor.tokenizer)
+    processor = Qwen3VLProcessor.from_pretrained(language_folder / "processor")
+    text_encoder = Qwen3VLModel.from_pretrained(language_folder / "text_encoder", dtype=torch.float32)
     vae = AutoencoderKLWan.from_pretrained(vae_folder)
     transformer = LoomVideoTransformer3DModel(
         num_attention_heads=4,
@@ -99,13 +108,13 @@ def make_processor() -> Qwen3VLProcessor:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=2048,
+        vocab_size=1024,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    families = (sample_family(np.random.default_rng([SEED, index])) for index in range(500))
-    prompts = [example.prompt for example in itertools.chain.from_iterable(families)]
+    rng = np.random.default_rng([SEED, 5])
+    prompts = [typed(sample_example(task, rng).prompt, rng) for task in TASKS for _ in range(NUM_SENTENCES)]
     fixed = ["user\n", "assistant\n", "<0.3 seconds>", *PROMPT_PREFIXES.values()]
     fixed += [NEGATIVE_PROMPT_PREFIX + DEFAULT_NEGATIVE_PROMPT]
     tokenizer.train_from_iterator([*prompts, *fixed * 1000], trainer)

@@ -14,8 +14,10 @@
 """The world that LoomVideo-nano knows: coloured shapes that move over a background, drawn from a description."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import TypeVar
 
 import numpy as np
 import PIL.Image
@@ -23,6 +25,8 @@ import PIL.ImageDraw
 
 from . import NUM_FRAMES, SIDE
 
+
+Choice = TypeVar("Choice")
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 COLORS = {
@@ -35,11 +39,19 @@ COLORS = {
     "purple": (135, 50, 185),
     "pink": (250, 120, 190),
 }
-BACKGROUNDS = ("white", "black", "striped", "checkered")
-STYLES = ("filled", "outline", "inverted")
+# By name, the colors of the two kinds of cells that a background is made of
+CELLS = {
+    "white": ((248, 248, 248), (248, 248, 248)),
+    "black": ((14, 14, 18), (14, 14, 18)),
+    "striped": ((226, 226, 226), (196, 196, 196)),
+    "checkered": ((50, 54, 64), (82, 88, 102)),
+}
+CELLS |= {name: (color, color) for name, color in COLORS.items()}
+BACKGROUNDS = tuple(CELLS)
+CELL_SIDE = 16
 
 # The radius of the circle around a shape, in pixels
-SIZES = {"small": 15, "medium": 19, "large": 23}
+SIZES = {"small": 12, "medium": 17, "large": 23}
 
 # Which way a shape moves, rows counted downwards
 DIRECTIONS = {
@@ -54,16 +66,37 @@ DIRECTIONS = {
     "still": (0, 0),
 }
 
+# Where in a frame, in quarters of its width and height
+PLACES = {
+    "top left": (1, 1),
+    "top": (2, 1),
+    "top right": (3, 1),
+    "left": (1, 2),
+    "middle": (2, 2),
+    "right": (3, 2),
+    "bottom left": (1, 3),
+    "bottom": (2, 3),
+    "bottom right": (3, 3),
+}
+
 # How far a shape moves in a clip, along each axis on which it moves, in pixels
 TRAVEL = 24
 
-# How far, along each axis, the middle of a path may lie from the middle of the frame, in pixels. It is little, so that
-# words alone say much of how a clip looks: they are learned sooner the more they foretell.
-SPREAD = 8
+# How far, along each axis, the middle of a path may lie from its place, in pixels. It is little, so that words alone
+# say much of how a clip looks: they are learned sooner the more they foretell.
+SPREAD = 5
 
-# Where a second shape can be, which does not move
-CORNERS = {"top left": (15, 15), "top right": (81, 15), "bottom left": (15, 81), "bottom right": (81, 81)}
-CORNER_RADIUS = 11
+# What is always free around a thing, in pixels
+CLEARANCE = 4
+
+# Width, height and frames of clips, and of every hundred how many have them
+FORMATS = {(SIDE, SIDE, NUM_FRAMES): 70, (128, 96, NUM_FRAMES): 18, (SIDE, SIDE, 33): 8, (128, 96, 33): 4}
+
+# Of every hundred scenes, how many have so many things
+NUM_THINGS = {1: 60, 2: 27, 3: 13}
+
+# How often a lone thing is elsewhere than in the middle
+ELSEWHERE = 0.3
 
 # Shapes are drawn so many times larger, and placed to such a fraction of a pixel.
 SUPERSAMPLING = 4
@@ -76,31 +109,46 @@ class Thing:
     A shape and its path.
 
     Attributes:
-        shape, color: of `SHAPES` and `COLORS`.
-        radius: of the circle around it, in pixels.
-        direction: of `DIRECTIONS`.
-        start: the center in the first frame, (column, row) in pixels.
+        shape, color, size, direction: of `SHAPES`, `COLORS`, `SIZES` and `DIRECTIONS`.
+        middle: the center halfway through the clip, (column, row) in pixels.
+        is_outline: whether it is drawn as an outline.
     """
 
     shape: str
     color: str
-    radius: int
+    size: str
     direction: str
-    start: tuple[float, float]
+    middle: tuple[float, float]
+    is_outline: bool = False
+
+    @property
+    def radius(self) -> int:
+        """Of the circle around it, in pixels."""
+        return SIZES[self.size]
 
     def center(self, time: float) -> tuple[float, float]:
         """Where the center is at a time from 0, the first frame, to 1, the last."""
         step = DIRECTIONS[self.direction]
-        return self.start[0] + TRAVEL * step[0] * time, self.start[1] + TRAVEL * step[1] * time
+        return self.middle[0] + TRAVEL * step[0] * (time - 0.5), self.middle[1] + TRAVEL * step[1] * (time - 0.5)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Things on a background, the later ones in front, in a style of `STYLES`."""
+    """
+    Things on a background.
+
+    Attributes:
+        things: none of which touches another.
+        background: of `BACKGROUNDS`.
+        width, height: in pixels.
+        is_inverted: whether all colors are those of a negative.
+    """
 
     things: tuple[Thing, ...]
     background: str
-    style: str = "filled"
+    width: int = SIDE
+    height: int = SIDE
+    is_inverted: bool = False
 
 
 def is_held_out(shape: str, color: str) -> bool:
@@ -108,8 +156,15 @@ def is_held_out(shape: str, color: str) -> bool:
     return (3 * SHAPES.index(shape) + list(COLORS).index(color)) % len(COLORS) == 0
 
 
+# By whether they are held out
+PAIRS = {
+    held_out: [(shape, color) for shape in SHAPES for color in COLORS if is_held_out(shape, color) == held_out]
+    for held_out in (False, True)
+}
+
+
 def render(scene: Scene, num_frames: int = NUM_FRAMES) -> np.ndarray:
-    """Draws a scene as uint8 `[num_frames, SIDE, SIDE, 3]`; a lone frame shows the middle of the motion."""
+    """Draws a scene as uint8 `[num_frames, height, width, 3]`; a lone frame shows the middle of the motion."""
     return np.stack([draw_frame(scene, time) for time in frame_times(num_frames)])
 
 
@@ -119,30 +174,33 @@ def frame_times(num_frames: int) -> np.ndarray:
 
 
 def draw_frame(scene: Scene, time: float) -> np.ndarray:
-    """Draws a scene at a time from 0 to 1 as uint8 `[SIDE, SIDE, 3]`."""
-    frame = background_pixels(scene.background).astype(np.float32)
+    """Draws a scene at a time from 0 to 1 as uint8 `[height, width, 3]`."""
+    frame = background_pixels(scene.background, scene.width, scene.height).astype(np.float32)
     for thing in scene.things:
-        mask = draw_mask(thing.shape, thing.radius, thing.center(time), scene.style == "outline")[..., None]
-        frame = frame * (1 - mask) + np.array(COLORS[thing.color], np.float32) * mask
+        mask = draw_mask(thing.shape, thing.radius, thing.center(time), thing.is_outline, scene.width, scene.height)
+        frame += (np.array(COLORS[thing.color], np.float32) - frame) * mask[..., None]
     frame = frame.round().astype(np.uint8)
-    return 255 - frame if scene.style == "inverted" else frame
+    return 255 - frame if scene.is_inverted else frame
 
 
 @cache
-def background_pixels(name: str) -> np.ndarray:
-    """A background as uint8 `[SIDE, SIDE, 3]`."""
-    cells = np.arange(SIDE) // 16 % 2
-    choice, first, second = {
-        "white": (np.zeros((SIDE, SIDE), int), (248, 248, 248), (248, 248, 248)),
-        "black": (np.zeros((SIDE, SIDE), int), (14, 14, 18), (14, 14, 18)),
-        "striped": (np.repeat(cells[:, None], SIDE, 1), (226, 226, 226), (196, 196, 196)),
-        "checkered": (cells[:, None] ^ cells[None], (50, 54, 64), (82, 88, 102)),
-    }[name]
-    return np.where(choice[..., None], np.array(second, np.uint8), np.array(first, np.uint8))
+def background_pixels(name: str, width: int = SIDE, height: int = SIDE) -> np.ndarray:
+    """A background as uint8 `[height, width, 3]`."""
+    columns, rows = (np.arange(side) // CELL_SIDE % 2 for side in (width, height))
+    is_second = rows[:, None] ^ (columns[None] if name == "checkered" else np.zeros_like(columns)[None])
+    first, second = np.array(CELLS[name], np.uint8)
+    return np.where(is_second[..., None], second, first)
 
 
-def draw_mask(shape: str, radius: float, center: tuple[float, float], is_outline: bool = False) -> np.ndarray:
-    """How much of each pixel a shape covers: float32 `[SIDE, SIDE]` in [0, 1]."""
+def draw_mask(
+    shape: str,
+    radius: float,
+    center: tuple[float, float],
+    is_outline: bool = False,
+    width: int = SIDE,
+    height: int = SIDE,
+) -> np.ndarray:
+    """How much of each pixel a shape covers: float32 `[height, width]` in [0, 1]."""
     large = _draw_large(shape, radius, is_outline)
     side = large.shape[0]
     left, top = (round(position * SUPERSAMPLING) - side // 2 for position in center)
@@ -153,8 +211,9 @@ def draw_mask(shape: str, radius: float, center: tuple[float, float], is_outline
     row, column = top - first_row * SUPERSAMPLING, left - first_column * SUPERSAMPLING
     canvas[row : row + side, column : column + side] = large
     coverage = canvas.reshape(cells, SUPERSAMPLING, cells, SUPERSAMPLING).mean(axis=(1, 3))
-    frame = np.zeros((SIDE + 2 * cells, SIDE + 2 * cells), np.float32)
-    row, column = (int(np.clip(first + cells, 0, SIDE + cells)) for first in (first_row, first_column))
+    frame = np.zeros((height + 2 * cells, width + 2 * cells), np.float32)
+    row = int(np.clip(first_row + cells, 0, height + cells))
+    column = int(np.clip(first_column + cells, 0, width + cells))
     frame[row : row + cells, column : column + cells] = coverage
     return frame[cells:-cells, cells:-cells]
 
@@ -210,43 +269,101 @@ def _polygon(shape: str) -> list[tuple[float, float]]:
     ]
 
 
-def sample_thing(
+def sample_format(rng: np.random.Generator) -> tuple[int, int, int]:
+    """Draws the width, the height and the number of frames of a clip."""
+    return _weighted(rng, FORMATS)
+
+
+def sample_scene(
     rng: np.random.Generator,
     held_out: bool = False,
-    shape: str | None = None,
-    color: str | None = None,
-    size: str | None = None,
-    direction: str | None = None,
-) -> Thing:
-    """Draws what is not given of a thing that stays within the frame, of the pairs held out or of the others."""
-    pairs = [
-        (a_shape, a_color)
-        for a_shape in SHAPES
-        for a_color in COLORS
-        if is_held_out(a_shape, a_color) == held_out and shape in (None, a_shape) and color in (None, a_color)
-    ]
-    shape, color = pairs[rng.integers(len(pairs))]
-    radius = SIZES[size or str(rng.choice(list(SIZES)))]
-    direction = direction or str(rng.choice(list(DIRECTIONS)))
-    start = []
-    for step in DIRECTIONS[direction]:
-        middle = SIDE / 2 + rng.integers(-SPREAD * SUPERSAMPLING, SPREAD * SUPERSAMPLING + 1) / SUPERSAMPLING
-        start.append(float(middle - TRAVEL * step / 2))
-    return Thing(shape, color, radius, direction, (start[0], start[1]))
+    num_things: int | None = None,
+    width: int = SIDE,
+    height: int = SIDE,
+) -> tuple[Scene, list[str]]:
+    """
+    Draws a scene of one thing or several, each of another shape and another color.
 
+    Args:
+        rng: the randomness.
+        held_out: whether the first thing's shape and color are a pair held out; those of the others never are.
+        num_things: how many things; by default one to three.
+        width, height: of the frames, in pixels.
 
-def sample_scene(rng: np.random.Generator, held_out: bool = False, **given: str | None) -> Scene:
-    """Draws a scene of one thing, on any background."""
-    return Scene((sample_thing(rng, held_out, **given),), str(rng.choice(BACKGROUNDS)))
-
-
-def add_thing(scene: Scene, rng: np.random.Generator) -> tuple[Scene, str]:
-    """Puts a still thing of another shape and color into the corner that is farthest from the first thing's path."""
-    first = scene.things[0]
-    path = [first.center(time) for time in (0, 0.5, 1)]
-    corner = max(CORNERS, key=lambda name: min(math.dist(CORNERS[name], center) for center in path))
+    Returns:
+        The scene, and the place of each thing, of `PLACES`.
+    """
+    number = num_things or _weighted(rng, NUM_THINGS)
     while True:
-        thing = sample_thing(rng, direction="still")
-        if thing.shape != first.shape and thing.color != first.color:
-            thing = replace(thing, radius=CORNER_RADIUS, start=CORNERS[corner])
-            return replace(scene, things=(*scene.things, thing)), corner
+        things: list[Thing] = []
+        places: list[str] = []
+        for _ in range(20):
+            is_anywhere = number > 1 or rng.random() < ELSEWHERE
+            thing, place = sample_thing(rng, held_out and not things, is_anywhere, width, height)
+            is_other = all(thing.shape != other.shape and thing.color != other.color for other in things)
+            if is_other and place not in places and keeps_clear(thing, things):
+                things.append(thing)
+                places.append(place)
+            if len(things) == number:
+                background = sample_background(rng, things)
+                return Scene(tuple(things), background, width, height), places
+
+
+def sample_thing(
+    rng: np.random.Generator, held_out: bool, is_anywhere: bool, width: int, height: int
+) -> tuple[Thing, str]:
+    """Draws a thing and its place, of the pairs of shape and color held out or of the others."""
+    pairs = PAIRS[held_out]
+    shape, color = pairs[rng.integers(len(pairs))]
+    size, direction = str(rng.choice(list(SIZES))), str(rng.choice(list(DIRECTIONS)))
+    place = str(rng.choice(list(PLACES))) if is_anywhere else "middle"
+    return Thing(shape, color, size, direction, place_middle(rng, place, size, direction, width, height)), place
+
+
+def sample_background(rng: np.random.Generator, things: Sequence[Thing]) -> str:
+    """Draws a background that none of the things has the color of; half of them are no plain color."""
+    others = [name for name in BACKGROUNDS if name not in {thing.color for thing in things}]
+    if rng.random() < 0.5:
+        others = [name for name in others if name not in COLORS]
+    return others[rng.integers(len(others))]
+
+
+def place_middle(
+    rng: np.random.Generator, place: str, size: str, direction: str, width: int = SIDE, height: int = SIDE
+) -> tuple[float, float]:
+    """Draws the middle of a path near a place, such that the thing stays within the frame."""
+    middle = []
+    for quarters, step, side in zip(PLACES[place], DIRECTIONS[direction], (width, height)):
+        margin = _margin(size, step)
+        position = (
+            side * quarters / 4 + rng.integers(-SPREAD * SUPERSAMPLING, SPREAD * SUPERSAMPLING + 1) / SUPERSAMPLING
+        )
+        middle.append(float(np.clip(position, margin, side - margin)))
+    return middle[0], middle[1]
+
+
+def stays_inside(thing: Thing, width: int, height: int) -> bool:
+    """Whether a thing stays within the frame."""
+    return all(
+        _margin(thing.size, step) <= middle <= side - _margin(thing.size, step)
+        for middle, step, side in zip(thing.middle, DIRECTIONS[thing.direction], (width, height))
+    )
+
+
+def _margin(size: str, step: int) -> float:
+    """How far from an edge of the frame the middle of a path must be, in pixels, with a pixel to spare."""
+    return 1.12 * SIZES[size] + TRAVEL / 2 * abs(step) + 1
+
+
+def keeps_clear(thing: Thing, others: Sequence[Thing]) -> bool:
+    """Whether a thing never comes near one of the others."""
+    return all(
+        math.dist(thing.center(time), other.center(time)) > thing.radius + other.radius + CLEARANCE
+        for other in others
+        for time in np.linspace(0, 1, 9)
+    )
+
+
+def _weighted(rng: np.random.Generator, weights: dict[Choice, int]) -> Choice:
+    """Draws a key by the weights, of which 100 are given out."""
+    return list(weights)[rng.choice(len(weights), p=np.array(list(weights.values())) / 100)]

@@ -1,0 +1,319 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Trains LoomVideo-nano's transformer and MLLM together: clips are encoded once, and words are always new."""
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+from transformers import Qwen3VLProcessor
+
+from ..media import write_whole
+from ..media.files import replace_folder
+from ..pipelines import LoomVideoPipeline
+from ..pipelines.loomvideo_frames import mllm_frame_indices
+from ..pipelines.loomvideo_mllm import (
+    DEFAULT_NEGATIVE_PROMPT,
+    NEGATIVE_PROMPT_PREFIX,
+    PROMPT_PREFIXES,
+    tokenize,
+)
+from ..training.objective import TransformerWithTextEncoder, add_noise, sample_timestep, velocity_target
+from . import SEED
+from .fitting import DEVICE, NUM_WORKERS, fit
+from .tasks import Example, sample_family, say
+from .words import Phrasing, typed
+from .world import Scene, draw_frame, frame_times, render
+
+
+NUM_FAMILIES = 600
+STEPS = 8000
+# Of videos, references included; a batch holds samples of one shape. On a GPU, large batches take little longer.
+TOKENS_PER_BATCH = 5760 if DEVICE == "cpu" else 46080
+LEARNING_RATE = 1e-3
+EMA_DECAY = 0.999
+# What is decided in much noise takes longest to learn: colors, directions and shapes.
+TIMESTEP_SHIFT = 3.0
+# How often a sample is without any condition, and without words, so that guidance has what to guide away from
+DROP_ALL, DROP_TEXT = 0.1, 0.1
+IS_COMPILED = True
+
+# How often each task comes, as a video and as a picture. What takes longest to learn comes most often, and five
+# pictures take what a video does.
+WEIGHTS = {
+    "recolor": 8,
+    "replace": 16,
+    "resize": 12,
+    "redirect": 14,
+    "outline": 14,
+    "remove": 6,
+    "add": 8,
+    "background": 12,
+    "invert": 5,
+    "recolor one of several": 14,
+    "replace one of several": 20,
+    "resize one of several": 14,
+    "redirect one of several": 20,
+    "outline one of several": 16,
+    "remove one of several": 12,
+    "everything": 14,
+    "two requests": 24,
+    "image": 30,
+    "recolor by reference": 6,
+    "replace by reference": 12,
+    "background by reference": 7,
+    "text to video": 60,
+    "text to image": 25,
+    "several things to video": 40,
+    "reference to video": 12,
+    "thing and background to video": 10,
+    "shape and color to video": 14,
+}
+WEIGHT_OF_PICTURES = 0.6
+
+Shape = tuple[int, int, int, int]
+
+
+def clips_of(examples: list[Example]) -> dict[tuple[Scene, int], str]:
+    """All clips of examples, as scene and number of frames, with a name for each."""
+    clips: dict[tuple[Scene, int], str] = {}
+    for example in examples:
+        for scene in (example.target, example.source):
+            if scene is not None:
+                clips.setdefault((scene, example.num_frames), str(len(clips)))
+        for reference in example.references:
+            clips.setdefault((reference, 1), str(len(clips)))
+    return clips
+
+
+class Clips(Dataset):
+    """By the number of a family all its clips, uint8, in stacks of one shape, `[B, F, H, W, 3]`, with their names."""
+
+    def __len__(self) -> int:
+        return NUM_FAMILIES
+
+    def __getitem__(self, index: int) -> list[tuple[list[str], torch.Tensor]]:
+        stacks: dict[tuple, tuple[list[str], list[np.ndarray]]] = {}
+        for (scene, num_frames), name in clips_of(_family(index)).items():
+            clip = render(scene, num_frames)
+            names, clips = stacks.setdefault(clip.shape, ([], []))
+            names.append(name)
+            clips.append(clip)
+        return [(names, torch.from_numpy(np.stack(clips))) for names, clips in stacks.values()]
+
+
+def _family(index: int) -> list[Example]:
+    return sample_family(np.random.default_rng([SEED, index]))
+
+
+@torch.no_grad()
+def write_latents(pipe: LoomVideoPipeline, folder: Path) -> None:
+    """Encodes all clips, and keeps a file of latents for each family, unless it is there."""
+    missing = [index for index in range(NUM_FAMILIES) if not _latents_path(folder, index).exists()]
+    pipe.to(DEVICE)
+    stacks = DataLoader(Subset(Clips(), missing), batch_size=None, num_workers=NUM_WORKERS)
+    for index, of_family in zip(missing, tqdm(stacks, desc="Encoding clips")):
+        latents: dict[str, torch.Tensor] = {}
+        for names, clips in of_family:
+            for start in range(0, len(names), 8):
+                pixels = clips[start : start + 8].to(DEVICE).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+                encoded = pipe.encode_pixels(pixels).half().cpu()
+                latents |= {name: one.clone() for name, one in zip(names[start:], encoded)}
+        write_whole(_latents_path(folder, index), partial(save_file, latents))
+
+
+def _latents_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.safetensors"
+
+
+class Batches(Dataset):
+    """
+    For each step samples of one shape, by the names of what the model takes, with the clean `latents`.
+
+    Args:
+        folder: that `write_latents` wrote.
+        processor: of the MLLM.
+    """
+
+    def __init__(self, folder: Path, processor: Qwen3VLProcessor):
+        self.folder = folder
+        self.processor = processor
+        self.families = [_family(index) for index in tqdm(range(NUM_FAMILIES), desc="Drawing tasks")]
+        self.names = [clips_of(family) for family in self.families]
+        # Of each shape, by task and whether it is a picture of a video, which family has it and where
+        self.places: dict[Shape, dict[tuple[str, bool], list[tuple[int, int]]]] = {}
+        for index, family in enumerate(self.families):
+            for place, example in enumerate(family):
+                is_picture = example.num_frames == 1 and example.task not in ("image", "text to image")
+                of_shape = self.places.setdefault(_shape(example), {})
+                of_shape.setdefault((example.task, is_picture), []).append((index, place))
+        self.shapes = list(self.places)
+        totals = Counter({key: 0 for of_shape in self.places.values() for key in of_shape})
+        for of_shape in self.places.values():
+            totals.update({key: len(of_key) for key, of_key in of_shape.items()})
+        self.weights = {
+            shape: np.array([_weight(*key) * len(of_key) / totals[key] for key, of_key in of_shape.items()])
+            for shape, of_shape in self.places.items()
+        }
+        # The larger its batches are, the fewer of them a shape needs.
+        shares = np.array([self.weights[shape].sum() / batch_size(shape) for shape in self.shapes])
+        self.shares = shares / shares.sum()
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng([SEED, 6, index])
+        shape = self.shapes[rng.choice(len(self.shapes), p=self.shares)]
+        of_shape, weights = list(self.places[shape].values()), self.weights[shape]
+        drawn = []
+        for key in rng.choice(len(of_shape), batch_size(shape), p=weights / weights.sum()):
+            drawn.append(of_shape[key][rng.integers(len(of_shape[key]))])
+        return self._make(drawn, rng)
+
+    def _make(self, drawn: list[tuple[int, int]], rng: np.random.Generator) -> dict[str, Any]:
+        texts, references, sources = [], [], []
+        latents, source_latents, reference_latents = [], [], []
+        for family, place in drawn:
+            example = self.families[family][place]
+            dropped = _drop(example, rng)
+            texts.append(_text(example, dropped, rng))
+            references.append([PIL.Image.fromarray(render(reference, 1)[0]) for reference in example.references])
+            sources.append(_seen(example) if example.source is not None and dropped != "all" else None)
+            with safe_open(_latents_path(self.folder, family), "pt") as file:
+                names = self.names[family]
+                latents.append(file.get_tensor(names[example.target, example.num_frames]).float())
+                source_latents.append(torch.zeros_like(latents[-1]))
+                if example.source is not None and dropped != "all":
+                    source_latents[-1] = file.get_tensor(names[example.source, example.num_frames]).float()
+                reference_latents.append([file.get_tensor(names[one, 1]).float() for one in example.references])
+        inputs = tokenize(self.processor, texts, references, sources)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        timesteps = [sample_timestep(TIMESTEP_SHIFT, generator) for _ in drawn]
+        return {
+            "latents": torch.stack(latents),
+            "prompt_inputs": {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)},
+            "source_hidden_states": torch.stack(source_latents)
+            if any(source is not None for source in sources)
+            else None,
+            "reference_hidden_states": [torch.stack(place) for place in zip(*reference_latents)],
+            "source_scale": torch.tensor(timesteps, dtype=torch.float32),
+        }
+
+
+def _shape(example: Example) -> Shape:
+    """What samples of a batch have in common: frames, height, width and number of references."""
+    return example.num_frames, example.target.height, example.target.width, len(example.references)
+
+
+def batch_size(shape: Shape) -> int:
+    """How many samples of a shape make a batch."""
+    num_frames, height, width, num_references = shape
+    return TOKENS_PER_BATCH // (((num_frames - 1) // 4 + 1 + num_references) * (height // 16) * (width // 16))
+
+
+def _weight(task: str, is_picture: bool) -> float:
+    return WEIGHTS[task] * (WEIGHT_OF_PICTURES if is_picture else 1)
+
+
+def _drop(example: Example, rng: np.random.Generator) -> str:
+    """Which conditions a sample goes without: `all`, unless it has references, its `text`, or nothing."""
+    chance = rng.random()
+    if chance < DROP_ALL and not example.references:
+        return "all"
+    return "text" if chance > 1 - DROP_TEXT else ""
+
+
+def _text(example: Example, dropped: str, rng: np.random.Generator) -> str:
+    """What the MLLM reads (architecture: Prompts)."""
+    if dropped:
+        return NEGATIVE_PROMPT_PREFIX + DEFAULT_NEGATIVE_PROMPT if dropped == "all" else ""
+    action = "generate" if example.source is None else "edit"
+    kind = "image" if example.num_frames == 1 else "video"
+    said = typed(say(example, Phrasing(rng)).prompt, rng)
+    return PROMPT_PREFIXES[f"{action} {kind}", bool(example.references)] + said
+
+
+def _seen(example: Example) -> PIL.Image.Image | np.ndarray:
+    """What the MLLM sees of a source (architecture: Frames)."""
+    assert example.source is not None
+    times = frame_times(example.num_frames)[mllm_frame_indices(example.num_frames)]
+    frames = [draw_frame(example.source, time) for time in times]
+    if example.num_frames == 1:
+        return PIL.Image.fromarray(frames[0])
+    return np.stack(frames * 2 if len(frames) == 1 else frames)
+
+
+def train(untrained: Path, latents: Path, output_dir: Path) -> Path:
+    """
+    Trains the transformer and the MLLM of a pipeline.
+
+    Args:
+        untrained: folder of the pipeline.
+        latents: folder that `write_latents` wrote.
+        output_dir: the folder for the checkpoint, the log `trained.csv` and the result.
+
+    Returns:
+        The folder with the `transformer` and the `text_encoder`: the moving averages of their weights.
+    """
+    result = output_dir / "trained"
+    if result.exists():
+        return result
+    torch.manual_seed(SEED)
+    pipe = LoomVideoPipeline.from_pretrained(untrained, vae=None, dtype=torch.float32)
+    model = TransformerWithTextEncoder(pipe.transformer, pipe.text_encoder).to(DEVICE).train()
+    if DEVICE == "cpu":
+        # Short sequences are faster through plain matrix products.
+        model.transformer.set_attention_backend("_native_math")
+    if IS_COMPILED:
+        torch._dynamo.config.recompile_limit = 64
+        model.transformer.compile_repeated_blocks(dynamic=True)
+        for layer in model.text_encoder.language_model.layers:
+            layer.compile(dynamic=True)
+
+    def compute(batch: dict[str, Any], step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = _to_device(batch)
+        latents, timesteps = batch.pop("latents"), batch["source_scale"]
+        generator = torch.Generator(DEVICE).manual_seed(2**32 * SEED + step)
+        noise = torch.randn(latents.shape, generator=generator, device=DEVICE)
+        noisy = add_noise(latents, noise, timesteps)
+        (velocity,) = model(hidden_states=noisy, timestep=1000 * timesteps, return_dict=False, **batch)
+        return F.mse_loss(velocity.float(), velocity_target(latents, noise)), {}
+
+    def save(folder: Path) -> None:
+        model.transformer.save_pretrained(folder / "transformer")
+        model.text_encoder.save_pretrained(folder / "text_encoder")
+
+    fit(model, Batches(latents, pipe.processor), compute, LEARNING_RATE, result, EMA_DECAY)
+    replace_folder(result, save)
+    result.with_suffix(".pt").unlink()
+    return result
+
+
+def _to_device(value: Any) -> Any:
+    """The same with all tensors on `DEVICE`."""
+    if isinstance(value, dict):
+        return {name: _to_device(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_to_device(one) for one in value]
+    return value.to(DEVICE, non_blocking=True) if isinstance(value, torch.Tensor) else value
