@@ -47,13 +47,14 @@ from loomvideo_diffusers.nano import untrained as untrained_module
 from loomvideo_diffusers.nano.autoencoder import Stage, refine_decoder, train_autoencoder
 from loomvideo_diffusers.nano.curves import plot_curves
 from loomvideo_diffusers.nano.denoised import LateScheduler, draw_targets, read_denoised, sample_batch, write_denoised
-from loomvideo_diffusers.nano.edits import Edit, apply, sample_edit
+from loomvideo_diffusers.nano.edits import KINDS, Edit, apply, sample_edit
 from loomvideo_diffusers.nano.evaluation import ABLATIONS, evaluate, evaluate_task
 from loomvideo_diffusers.nano.export import assemble, load_trained, write_card
 from loomvideo_diffusers.nano.joint import clips_of, write_latents
 from loomvideo_diffusers.nano.judge import judge, look
 from loomvideo_diffusers.nano.language import train_language
 from loomvideo_diffusers.nano.tasks import TASKS, Example, sample_example, sample_family, sample_held_out, say
+from loomvideo_diffusers.nano.unseen import read_unseen
 from loomvideo_diffusers.nano.untrained import make_processor, make_untrained
 from loomvideo_diffusers.nano.words import (
     ALL_WORDS,
@@ -99,7 +100,7 @@ def test_a_scene_is_drawn_as_described():
     assert np.array_equal(render(replace(scene, is_inverted=True)), 255 - video)
     outline = render(Scene((replace(SQUARE, is_outline=True),), "black"))
     assert tuple(outline[0, 40, 30]) == (14, 14, 18)
-    assert tuple(outline[0, 40, 30 - 12]) == COLORS["red"]
+    assert tuple(outline[0, 40, 32 - 11]) == COLORS["red"]
     assert render(replace(scene, width=128), 33).shape == (33, 96, 128, 3)
 
 
@@ -133,7 +134,7 @@ def test_things_stay_within_the_frame_and_apart(num_things):
         )
         assert scene.background not in {thing.color for thing in scene.things}
         for thing, place in zip(scene.things, places):
-            ideal = np.array(PLACES[place]) / 4 * (width, height)
+            ideal = np.array(PLACES[place]) * (width, height)
             assert (np.abs(np.array(thing.middle) - ideal) <= 16).all()
         for time in (0, 0.5, 1):
             masks = [
@@ -289,6 +290,19 @@ def test_misspelled_words_differ_by_one_letter():
             assert abs(len(typed_word) - len(word)) <= 1
             assert typed_word[0] == word[0]
     assert misspell("a red dot", rng) == "a red dot"
+
+
+def test_unseen_sentences():
+    """Each asks for something, of scenes that the world has, and all kinds of changes are among them."""
+    examples = read_unseen()
+    kinds = Counter(edit.kind for example in examples for edit in example.edits)
+    assert len(examples) == len({example.prompt for example in examples}) > 190
+    assert kinds.keys() == set(KINDS)
+    assert min(kinds.values()) >= 8
+    assert sum(len(example.edits) > 1 for example in examples) >= 15
+    for example in examples[::4]:
+        assert example.target != example.source
+        assert judge(example, render(example.target, example.num_frames))["success"]
 
 
 # Judge

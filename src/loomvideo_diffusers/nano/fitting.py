@@ -62,7 +62,7 @@ def fit(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices, optimizers = _make_optimizers(parameters, learning_rate)
     schedulers = [get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps) for optimizer in optimizers]
-    ema = None if ema_decay is None else EMAModel(parameters, decay=ema_decay, use_ema_warmup=True)
+    ema = None if ema_decay is None else EMAModel(parameters, decay=ema_decay, foreach=True)
     first_step = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=DEVICE)

@@ -51,7 +51,7 @@ BACKGROUNDS = tuple(CELLS)
 CELL_SIDE = 16
 
 # The radius of the circle around a shape, in pixels
-SIZES = {"small": 12, "medium": 17, "large": 23}
+SIZES = {"small": 12, "medium": 15, "large": 21}
 
 # Which way a shape moves, rows counted downwards
 DIRECTIONS = {
@@ -66,28 +66,28 @@ DIRECTIONS = {
     "still": (0, 0),
 }
 
-# Where in a frame, in quarters of its width and height
+# Where in a frame, as shares of its width and height
 PLACES = {
-    "top left": (1, 1),
-    "top": (2, 1),
-    "top right": (3, 1),
-    "left": (1, 2),
-    "middle": (2, 2),
-    "right": (3, 2),
-    "bottom left": (1, 3),
-    "bottom": (2, 3),
-    "bottom right": (3, 3),
+    "top left": (0.2, 0.2),
+    "top": (0.5, 0.2),
+    "top right": (0.8, 0.2),
+    "left": (0.2, 0.5),
+    "middle": (0.5, 0.5),
+    "right": (0.8, 0.5),
+    "bottom left": (0.2, 0.8),
+    "bottom": (0.5, 0.8),
+    "bottom right": (0.8, 0.8),
 }
 
 # How far a shape moves in a clip, along each axis on which it moves, in pixels
-TRAVEL = 24
+TRAVEL = 20
 
 # How far, along each axis, the middle of a path may lie from its place, in pixels. It is little, so that words alone
 # say much of how a clip looks: they are learned sooner the more they foretell.
 SPREAD = 5
 
 # What is always free around a thing, in pixels
-CLEARANCE = 4
+CLEARANCE = 3
 
 # Width, height and frames of clips, and of every hundred how many have them
 FORMATS = {(SIDE, SIDE, NUM_FRAMES): 70, (128, 96, NUM_FRAMES): 18, (SIDE, SIDE, 33): 8, (128, 96, 33): 4}
@@ -333,11 +333,9 @@ def place_middle(
 ) -> tuple[float, float]:
     """Draws the middle of a path near a place, such that the thing stays within the frame."""
     middle = []
-    for quarters, step, side in zip(PLACES[place], DIRECTIONS[direction], (width, height)):
+    for share, step, side in zip(PLACES[place], DIRECTIONS[direction], (width, height)):
         margin = _margin(size, step)
-        position = (
-            side * quarters / 4 + rng.integers(-SPREAD * SUPERSAMPLING, SPREAD * SUPERSAMPLING + 1) / SUPERSAMPLING
-        )
+        position = side * share + rng.integers(-SPREAD * SUPERSAMPLING, SPREAD * SUPERSAMPLING + 1) / SUPERSAMPLING
         middle.append(float(np.clip(position, margin, side - margin)))
     return middle[0], middle[1]
 
