@@ -578,6 +578,24 @@ def test_batches_hold_what_the_pipelines_pass(untrained, latents, monkeypatch):
         assert torch.equal(batch["latents"], batches[index]["latents"])
 
 
+def test_pictures_come_first(untrained, latents, monkeypatch):
+    """They are most of the samples at the beginning, and fewer than videos at the end."""
+    monkeypatch.setattr(joint, "NUM_FAMILIES", 2)
+    monkeypatch.setattr(joint, "TOKENS_PER_BATCH", 1000)
+    monkeypatch.setattr(joint, "STEPS", 1000)
+    batches = joint.Batches(latents, Qwen3VLProcessor.from_pretrained(untrained / "processor"))
+
+    def share_of_pictures(steps):
+        counts = Counter()
+        for step in steps:
+            size, _, num_frames, *_ = batches[step]["latents"].shape
+            counts[num_frames == 1] += size
+        return counts[True] / counts.total()
+
+    assert share_of_pictures(range(40)) > 0.75
+    assert share_of_pictures(range(960, 1000)) < 0.6
+
+
 def test_conditions_are_dropped(monkeypatch):
     """A tenth of samples goes without any, unless there are references, and another tenth without words."""
     rng = np.random.default_rng(0)

@@ -35,6 +35,7 @@ from ..pipelines.loomvideo_frames import Video
 from . import OPTIONS, SIDE
 from .judge import judge
 from .tasks import TASKS, Example, sample_held_out
+from .unseen import UNSEEN, read_unseen
 from .world import render
 
 
@@ -56,7 +57,7 @@ REFERENCE_TASKS = (
 
 # What is measured: the tasks, and how the model is called. Means over all examples and seeds are kept of each.
 EVALUATIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "whole": (tuple(TASKS), {}),
+    "whole": ((*TASKS, *UNSEEN), {}),
     "without the source": (EDITS, {"without": "source"}),
     "without references": (REFERENCE_TASKS, {"without": "references"}),
     "with the last layer alone": (tuple(TASKS), {"without": "deepstack"}),
@@ -166,7 +167,7 @@ def evaluate_task(
 
     Args:
         pipe: the model.
-        task: of `TASKS`.
+        task: of `TASKS`, or of `UNSEEN`, of which all examples are made.
         num_examples: how many.
         seeds: of the noise.
         without: what to take away, a key of `ABLATIONS`.
@@ -175,8 +176,11 @@ def evaluate_task(
     Returns:
         Of each result what was asked for, its frames, uint8 `[F, SIDE, SIDE, 3]`, and the judgement.
     """
-    rng = np.random.default_rng([7, list(TASKS).index(task)])
-    examples = [sample_held_out(task, rng) for _ in range(num_examples)]
+    if task in UNSEEN:
+        examples = [example for example in read_unseen() if example.task == task]
+    else:
+        rng = np.random.default_rng([7, list(TASKS).index(task)])
+        examples = [sample_held_out(task, rng) for _ in range(num_examples)]
     return evaluate_examples(pipe, examples, seeds, without, **options)
 
 

@@ -48,8 +48,10 @@ from .world import Scene, draw_frame, frame_times, render
 
 NUM_FAMILIES = 600
 STEPS = 8000
-# Of videos, references included; a batch holds samples of one shape. On a GPU, large batches take little longer.
+# A batch holds samples of one shape. On a GPU, large batches take little longer.
 TOKENS_PER_BATCH = 5760 if DEVICE == "cpu" else 46080
+# A prompt takes as long as so many tokens of a video.
+PROMPT_TOKENS = 24
 LEARNING_RATE = 1e-3
 EMA_DECAY = 0.999
 # What is decided in much noise takes longest to learn: colors, directions and shapes.
@@ -58,8 +60,7 @@ TIMESTEP_SHIFT = 3.0
 DROP_ALL, DROP_TEXT = 0.1, 0.1
 IS_COMPILED = True
 
-# How often each task comes, as a video and as a picture. What takes longest to learn comes most often, and five
-# pictures take what a video does.
+# How often each task comes. What takes longest to learn comes most often.
 WEIGHTS = {
     "recolor": 8,
     "replace": 16,
@@ -89,7 +90,8 @@ WEIGHTS = {
     "thing and background to video": 10,
     "shape and color to video": 14,
 }
-WEIGHT_OF_PICTURES = 0.6
+# How many times as often as videos the same tasks come as pictures: at first, and from halfway on
+PICTURES = (12.0, 0.5)
 
 Shape = tuple[int, int, int, int]
 
@@ -167,27 +169,30 @@ class Batches(Dataset):
                 is_picture = example.num_frames == 1 and example.task not in ("image", "text to image")
                 of_shape = self.places.setdefault(_shape(example), {})
                 of_shape.setdefault((example.task, is_picture), []).append((index, place))
-        self.shapes = list(self.places)
         totals = Counter({key: 0 for of_shape in self.places.values() for key in of_shape})
         for of_shape in self.places.values():
             totals.update({key: len(of_key) for key, of_key in of_shape.items()})
-        self.weights = {
-            shape: np.array([_weight(*key) * len(of_key) / totals[key] for key, of_key in of_shape.items()])
+        # Of a shape's samples, how many are of a task and of a kind
+        self.portions = {
+            shape: {key: len(of_key) / totals[key] for key, of_key in of_shape.items()}
             for shape, of_shape in self.places.items()
         }
-        # The larger its batches are, the fewer of them a shape needs.
-        shares = np.array([self.weights[shape].sum() / batch_size(shape) for shape in self.shapes])
-        self.shares = shares / shares.sum()
 
     def __len__(self) -> int:
         return STEPS
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([SEED, 6, index])
-        shape = self.shapes[rng.choice(len(self.shapes), p=self.shares)]
-        of_shape, weights = list(self.places[shape].values()), self.weights[shape]
+        weights = {
+            shape: np.array([_weight(*key, index) * portion for key, portion in portions.items()])
+            for shape, portions in self.portions.items()
+        }
+        # The larger its batches are, the fewer of them a shape needs.
+        shares = np.array([of_shape.sum() / batch_size(shape) for shape, of_shape in weights.items()])
+        shape = list(weights)[rng.choice(len(weights), p=shares / shares.sum())]
+        of_shape, of_keys = list(self.places[shape].values()), weights[shape]
         drawn = []
-        for key in rng.choice(len(of_shape), batch_size(shape), p=weights / weights.sum()):
+        for key in rng.choice(len(of_shape), batch_size(shape), p=of_keys / of_keys.sum()):
             drawn.append(of_shape[key][rng.integers(len(of_shape[key]))])
         return self._make(drawn, rng)
 
@@ -229,11 +234,16 @@ def _shape(example: Example) -> Shape:
 def batch_size(shape: Shape) -> int:
     """How many samples of a shape make a batch."""
     num_frames, height, width, num_references = shape
-    return TOKENS_PER_BATCH // (((num_frames - 1) // 4 + 1 + num_references) * (height // 16) * (width // 16))
+    num_tokens = ((num_frames - 1) // 4 + 1 + num_references) * (height // 16) * (width // 16)
+    return max(1, TOKENS_PER_BATCH // (num_tokens + PROMPT_TOKENS))
 
 
-def _weight(task: str, is_picture: bool) -> float:
-    return WEIGHTS[task] * (WEIGHT_OF_PICTURES if is_picture else 1)
+def _weight(task: str, is_picture: bool, step: int) -> float:
+    """How often a task comes at a step, as a video or as a picture."""
+    if not is_picture:
+        return WEIGHTS[task]
+    first, last = PICTURES
+    return WEIGHTS[task] * first * (last / first) ** min(1.0, 2 * step / STEPS)
 
 
 def _drop(example: Example, rng: np.random.Generator) -> str:

@@ -26,6 +26,9 @@ from .tasks import Example
 from .world import Scene, Thing, place_middle
 
 
+# What the sentences are for
+UNSEEN = ("edits in unseen words", "videos from unseen words")
+
 # How often things are placed anew until they fit beside each other
 NUM_TRIES = 1000
 # The frame is wide if they would not fit otherwise.
@@ -55,7 +58,7 @@ def _make(row: dict[str, Any], rng: np.random.Generator) -> Example:
 
 
 def _place(thing: dict[str, str], scene: Scene, rng: np.random.Generator) -> Thing:
-    """Draws the middle of a thing near its place, half of the time nearer to that of the frame, where there is room."""
+    """Draws a thing near its place, half of the time nearer to the middle of the frame, where there is more room."""
     size = (scene.width, scene.height)
     middle = np.array(place_middle(rng, thing["place"], thing["size"], thing["direction"], *size))
     x, y = (middle + max(0.0, rng.uniform(-0.4, 0.4)) * (np.array(size) / 2 - middle)).tolist()
