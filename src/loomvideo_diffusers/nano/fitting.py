@@ -60,7 +60,7 @@ def fit(
     checkpoint, log = result.with_suffix(".pt"), result.with_suffix(".csv")
     steps = len(batches)  # type: ignore[arg-type]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices, optimizers = _make_optimizers(parameters, learning_rate)
+    matrices, optimizers = _make_optimizers(model, learning_rate)
     schedulers = [get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps) for optimizer in optimizers]
     ema = None if ema_decay is None else EMAModel(parameters, decay=ema_decay, foreach=True)
     first_step = 0
@@ -110,16 +110,19 @@ def fit(
 
 
 def _make_optimizers(
-    parameters: list[nn.Parameter], learning_rate: float
+    model: nn.Module, learning_rate: float
 ) -> tuple[dict[nn.Parameter, nn.Parameter], list[torch.optim.Optimizer]]:
     """
     Muon for matrices and convolutions, which learn in a third of the steps that AdamW needs, and AdamW for the rest.
 
     Muon takes matrices alone: returns for each weight the matrix that shares its memory, and the two optimizers.
     """
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     matrices, others = {}, []
-    for parameter in parameters:
-        if parameter.ndim < 2 or min(parameter.shape[0], parameter[0].numel()) < 16:
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim < 2 or parameter in embeddings or min(parameter.shape[0], parameter[0].numel()) < 16:
             others.append(parameter)
             continue
         # Channels last is what convolutions compute with, and what makes a matrix of a kernel without a copy.
