@@ -28,7 +28,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_tools import ALL_LAYERS, close_files, equal_files, find_features, run_again, start, wait_for, write_config
+from training_tools import (
+    ALL_LAYERS,
+    close_files,
+    equal_files,
+    find_features,
+    run_again,
+    start,
+    wait_for,
+    write_config,
+)
 
 from loomvideo_diffusers.training import TrainingConfig, train
 from loomvideo_diffusers.training.checkpoints import find_checkpoints
