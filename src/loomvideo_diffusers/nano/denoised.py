@@ -27,6 +27,7 @@ from ..media import write_whole
 from ..pipelines import LoomVideoPipeline
 from . import NUM_FRAMES, OPTIONS, SEED, SIDE
 from .evaluation import call
+from .fitting import DEVICE
 from .tasks import TASKS, Example, sample_example
 from .world import render
 
@@ -73,7 +74,7 @@ def write_denoised(pipe: LoomVideoPipeline, folder: Path) -> None:
         folder: for the files that `read_denoised` reads, of `NUM_BATCHES` batches.
     """
     scheduler = LateScheduler.from_config(pipe.scheduler.config)
-    pipe = LoomVideoPipeline(**pipe.components | {"scheduler": scheduler})
+    pipe = LoomVideoPipeline(**pipe.components | {"scheduler": scheduler}).to(DEVICE)
     for index in tqdm(range(NUM_BATCHES), desc="Denoising clips"):
         path = _path(folder, index)
         if path.exists():
@@ -81,12 +82,12 @@ def write_denoised(pipe: LoomVideoPipeline, folder: Path) -> None:
         generator = torch.Generator().manual_seed(2**32 * SEED + index)
         scheduler.level = level = np.random.default_rng([SEED, 3, index]).uniform(LEAST_NOISE, MOST_NOISE)
         examples = sample_batch(index)
-        latents = pipe.encode_pixels(draw_targets(examples))
-        noise = torch.randn(latents.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        latents = pipe.encode_pixels(draw_targets(examples).to(DEVICE))
+        noise = torch.randn(latents.shape, generator=generator).to(DEVICE)
+        with torch.autocast(DEVICE, torch.bfloat16):
             options: dict[str, Any] = OPTIONS | {"num_inference_steps": NUM_STEPS, "output_type": "latent"}
             latents = call(pipe, examples, latents=(1 - level) * latents + level * noise, **options)
-        write_whole(path, partial(save_file, {"latents": latents.half().contiguous()}))
+        write_whole(path, partial(save_file, {"latents": latents.half().cpu().contiguous()}))
 
 
 def read_denoised(folder: Path, index: int) -> tuple[torch.Tensor, torch.Tensor]:
