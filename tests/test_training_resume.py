@@ -28,16 +28,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_tools import (
-    ALL_LAYERS,
-    close_files,
-    equal_files,
-    find_features,
-    run_again,
-    start,
-    wait_for,
-    write_config,
-)
+from training_tools import ALL_LAYERS, equal_files, find_features, run_again, start, wait_for, write_config
 
 from loomvideo_diffusers.training import TrainingConfig, train
 from loomvideo_diffusers.training.checkpoints import find_checkpoints
@@ -161,7 +152,7 @@ def test_killed_at_random_moments(make_config, clips, tmp_path):
         process.join()
         num_killed += process.exitcode == -signal.SIGKILL
     assert num_killed >= 10
-    assert close_files(run_again(configs["killed"], resume=True), expected)
+    assert equal_files(run_again(configs["killed"], resume=True), expected)
     for folder in (folders["killed"], tmp_path / "killed-features"):
         assert not list(folder.rglob(".*"))
     for sheet in (folders["unbroken"] / "samples").iterdir():
@@ -251,7 +242,7 @@ def test_damaged_checkpoints(make_config, run_of_three_steps, name):
 
 @pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_terminated(make_config, tmp_path, num_workers):
-    """By SIGTERM, a run writes a checkpoint of the step that it is at, and goes on from that."""
+    """By SIGTERM, a run writes a checkpoint of the step that it is at, and goes on from that, exactly."""
     data = {"num_workers": num_workers}
     options = {"lora": {"rank": 4, "dropout": 0.1}, "steps": 12, "checkpoint_every": 3, "ema_decay": 0.9}
     options["keep_checkpoints"] = 1
@@ -272,7 +263,7 @@ def test_terminated(make_config, tmp_path, num_workers):
         f"loomvideo: terminated after step {step}; its checkpoint is written: continue with --resume."
     )
     assert not (Path(config.output_dir) / ".lock").exists()
-    assert close_files(run_again(config, resume=True), expected)
+    assert equal_files(run_again(config, resume=True), expected)
 
 
 def test_terminated_while_it_validates(make_config, tmp_path):

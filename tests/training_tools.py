@@ -106,14 +106,6 @@ def equal_files(first: Path, second: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def close_files(first: Path, second: Path) -> bool:
-    """Whether weights are equal but for rounding, which differs in the last bits from process to process."""
-    first, second = load_file(first), load_file(second)
-    return first.keys() == second.keys() and all(
-        torch.allclose(first[name], second[name], rtol=0, atol=1e-5) for name in first
-    )
-
-
 def read_log(config: TrainingConfig, name: str) -> list[float]:
     log = EventAccumulator(str(Path(config.output_dir) / "logs" / "loomvideo"))
     log.Reload()
