@@ -25,6 +25,7 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import Qwen3VLProcessor
@@ -609,7 +610,9 @@ def test_conditions_are_dropped(monkeypatch):
 def test_training(untrained, latents, tmp_path, monkeypatch):
     """For two steps, into a model that the pipelines run."""
     shorten(monkeypatch)
+    backend = _AttentionBackendRegistry.get_active_backend()
     trained = joint.train(untrained, latents, tmp_path)
+    assert _AttentionBackendRegistry.get_active_backend() == backend
     assemble(load_trained(untrained, trained), untrained / "vae", tmp_path / "model")
     # Like the model in the package, it has no code, and its index is that of the package's.
     assert not list((tmp_path / "model").rglob("*.py"))

@@ -22,6 +22,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from diffusers import attention_backend
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -292,9 +293,6 @@ def train(untrained: Path, latents: Path, output_dir: Path) -> Path:
     torch.manual_seed(SEED)
     pipe = LoomVideoPipeline.from_pretrained(untrained, vae=None, dtype=torch.float32)
     model = TransformerWithTextEncoder(pipe.transformer, pipe.text_encoder).to(DEVICE).train()
-    if DEVICE == "cpu":
-        # Short sequences are faster through plain matrix products.
-        model.transformer.set_attention_backend("_native_math")
     if IS_COMPILED:
         torch._dynamo.config.recompile_limit = 64
         model.transformer.compile_repeated_blocks(dynamic=True)
@@ -314,7 +312,10 @@ def train(untrained: Path, latents: Path, output_dir: Path) -> Path:
         model.transformer.save_pretrained(folder / "transformer")
         model.text_encoder.save_pretrained(folder / "text_encoder")
 
-    fit(model, Batches(latents, pipe.processor), compute, LEARNING_RATE, result, EMA_DECAY)
+    # On CPUs, short sequences are faster through plain matrix products. The model's own method would set that for all
+    # models of the process, and for good.
+    with attention_backend("_native_math" if DEVICE == "cpu" else "native"):
+        fit(model, Batches(latents, pipe.processor), compute, LEARNING_RATE, result, EMA_DECAY)
     replace_folder(result, save)
     result.with_suffix(".pt").unlink()
     return result
