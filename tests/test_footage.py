@@ -242,7 +242,7 @@ def test_pixels_that_are_not_square(rotation, expected, tmp_path):
     footage = survey(make_clip(tmp_path / "source.mp4", rotation=rotation, pixel_aspect=Fraction(4, 3)))
     frames = list(read_frames(footage))
     for name, size in (("same.mp4", None), ("double.mp4", (2 * footage.width, footage.height))):
-        with write_footage(plan_output(footage, tmp_path / name), footage, size=size) as writer:
+        with write_footage(plan_output(footage, tmp_path / name, size=size), footage) as writer:
             for pixels in frames:
                 writer.write(pixels if size is None else np.hstack([pixels, pixels]))
         assert survey(tmp_path / name).pixel_aspect == expected

@@ -175,6 +175,18 @@ def test_written_colors_are_read_back(tmp_path):
         assert (stream.frames, stream.codec_context.colorspace) == (5, 1)
 
 
+def test_the_same_frames_give_the_same_file(tmp_path):
+    """Whatever was in the memory that the encoder gets. Rows of 6 blocks are none that its vectors hold."""
+    rng = np.random.default_rng(0)
+    squares = rng.integers(0, 256, (12, 12, 3)).repeat(8, 0).repeat(8, 1)
+    moving = np.stack([np.roll(squares, shift, 1) for shift in range(27)]) + rng.integers(-9, 9, (27, 96, 96, 3))
+    frames, files = moving.clip(0, 255).astype(np.uint8), set()
+    for index in range(6):
+        write_video(tmp_path / f"{index}.mp4", frames)
+        files.add((tmp_path / f"{index}.mp4").read_bytes())
+    assert len(files) == 1
+
+
 def test_kinds_of_frames(tmp_path):
     frames = read_video(FIXTURES / "cat.mp4")
     assert frames.shape == (33, 160, 256, 3)

@@ -14,6 +14,7 @@
 """What a model's folder says about how it is best called."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,27 @@ def read_size_step(model: str) -> int:
     vae = AutoencoderKLWan.load_config(model, subfolder="vae")
     transformer = LoomVideoTransformer3DModel.load_config(model, subfolder="transformer")
     return vae.get("scale_factor_spatial", 8) * transformer.get("patch_size", (1, 2, 2))[1]
+
+
+def complete_settings(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Completes settings by those that the model itself names: arguments of a plan, and maybe `num_frames`.
+
+    Args:
+        model: a folder or a repository.
+        given: settings by their names in a plan; those that are None are not given.
+
+    Raises:
+        LoomVideoError: if the model cannot work at a given size, or what it says cannot be.
+        OSError: if a repository cannot be read.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = read_default_options(model)
+    sizes = {name: given[name] for name in ("height", "width") if name in given}
+    if sizes:
+        settings = {name: value for name, value in settings.items() if name not in ("height", "width")}
+        step = read_size_step(model)
+        for name, size in sizes.items():
+            if size <= 0 or size % step:
+                raise LoomVideoError(f"`{name}` must be a positive multiple of {step}, but is {size}.")
+    return settings | given

@@ -19,8 +19,10 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 from weakref import WeakSet
 
@@ -34,6 +36,43 @@ SECONDS_BETWEEN_LINES = 60
 _bars: list["ProgressBar"] = []
 
 
+@dataclass(frozen=True)
+class Progress:
+    """
+    How far something is.
+
+    Attributes:
+        description: what is being done.
+        num_done: how much of it is done.
+        total: of how much; None if that is unknown.
+        detail: where exactly it is, such as `step 2/20, window 1/3`, or nothing.
+    """
+
+    description: str
+    num_done: int = 0
+    total: int | None = None
+    detail: str = ""
+
+
+Observer = Callable[[Progress], None]
+
+_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """
+    Tells `observer` of all progress that this thread would otherwise show as bars.
+
+    What the observer raises ends what is being done, as any error does: nothing is left half-written.
+    """
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
 def progress_bar(
     iterable: Iterable[Any] | None = None,
     *,
@@ -41,7 +80,7 @@ def progress_bar(
     total: int | None = None,
     disable: bool = False,
     **options: Any,
-) -> "ProgressBar":
+) -> "ProgressBar | ObservedBar":
     """
     Opens a bar that is used like tqdm's: iterated, with `update`, `set_postfix` and `close`, or in `with`.
 
@@ -52,6 +91,9 @@ def progress_bar(
 
     `pipe.progress_bar = functools.partial(progress_bar, desc="Denoising")` makes a pipeline use them.
     """
+    observer = _observer.get()
+    if observer is not None and not disable:
+        return ObservedBar(observer, iterable, desc, total)
     disable = disable or int(os.environ.get("RANK", 0)) > 0
     return ProgressBar(iterable, desc=desc, total=total, disable=disable, **options)
 
@@ -170,6 +212,32 @@ class ProgressBar(tqdm):
             _redirect(self.is_terminal)
             if _bars:
                 _bars[-1].refresh()
+
+
+class ObservedBar(tqdm):
+    """A bar that is not drawn: an observer is told of it."""
+
+    def __init__(self, observer: Observer, iterable: Iterable[Any] | None, desc: str | None, total: int | None):
+        super().__init__(iterable, total=total, disable=True)
+        self.observer = observer
+        self.progress = Progress(desc or "", 0, self.total)
+        observer(self.progress)
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self.iterable:
+            yield item
+            self.update()
+
+    def update(self, n: float | None = 1) -> None:
+        self.n += n
+        self._tell(num_done=self.n)
+
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+        self._tell(detail=s)
+
+    def _tell(self, **changes: Any) -> None:
+        self.progress = replace(self.progress, **changes)
+        self.observer(self.progress)
 
 
 class _AboveTheBar:

@@ -14,38 +14,18 @@
 """What several commands share: options, the settings that they and the model give, and what is printed."""
 
 import argparse
-import json
 import logging
 import math
 import os
-import shlex
 import sys
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..defaults import read_default_options, read_size_step
-from ..errors import LoomVideoError
+from ..defaults import complete_settings
+from ..descriptions import OPTIONS_OF_SETTINGS, describe_result
 from ..loading import DTYPES, find_model
-
-
-# Options of the command line that are settings of a plan, and their names there
-SETTINGS = {
-    "negative_prompt": "negative_prompt",
-    "seed": "seed",
-    "height": "height",
-    "width": "width",
-    "steps": "num_inference_steps",
-    "guidance_scale": "guidance_scale",
-    "guidance_scale_visual": "guidance_scale_visual",
-    "window": "window_frames",
-    "overlap": "window_overlap",
-    "lora_scale": "lora_scale",
-    "max_crop": "max_crop",
-    "keep_unchanged": "keep_unchanged",
-}
 
 
 def seed(text: str) -> int:
@@ -124,26 +104,13 @@ def add_sampling_options(command: argparse.ArgumentParser, output: str, frames: 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """
-    The settings that the command line gives, or else the model: arguments of a plan, and `num_frames` if the model
-    says it.
+    The settings that the command line gives, or else the model: see `complete_settings`.
 
     Raises:
         LoomVideoError: if there is no such model, or it cannot work at the given size.
     """
-    model = find_model(arguments.model)
-    settings = read_default_options(model)
-    if arguments.height is not None or arguments.width is not None:
-        settings = {name: value for name, value in settings.items() if name not in ("height", "width")}
-        step = read_size_step(model)
-        for name in ("height", "width"):
-            size = getattr(arguments, name)
-            if size is not None and (size <= 0 or size % step):
-                raise LoomVideoError(f"`{name}` must be a positive multiple of {step}, but is {size}.")
-    for option, name in SETTINGS.items():
-        value = getattr(arguments, option, None)
-        if value is not None:
-            settings[name] = value
-    return settings
+    given = {name: getattr(arguments, option, None) for option, name in OPTIONS_OF_SETTINGS.items()}
+    return complete_settings(find_model(arguments.model), given)
 
 
 def loading_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -161,7 +128,7 @@ def loading_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def describe(command: str, arguments: argparse.Namespace, settings: Any, given: Mapping[str, Any]) -> str:
     """
-    What a result says about itself, as JSON: the command that makes it again, and its main settings.
+    What a result says about itself: see `describe_result`.
 
     Args:
         command: `generate` or `edit`.
@@ -169,34 +136,8 @@ def describe(command: str, arguments: argparse.Namespace, settings: Any, given: 
         settings: of the plan.
         given: values of options that the model, the seed or a job determine.
     """
-    values = vars(arguments) | dict(given)
-    words, options = ["loomvideo", command], []
-    for name, value in values.items():
-        is_default = value is None or value is False or value == [] or (name, value) == ("model", "nano")
-        if name == "function" or is_default:
-            continue
-        if name in ("input", "prompt"):
-            words.append(str(value))
-        else:
-            listed = value if isinstance(value, list) else [] if value is True else [value]
-            options += [f"--{name.replace('_', '-')}", *map(str, listed)]
-    description = {
-        "command": shlex.join(words + options),
-        "prompt": settings.prompt,
-        "model": arguments.model,
-        "lora": [] if settings.lora_scale == 0 else arguments.lora,
-        "seed": settings.seed,
-        "num_inference_steps": settings.num_inference_steps,
-        "guidance_scale": settings.guidance_scale,
-        "guidance_scale_visual": settings.guidance_scale_visual,
-        "loomvideo-diffusers": version("loomvideo-diffusers"),
-    }
-    return json.dumps(description)
-
-
-def options_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the command line that give these settings."""
-    return {option: settings[name] for option, name in SETTINGS.items() if name in settings}
+    options = {name: value for name, value in vars(arguments).items() if name != "function"}
+    return describe_result(command, options | dict(given), settings)
 
 
 def print_report(files: Mapping[Path, str], seconds: Mapping[str, float]) -> None:

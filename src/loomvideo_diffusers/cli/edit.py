@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..descriptions import options_of
 from ..errors import LoomVideoError
 from ..loading import load_pipeline
 from ..progress import Stopwatch, message
@@ -29,7 +30,6 @@ from .common import (
     describe,
     finite,
     loading_options,
-    options_of,
     print_report,
     rate,
     settings_of,

@@ -17,6 +17,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
+from ..descriptions import options_of
 from ..errors import LoomVideoError
 from ..loading import load_pipeline
 from ..progress import Stopwatch
@@ -25,7 +26,6 @@ from .common import (
     add_sampling_options,
     describe,
     loading_options,
-    options_of,
     print_report,
     settings_of,
     silence_libraries,

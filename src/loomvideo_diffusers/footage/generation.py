@@ -14,7 +14,7 @@
 """The plan of a video or an image that is generated from a prompt, and from references."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,9 +47,13 @@ class GenerationPlan:
     output: Path
     comment: str = ""
 
-    def run(self, pipe: "LoomVideoPipeline") -> Report:
+    def run(self, pipe: "LoomVideoPipeline", callback_on_step_end: Callable | None = None) -> Report:
         """
         Generates and writes.
+
+        Args:
+            pipe: the pipeline.
+            callback_on_step_end: called after each step, as in a pipeline's call, with the `latents`.
 
         Raises:
             LoomVideoInputError: if a setting does not fit the pipeline.
@@ -59,7 +63,8 @@ class GenerationPlan:
         from .run import call_pipeline
 
         stopwatch, settings = Stopwatch(), self.settings
-        frames = call_pipeline(pipe, settings, stopwatch, num_frames=settings.num_frames)
+        inputs = {"num_frames": settings.num_frames, "callback_on_step_end": callback_on_step_end}
+        frames = call_pipeline(pipe, settings, stopwatch, **inputs)
         with stopwatch.stage("write"):
             if settings.num_frames == 1:
                 write_image(self.output, frames[0], self.comment)

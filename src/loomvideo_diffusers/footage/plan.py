@@ -16,7 +16,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -84,7 +84,12 @@ class EditPlan:
     model: str = ""
     notes: tuple[str, ...] = ()
 
-    def run(self, pipe: "LoomVideoEditPipeline", negative_prompt_embeds: "torch.Tensor | None" = None) -> Report:
+    def run(
+        self,
+        pipe: "LoomVideoEditPipeline",
+        negative_prompt_embeds: "torch.Tensor | None" = None,
+        callback_on_step_end: Callable | None = None,
+    ) -> Report:
         """
         Edits and writes.
 
@@ -95,6 +100,7 @@ class EditPlan:
             pipe: the editing pipeline.
             negative_prompt_embeds: what `pipe.encode_negative_prompt` returned for the negative prompt, `[1, layers,
                 L, E]`, to encode it once for many edits.
+            callback_on_step_end: called after each step, as in a pipeline's call, with the `latents`.
 
         Raises:
             LoomVideoError, LoomVideoInputError: if something does not fit the pipeline, or the clip cannot be read.
@@ -102,7 +108,7 @@ class EditPlan:
         """
         from .run import run_edit
 
-        return run_edit(pipe, self, negative_prompt_embeds)
+        return run_edit(pipe, self, negative_prompt_embeds, callback_on_step_end)
 
     @property
     def needs_source_pixels(self) -> bool:
@@ -139,6 +145,7 @@ def plan_edit(
     *,
     references: Sequence[str | os.PathLike | PIL.Image.Image] = (),
     compare: str | os.PathLike | None = None,
+    compare_height: int | None = None,
     contact_sheet: str | os.PathLike | None = None,
     preview: str | os.PathLike | None = None,
     num_frames: int | None = None,
@@ -162,6 +169,8 @@ def plan_edit(
             sequence, of an image one of `IMAGE_SUFFIXES`. It can be left out for a preview.
         references: images, or their files, that the prompt calls `@Image 1`, `@Image 2`, ...
         compare: a video of the source beside the result.
+        compare_height: scale that video, an mp4, mov or mkv, down to so many lines and to what every browser plays:
+            even sides, and 8 bits of color without alpha.
         contact_sheet: an image of the source above the result.
         preview: edit only six frames, as images, and write nothing but an image of the source's above the result's.
         num_frames: edit only so many frames from the clip's beginning.
@@ -211,7 +220,7 @@ def plan_edit(
     common["placement"] = choose_placement(footage, checked)
     if preview is not None:
         return EditPlan(footage, preview=files["preview"], notes=footage.notes, **common)
-    return EditPlan(footage, **_plan_outputs(footage, files, audio or "copy"), **common)
+    return EditPlan(footage, **_plan_outputs(footage, files, audio or "copy", compare_height), **common)
 
 
 def _survey(source: str | os.PathLike | Footage, num_frames: int | None, rate: Fraction | float | None) -> Footage:
@@ -224,13 +233,19 @@ def _survey(source: str | os.PathLike | Footage, num_frames: int | None, rate: F
     return survey(source, num_frames, show_progress=True, rate=rate)
 
 
-def _plan_outputs(footage: Footage, files: dict[str, Path], audio: str) -> dict[str, Any]:
+def _plan_outputs(
+    footage: Footage, files: dict[str, Path], audio: str, compare_height: int | None = None
+) -> dict[str, Any]:
     """Plans how the result, and the comparison with it, are written; returns attributes of the plan."""
     output, compare = plan_output(footage, files["output"], audio), None
     notes = [*footage.notes, *output.notes]
     if "compare" in files:
-        shown = replace(footage, pixel_format=output.pixel_format)
-        compare = plan_output(shown, files["compare"], audio, 2 * footage.width)
+        shown, size = replace(footage, pixel_format=output.pixel_format), (2 * footage.width, footage.height)
+        if compare_height is not None:
+            shown = replace(footage, pixel_format=PIXEL_FORMATS[False, False], num_bits=8)
+            scale = min(1, compare_height / footage.height)
+            size = (4 * max(1, round(footage.width * scale / 2)), 2 * max(1, round(footage.height * scale / 2)))
+        compare = plan_output(shown, files["compare"], audio, size)
         notes += [note for note in compare.notes if note not in notes]
     return {"output": output, "compare": compare, "notes": tuple(notes)}
 

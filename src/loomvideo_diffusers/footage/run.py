@@ -13,7 +13,7 @@
 # limitations under the License.
 """Runs the plan of an edit with a pipeline's steps: read, encode, denoise, decode and write, as streams."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -45,19 +45,22 @@ Sheet = tuple[list[Image], list[Image]]
 
 
 def run_edit(
-    pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embeds: torch.Tensor | None = None
+    pipe: LoomVideoEditPipeline,
+    plan: EditPlan,
+    negative_prompt_embeds: torch.Tensor | None = None,
+    callback_on_step_end: Callable | None = None,
 ) -> Report:
     """See `EditPlan.run`."""
     if isinstance(plan.source, PIL.Image.Image):
-        return _edit_image(pipe, plan, negative_prompt_embeds)
+        return _edit_image(pipe, plan, negative_prompt_embeds, callback_on_step_end)
     if plan.preview is not None:
         with stage("Reading the prompt"):
-            sheet = edit_preview(pipe, plan, negative_prompt_embeds)
+            sheet = edit_preview(pipe, plan, negative_prompt_embeds, callback_on_step_end)
         write_image(plan.preview, contact_sheet(list(sheet)), plan.comment)
         return Report({plan.preview: "the source above the result"})
     stopwatch = Stopwatch()
     with stopwatch.stage("edit"):
-        sheet = _edit_clip(pipe, plan, negative_prompt_embeds)
+        sheet = _edit_clip(pipe, plan, negative_prompt_embeds, callback_on_step_end)
     footage = plan.source
     assert isinstance(plan.output, OutputPlan)
     files = {
@@ -109,11 +112,17 @@ def _given(negative_prompt_embeds: torch.Tensor | None) -> dict[str, Any]:
     return {"negative_prompt": None, "negative_prompt_embeds": negative_prompt_embeds}
 
 
-def _edit_image(pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embeds: torch.Tensor | None) -> Report:
+def _edit_image(
+    pipe: LoomVideoEditPipeline,
+    plan: EditPlan,
+    negative_prompt_embeds: torch.Tensor | None,
+    callback_on_step_end: Callable | None,
+) -> Report:
     assert isinstance(plan.source, PIL.Image.Image)
     assert isinstance(plan.output, Path)
     stopwatch, settings = Stopwatch(), plan.settings
-    frames = call_pipeline(pipe, settings, stopwatch, image=plan.source, **_given(negative_prompt_embeds))
+    inputs = {"image": plan.source, "callback_on_step_end": callback_on_step_end} | _given(negative_prompt_embeds)
+    frames = call_pipeline(pipe, settings, stopwatch, **inputs)
     with stopwatch.stage("write"):
         write_image(plan.output, frames[0], plan.comment)
     height, width = frames.shape[1:3]
@@ -125,7 +134,10 @@ def _edit_image(pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_emb
 
 
 def edit_preview(
-    pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embeds: torch.Tensor | None = None
+    pipe: LoomVideoEditPipeline,
+    plan: EditPlan,
+    negative_prompt_embeds: torch.Tensor | None = None,
+    callback_on_step_end: Callable | None = None,
 ) -> Sheet:
     """Edits a few frames from all over a clip as images. Returns them before and after, uint8 `[H, W, 3]`."""
     assert isinstance(plan.source, Footage)
@@ -139,6 +151,7 @@ def edit_preview(
         "height": plan.placement.height,
         "width": plan.placement.width,
         "generator": [torch.Generator().manual_seed(plan.settings.seed) for _ in before],
+        "callback_on_step_end": callback_on_step_end,
     }
     pictures = pipe(**options | _given(negative_prompt_embeds)).frames
     pictures = (pictures[:, 0] * 255).round().astype(np.uint8)
@@ -148,12 +161,17 @@ def edit_preview(
 
 @one_call_at_a_time
 @torch.no_grad()
-def _edit_clip(pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embeds: torch.Tensor | None) -> Sheet:
+def _edit_clip(
+    pipe: LoomVideoEditPipeline,
+    plan: EditPlan,
+    negative_prompt_embeds: torch.Tensor | None,
+    callback_on_step_end: Callable | None,
+) -> Sheet:
     """Edits and writes a clip. Returns the frames of the contact sheet."""
     assert isinstance(plan.output, OutputPlan)
     resume = ResumeFile(plan.output.path, plan.digest(), plan.settings.seed)
     with lock_beside(plan.output.path):
-        latents = _denoise(pipe, plan, resume, negative_prompt_embeds)
+        latents = _denoise(pipe, plan, resume, negative_prompt_embeds, callback_on_step_end)
         sheet = _write_clip(pipe, plan, latents)
         pipe.maybe_free_model_hooks()
         resume.remove()
@@ -161,7 +179,11 @@ def _edit_clip(pipe: LoomVideoEditPipeline, plan: EditPlan, negative_prompt_embe
 
 
 def _denoise(
-    pipe: LoomVideoEditPipeline, plan: EditPlan, resume: ResumeFile, negative_prompt_embeds: torch.Tensor | None
+    pipe: LoomVideoEditPipeline,
+    plan: EditPlan,
+    resume: ResumeFile,
+    negative_prompt_embeds: torch.Tensor | None,
+    callback_on_step_end: Callable | None,
 ) -> torch.Tensor:
     """Returns the latents of the result."""
     assert isinstance(plan.source, Footage)
@@ -202,8 +224,9 @@ def _denoise(
         def save(
             pipe: LoomVideoEditPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]
         ) -> dict[str, Any]:
-            resume.write(tensors["latents"], num_done + step + 1, pipe.scheduler)
-            return {}
+            replaced = {} if callback_on_step_end is None else callback_on_step_end(pipe, step, timestep, tensors)
+            resume.write((tensors | replaced)["latents"], num_done + step + 1, pipe.scheduler)
+            return replaced
 
         return pipe.denoise(
             latents,
@@ -251,8 +274,7 @@ def _write_clip(pipe: LoomVideoEditPipeline, plan: EditPlan, latents: torch.Tens
     with ExitStack() as stack:
         output = stack.enter_context(write_footage(plan.output, footage, plan.comment))
         if plan.compare is not None:
-            size = (2 * footage.width, footage.height)
-            compare = stack.enter_context(write_footage(plan.compare, footage, plan.comment, size))
+            compare = stack.enter_context(write_footage(plan.compare, footage, plan.comment))
         for index, (before, after) in enumerate(_results(pipe, plan, latents)):
             output.write(after)
             if plan.compare is not None:

@@ -107,6 +107,7 @@ class OutputPlan:
         kind: its ending, one of `FOOTAGE_SUFFIXES`, or of `SEQUENCE_SUFFIXES` for an image sequence.
         codec, pix_fmt: FFmpeg's names of the encoder and of its pixel format; empty for gifs and image sequences.
         pixel_format: format of the frames to pass to the writer, one of `PIXEL_FORMATS`.
+        size: width and height of the video's pictures in pixels.
         tracks: audio tracks to write.
         notes: what is changed or lost, a sentence each.
     """
@@ -116,6 +117,7 @@ class OutputPlan:
     codec: str
     pix_fmt: str
     pixel_format: str
+    size: tuple[int, int]
     tracks: tuple[Track, ...]
     notes: tuple[str, ...]
 
@@ -135,7 +137,9 @@ def check_footage_path(path: str | os.PathLike, why: str = "") -> None:
     check_output_path(path, SEQUENCE_SUFFIXES if has_frame_number(path) else FOOTAGE_SUFFIXES, why)
 
 
-def plan_output(footage: Clip, path: str | os.PathLike, audio: str = "copy", width: int | None = None) -> OutputPlan:
+def plan_output(
+    footage: Clip, path: str | os.PathLike, audio: str = "copy", size: tuple[int, int] | None = None
+) -> OutputPlan:
     """
     Decides how frames are written in place of those of a clip, before any work is done.
 
@@ -144,14 +148,14 @@ def plan_output(footage: Clip, path: str | os.PathLike, audio: str = "copy", wid
         path: the file, ending in one of `FOOTAGE_SUFFIXES`, or the pattern of an image sequence.
         audio: `copy` to copy each audio track that the file can hold, and encode the others; `encode` to encode all;
             `none` to leave out all.
-        width: width of the frames in pixels, by default that of the clip.
+        size: width and height of the video's pictures in pixels, by default those of the clip.
 
     Raises:
         LoomVideoError: if `audio` is something else, the file cannot be written, or the clip cannot be read.
     """
     if audio not in AUDIO_MODES:
         raise LoomVideoError(f"`audio` must be one of {', '.join(AUDIO_MODES)}, but is {audio!r}.")
-    path = Path(path)
+    path, size = Path(path), size or (footage.width, footage.height)
     check_footage_path(path)
     kind = path.suffix.lower()
     tracks: tuple[Track, ...] = ()
@@ -176,7 +180,7 @@ def plan_output(footage: Clip, path: str | os.PathLike, audio: str = "copy", wid
         codec, pix_fmt = "prores_ks", "yuva444p10le"
     else:
         # 4:2:0 stores one color for 2 x 2 pixels, which needs even sides.
-        is_odd = (width or footage.width) % 2 or footage.height % 2
+        is_odd = any(side % 2 for side in size)
         codec, depth = "libx264", ""
         if is_deep:
             codec, depth = "libx265", "10le" if footage.num_bits <= 10 else "12le"
@@ -185,7 +189,7 @@ def plan_output(footage: Clip, path: str | os.PathLike, audio: str = "copy", wid
             notes.append(
                 f"{path} can hold 12 bits of color: the {footage.num_bits} bits of {footage.path} are rounded."
             )
-    return OutputPlan(path, kind, codec, pix_fmt, PIXEL_FORMATS[is_deep, has_alpha], tracks, tuple(notes))
+    return OutputPlan(path, kind, codec, pix_fmt, PIXEL_FORMATS[is_deep, has_alpha], size, tracks, tuple(notes))
 
 
 class FootageWriter:
@@ -197,7 +201,6 @@ class FootageWriter:
         plan: OutputPlan,
         footage: Clip,
         stack: ExitStack,
-        size: tuple[int, int],
     ):
         self.container = container
         self.plan = plan
@@ -206,7 +209,7 @@ class FootageWriter:
         source = stack.enter_context(open_video(footage.path, footage.rate))
         like = source.stream.codec_context
         num_frames = len(footage.times)
-        stream = add_video_stream(container, plan.codec, footage.rate, size, plan.pix_fmt, num_frames)
+        stream = add_video_stream(container, plan.codec, footage.rate, plan.size, plan.pix_fmt, num_frames)
         context = stream.codec_context
         context.time_base = footage.time_base
         is_known = like.colorspace not in (0, UNSPECIFIED)
@@ -224,7 +227,11 @@ class FootageWriter:
         self.next_sound = next(self.sound, None)
 
     def write(self, pixels: np.ndarray) -> None:
-        """Writes the next frame, `[H, W, 3 or 4]` in the plan's `pixel_format`, after the sound that precedes it."""
+        """
+        Writes the next frame, `[H, W, 3 or 4]` in the plan's `pixel_format`, after the sound that precedes it.
+
+        Frames of another size than the plan's are scaled to it.
+        """
         index, time_base = self.num_written, self.footage.time_base
         time = self.footage.times[index]
         self._write_sound(until=time * time_base)
@@ -232,6 +239,7 @@ class FootageWriter:
         context = self.stream.codec_context
         frame = self.reformatter.reformat(
             frame,
+            *self.plan.size,
             format=context.pix_fmt,
             dst_colorspace=int(context.colorspace),
             dst_color_range=int(context.color_range),
@@ -305,7 +313,7 @@ class SequenceWriter:
 
 @contextmanager
 def write_footage(
-    plan: OutputPlan, footage: Clip, comment: str = "", size: tuple[int, int] | None = None
+    plan: OutputPlan, footage: Clip, comment: str = ""
 ) -> Iterator[FootageWriter | GifWriter | SequenceWriter]:
     """
     Opens the planned file to write frames to it, one by one. The file appears when the last one is written.
@@ -314,7 +322,6 @@ def write_footage(
         plan: what `plan_output` returned for the clip.
         footage: the clip, whose times, colors and sound the file gets.
         comment: text to store in the file, which `read_comment` returns; image sequences hold none.
-        size: width and height of the frames in pixels, by default those of the clip.
 
     Returns:
         A context manager of the writer: call `write` once for each frame of the clip.
@@ -338,7 +345,7 @@ def write_footage(
             container = av.open(str(file), "w", options=options)
             container = stack.enter_context(container)
             container.metadata["comment"] = comment
-            writer = FootageWriter(container, plan, footage, stack, size or (footage.width, footage.height))
+            writer = FootageWriter(container, plan, footage, stack)
         yield writer
         writer.close()
 
