@@ -119,6 +119,17 @@ def probe_image(path: str | os.PathLike) -> tuple[int, int]:
         return (height, width) if orientations.swaps_sides(_orientation(image)) else (width, height)
 
 
+def stored_size(path: str | os.PathLike) -> tuple[int, int]:
+    """
+    Returns the width and the height, in pixels, that an image is stored with: what it takes to decode it.
+
+    Raises:
+        LoomVideoError: if the file cannot be read as an image.
+    """
+    with _open_image(path) as image:
+        return image.size
+
+
 def is_image(path: str | os.PathLike) -> bool:
     """Whether a file holds a still image, by its content, or by its ending if it cannot be opened."""
     try:

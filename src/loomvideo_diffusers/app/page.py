@@ -1,0 +1,394 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The page: what is where, and what its buttons do."""
+
+import html
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..media.images import READ_SUFFIXES
+from .answers import in_one_sentence, path_of, paths_of, visit_of
+from .endpoints import add_endpoints
+from .options import read_options
+from .runs import Run, State
+from .studio import Studio
+from .visits import Visit
+from .work import COMPARISON_OF_IMAGES, POSTER_FILE, latest_sketch, read_progress
+
+
+FOLDER = Path(__file__).parent
+
+# Endings by which a browser offers files; whether they can be read is found out when they are.
+SOURCE_SUFFIXES = [
+    ".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".ogv",
+    ".mxf", ".3gp", *READ_SUFFIXES,
+]  # fmt: skip
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+# On a phone, the result is below what it was asked with.
+SHOW_STATUS = "() => document.getElementById('status').scrollIntoView({block: 'nearest'})"
+
+# Fonts of the visitor's machine, so that nothing is fetched from elsewhere
+FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
+THEME = gr.themes.Default(
+    primary_hue="indigo", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"], radius_size="sm"
+)
+STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
+
+EXAMPLES = {
+    "edit": ["make the heart blue", "remove the star", "put it on a black background", "draw only its outline"],
+    "generate": ["a large red heart moves right on a checkered background", "two green circles move apart"],
+    "compose": ["@Image 1 moves up and to the left on @Image 2"],
+}
+
+# Each setting with its label, what it does, and what it may be
+NUMBERS = {
+    "seed": ("Seed", "The same seed gives the same result. Empty: another one each time.", 0),
+    "num_inference_steps": ("Steps", "More steps take longer and are more exact. Empty: the model's own.", 0),
+    "guidance_scale": ("Weight of the words", "How much the words count. Empty: the model's own.", None),
+    "guidance_scale_visual": (
+        "Weight of the pictures",
+        "How much the source and the references count. Empty: the model's own.",
+        None,
+    ),
+    "width": ("Width", "Pixels that the model works at. Empty: by the clip, or the model's own.", 0),
+    "height": ("Height", "Give both sides, or neither.", 0),
+}
+
+
+class Page:
+    """
+    Builds the page of a studio.
+
+    Attributes:
+        blocks: the page, to be launched.
+    """
+
+    def __init__(self, studio: Studio):
+        self.studio = studio
+        with gr.Blocks(title="LoomVideo", analytics_enabled=False) as self.blocks:
+            gr.Markdown("# LoomVideo\nEdit footage, or make new, with words and pictures.")
+            with gr.Row():
+                with gr.Column(scale=4, min_width=320):
+                    with gr.Tabs():
+                        with gr.Tab("Edit"):
+                            edit = self._edit_tab()
+                        with gr.Tab("Generate"):
+                            generate = self._generate_tab("generate")
+                        with gr.Tab("Compose"):
+                            compose = self._generate_tab("compose")
+                    settings = self._settings()
+                with gr.Column(scale=6, min_width=320):
+                    self._result()
+            self._connect(edit, generate, compose, settings)
+            add_endpoints(studio)
+
+    # What is where
+
+    def _edit_tab(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            "source": gr.File(label="A clip or an image", file_types=SOURCE_SUFFIXES, height=120, elem_id="source")
+        }
+        with gr.Accordion("Or record a clip", open=False):
+            parts["recording"] = gr.Video(
+                label="Camera",
+                sources=["webcam"],
+                webcam_options=gr.WebcamOptions(mirror=False),
+                include_audio=True,
+                elem_id="recording",
+            )
+        parts["strip"] = gr.Image(
+            label="Its first frames", interactive=False, visible=False, buttons=[], elem_id="strip"
+        )
+        parts["prompt"] = self._prompt("edit", "What to change", "make the heart blue")
+        parts["references"] = self._references("edit")
+        with gr.Row():
+            parts["preview"] = gr.Button("Preview", elem_id="preview")
+            parts["go"] = gr.Button("Edit", variant="primary", elem_id="edit")
+        return parts
+
+    def _generate_tab(self, name: str) -> dict[str, Any]:
+        parts: dict[str, Any] = {}
+        if name == "compose":
+            parts["references"] = self._references(name)
+            parts["prompt"] = self._prompt(name, "What to show, with @Image 1, @Image 2, ...", EXAMPLES[name][0])
+        else:
+            parts["prompt"] = self._prompt(name, "What to show", EXAMPLES[name][0])
+        parts["num_frames"] = gr.Number(
+            label="Frames",
+            info="24 are a second: 1, 5, 9, ... 1 makes an image. Empty: the model's own.",
+            value=None,
+            precision=0,
+            minimum=1,
+            step=4,
+            elem_id=f"{name}-frames",
+        )
+        parts["go"] = gr.Button(name.capitalize(), variant="primary", elem_id=name)
+        return parts
+
+    def _prompt(self, name: str, label: str, placeholder: str) -> gr.Textbox:
+        prompt = gr.Textbox(label=label, placeholder=placeholder, lines=2, max_length=4000, elem_id=f"{name}-prompt")
+        gr.Examples([[text] for text in EXAMPLES[name]], [prompt], label="For example")
+        return prompt
+
+    def _references(self, name: str) -> gr.Gallery:
+        return gr.Gallery(
+            label="References: click to name",
+            file_types=["image", *READ_SUFFIXES],
+            type="filepath",
+            columns=4,
+            fit_columns=False,
+            height=150,
+            object_fit="contain",
+            allow_preview=False,
+            buttons=[],
+            interactive=True,
+            elem_id=f"{name}-references",
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        models = self.studio.models
+        parts: dict[str, Any] = {}
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            parts["model"] = gr.Dropdown(
+                list(models.names), value=models.names[0], label="Model", visible=len(models.names) > 1
+            )
+            parts["loras"] = gr.Dropdown(
+                list(models.loras),
+                value=[],
+                multiselect=True,
+                label="LoRAs",
+                info="Changes of the model, of style or of what it knows.",
+                visible=bool(models.loras),
+            )
+            parts["lora_scale"] = gr.Number(
+                label="Weight of the LoRAs", info="Empty: 1.", value=None, visible=bool(models.loras)
+            )
+            names = list(NUMBERS)
+            for pair in (names[:2], names[2:4], names[4:]):
+                with gr.Row():
+                    for name in pair:
+                        label, info, precision = NUMBERS[name]
+                        parts[name] = gr.Number(
+                            label=label, info=info, value=None, precision=precision, min_width=140, elem_id=name
+                        )
+            parts["negative_prompt"] = gr.Textbox(
+                label="What to avoid", info="Empty: the published words.", lines=1, max_length=4000
+            )
+            parts["keep_unchanged"] = gr.Checkbox(
+                label="Keep the clip's own pixels where the edit changed nothing", value=False
+            )
+        return parts
+
+    def _result(self) -> None:
+        self.status = gr.HTML(render_status(None, 0), elem_id="status")
+        self.sketch = gr.Image(
+            label="So far", interactive=False, visible=False, buttons=[], height=200, elem_id="so-far"
+        )
+        self.cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel")
+        self.viewer = gr.HTML(
+            {},
+            html_template=(FOLDER / "viewer.html").read_text(encoding="utf-8"),
+            css_template=(FOLDER / "viewer.css").read_text(encoding="utf-8"),
+            js_on_load=(FOLDER / "viewer.js").read_text(encoding="utf-8"),
+            elem_id="viewer",
+        )
+        self.download = gr.DownloadButton("Download", size="md", visible=False, elem_id="download")
+        self.command = gr.Textbox(
+            label="The command that makes it again",
+            lines=2,
+            interactive=False,
+            visible=False,
+            buttons=["copy"],
+            elem_id="command",
+        )
+        self.history = gr.Gallery(
+            label="History: click to see",
+            columns=5,
+            fit_columns=False,
+            height=190,
+            object_fit="contain",
+            allow_preview=False,
+            buttons=[],
+            interactive=False,
+            visible=False,
+            elem_id="history",
+        )
+        # How many runs were over when this page last looked
+        self.num_over = gr.State(0)
+        self.timer = gr.Timer(SECONDS_BETWEEN_LOOKS, active=False)
+
+    # What happens when
+
+    def _connect(self, edit: dict, generate: dict, compose: dict, settings: dict) -> None:
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
+        names = list(settings)
+        values = list(settings.values())
+        live = [self.status, self.sketch, self.cancel, self.timer]
+        shown = [self.viewer, self.download, self.command, self.history, self.num_over]
+
+        for part in (edit["source"], edit["recording"]):
+            part.change(self._look, [part], [edit["strip"]], **quiet)
+        for parts in (edit, compose):
+            parts["references"].upload(_number, [parts["references"]], [parts["references"]], **quiet)
+            parts["references"].select(_name, [parts["prompt"]], [parts["prompt"]], **quiet)
+
+        def ask(button: gr.Button, how: str, inputs: list[Any]) -> None:
+            answer = self._answer(how, names)
+            asked = button.click(answer, [*inputs, *values], live, concurrency_limit=4, concurrency_id="ask", **quiet)
+            asked.success(None, js=SHOW_STATUS)
+
+        edited = [edit["source"], edit["recording"], edit["prompt"], edit["references"]]
+        ask(edit["preview"], "preview", edited)
+        ask(edit["go"], "edit", edited)
+        ask(generate["go"], "generate", [generate["prompt"], generate["num_frames"]])
+        ask(compose["go"], "compose", [compose["prompt"], compose["num_frames"], compose["references"]])
+
+        self.cancel.click(self._cancel, [], live, queue=False, **quiet)
+        self.timer.tick(self._tick, [self.num_over], [*live, *shown], queue=False, **quiet)
+        self.blocks.load(self._tick, [self.num_over], [*live, *shown], queue=False, **quiet)
+        self.history.select(self._choose, [], shown[:3], queue=False, **quiet)
+
+    def _look(self, value: Any, request: gr.Request) -> Any:
+        path = path_of(value)
+        if path is None:
+            return gr.Image(value=None, visible=False)
+        strip, words = in_one_sentence(self.studio, self.studio.look, visit_of(self.studio, request), path)
+        return gr.Image(value=str(strip), label=words, visible=True)
+
+    def _answer(self, how: str, names: list[str]) -> Callable[..., list[Any]]:
+        """What a button does that asks for a run, whose last inputs are the settings of these names."""
+
+        def answer(request: gr.Request, *given: Any) -> list[Any]:
+            inputs, values = given[: -len(names)], given[-len(names) :]
+            visit = visit_of(self.studio, request)
+            in_one_sentence(self.studio, self._ask, visit, how, inputs, dict(zip(names, values)))
+            return self._live(visit)
+
+        return answer
+
+    def _ask(self, visit: Visit, how: str, inputs: Any, values: dict[str, Any]) -> Run:
+        studio = self.studio
+        if how in ("generate", "compose"):
+            prompt, num_frames, *references = inputs
+            values.pop("keep_unchanged")
+            options = read_options(values | {"num_frames": num_frames}, studio.limits)
+            return studio.generate(visit, prompt or "", paths_of(references[0] if references else None), **options)
+        source, recording, prompt, references = inputs
+        path = path_of(source) or path_of(recording)
+        options = read_options(values, studio.limits)
+        return studio.edit(visit, path, prompt or "", paths_of(references), is_preview=how == "preview", **options)
+
+    def _cancel(self, request: gr.Request) -> list[Any]:
+        visit = visit_of(self.studio, request)
+        for run in _live_runs(visit)[:1]:
+            self.studio.runs.cancel(run)
+        return self._live(visit)
+
+    def _tick(self, num_over: int, request: gr.Request) -> list[Any]:
+        visit = visit_of(self.studio, request)
+        over = [run for run in visit.runs if run.is_over]
+        if len(over) == num_over:
+            return [*self._live(visit), *[gr.skip()] * 5]
+        done = [run for run in over if run.state is State.DONE]
+        shown = self._show(done[-1]) if done else [gr.skip()] * 3
+        posters = [(str(run.folder / POSTER_FILE), run.title) for run in reversed(done)]
+        return [*self._live(visit), *shown, gr.Gallery(value=posters, visible=bool(posters)), len(over)]
+
+    def _choose(self, event: gr.SelectData, request: gr.Request) -> list[Any]:
+        done = [run for run in visit_of(self.studio, request).runs if run.state is State.DONE]
+        return self._show(done[len(done) - 1 - event.index])
+
+    def _live(self, visit: Visit) -> list[Any]:
+        """What the parts show that change while a run goes on."""
+        live = _live_runs(visit)
+        if not live:
+            status = render_status(visit.runs[-1] if visit.runs else None, 0)
+            return [status, gr.Image(visible=False), gr.Button(visible=False), gr.Timer(active=False)]
+        run = live[0]
+        sketch = latest_sketch(run.folder)
+        return [
+            render_status(run, self.studio.runs.place(run), len(live) - 1),
+            gr.Image(visible=False) if sketch is None else gr.Image(value=str(sketch), visible=True),
+            gr.Button(visible=True),
+            gr.Timer(active=True),
+        ]
+
+    def _show(self, run: Run) -> list[Any]:
+        """What the parts show of a run that is done."""
+        comparison = next((path for path in _comparisons(run) if path.exists()), None)
+        path = comparison or run.result
+        viewed = {"path": str(path), "is_pair": comparison is not None, "is_video": path.suffix == ".mp4"}
+        return [
+            viewed | {"label": run.title},
+            gr.DownloadButton(value=str(run.result), visible=True),
+            gr.Textbox(value=run.command, visible=True),
+        ]
+
+
+def render_status(run: Run | None, place: int, num_others: int = 0) -> str:
+    """How far a run is, as HTML."""
+    if run is None:
+        return "<p>Your result appears here.</p>"
+    title = html.escape(run.title)
+    if run.state is State.FAILED:
+        assert run.outcome is not None
+        return f'<p role="alert"><strong>{title}</strong> failed: {html.escape(run.outcome.error)}</p>'
+    if run.is_over:
+        return f'<p role="status"><strong>{title}</strong>: {run.state.value}.</p>'
+    more = f" {num_others} more of yours {'waits' if num_others == 1 else 'wait'}." if num_others else ""
+    if run.state is State.WAITING:
+        before = "1 run is" if place == 1 else f"{place} runs are"
+        return f'<p role="status"><strong>{title}</strong>: {before} before yours.{more}</p>'
+    progress = read_progress(run.folder)
+    total, num_done = progress.get("total"), progress.get("num_done", 0)
+    words = progress.get("description") or "Loading the model"
+    if progress.get("detail"):
+        words += f", {progress['detail']}"
+    elif total:
+        words += f", {num_done} of {total}"
+    if progress.get("seconds_left") is not None:
+        words += f", {_duration(progress['seconds_left'])} left"
+    value = f' value="{num_done}" max="{total}"' if total else ""
+    bar = f'<progress{value} aria-label="Progress of {title}"></progress>'
+    return f"<p><strong>{title}</strong></p>{bar}<p>{html.escape(words)}.{more}</p>"
+
+
+def _duration(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    return f"{seconds // 60} min" if seconds < 3600 else f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def _live_runs(visit: Visit) -> list[Run]:
+    return [run for run in visit.runs if not run.is_over]
+
+
+def _comparisons(run: Run) -> list[Path]:
+    return [run.folder / "comparison.mp4", run.folder / COMPARISON_OF_IMAGES]
+
+
+def _number(values: Any) -> list[tuple[str, str]]:
+    """References with the names by which the words call them."""
+    return [(str(path), f"@Image {index}") for index, path in enumerate(paths_of(values), start=1)]
+
+
+def _name(prompt: str | None, event: gr.SelectData) -> str:
+    """The words with the name of the reference that was chosen."""
+    return f"{(prompt or '').rstrip()} @Image {event.index + 1}".lstrip()

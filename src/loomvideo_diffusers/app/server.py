@@ -1,0 +1,165 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Runs the page."""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.middleware import Middleware
+
+from ..errors import LoomVideoError
+from .guard import Guard
+from .limits import Limits
+from .models import Models
+from .page import STYLE, THEME, Page
+from .studio import Studio
+from .visits import Visits
+
+
+SECONDS_BETWEEN_REMOVALS = 60
+# Where Gradio keeps what is sent: it asks the environment each time, so that a process has one page at a time.
+TEMP_DIR = "GRADIO_TEMP_DIR"
+
+# The names of this machine for itself
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+@contextmanager
+def serve(
+    models: Models,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    auth: Path | None = None,
+    limits: Limits | None = None,
+    lifetime: float = 3600,
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda work: work,
+) -> Iterator[str]:
+    """
+    Serves the page, and yields its address. At the end all runs are cancelled, and all files of visitors removed.
+
+    Args:
+        models: what is offered.
+        host: the address to listen at: by default that of this machine for itself, which no other machine reaches.
+        port: by default the first that is free from 7860 on.
+        share: whether to make the page reachable by an address of Gradio's.
+        auth: a file with a line `NAME:PASSWORD` for each who may come in; by default everybody may.
+        limits: of each visitor.
+        lifetime: seconds after which the files of a visitor go who asks for nothing.
+        wrap: what the work of each run is wrapped in, such as what lends it a GPU.
+
+    Raises:
+        LoomVideoError: if the file of passwords cannot be read, or the port is taken.
+    """
+    limits = limits or Limits()
+    passwords = None if auth is None else read_passwords(auth)
+    with tempfile.TemporaryDirectory(prefix="loomvideo-", ignore_cleanup_errors=True) as folder:
+        root = Path(folder).resolve()
+        earlier = os.environ.get(TEMP_DIR)
+        os.environ[TEMP_DIR] = str(root)
+        studio = Studio(models, root, limits, lifetime, wrap)
+        hosts = LOOPBACK if host in LOOPBACK and not share else None
+        guard = Middleware(Guard, visits=studio.visits, limits=limits, hosts=hosts)
+        ended = threading.Event()
+        blocks = Page(studio).blocks
+        threads = [
+            threading.Thread(target=models.load, args=(models.names[0], ()), name="load"),
+            threading.Thread(target=_remove_old, args=(studio.visits, ended), name="remove"),
+        ]
+        try:
+            _, address, shared = blocks.queue(default_concurrency_limit=4, max_size=1000).launch(
+                server_name=host,
+                server_port=port,
+                share=share,
+                auth=passwords,
+                max_file_size=limits.num_bytes,
+                app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
+                run_history=False,
+                enable_monitoring=False,
+                show_error=True,
+                footer_links=["api"],
+                theme=THEME,
+                css=STYLE,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+            for thread in threads:
+                thread.start()
+            yield shared or address
+        except OSError as error:
+            if port is None or "port" not in str(error):
+                raise
+            raise LoomVideoError(f"Port {port} is taken: choose another, or none.") from error
+        finally:
+            ended.set()
+            blocks.close(verbose=False)
+            studio.close()
+            for thread in threads:
+                if thread.is_alive():
+                    thread.join()
+            os.environ.pop(TEMP_DIR)
+            if earlier is not None:
+                os.environ[TEMP_DIR] = earlier
+
+
+def launch(models: Models, opened: Callable[[str], None] = print, **options: Any) -> None:
+    """
+    Runs the page until the process is interrupted.
+
+    Args:
+        models: what is offered.
+        opened: is told the page's address.
+        options: of `serve`.
+    """
+    with serve(models, **options) as address:
+        opened(address)
+        threading.Event().wait()
+
+
+def read_passwords(file: Path) -> list[tuple[str, str]]:
+    """
+    Reads names and passwords.
+
+    Raises:
+        LoomVideoError: if the file cannot be read, holds none, or a line is not `NAME:PASSWORD`.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoomVideoError(f"{file} cannot be read: name a text file with a line NAME:PASSWORD for each.") from error
+    passwords = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        name, colon, password = line.partition(":")
+        if not (name and colon and password):
+            raise LoomVideoError(f"{file}:{number} is not NAME:PASSWORD: write one of each in the line.")
+        passwords.append((name, password))
+    if not passwords:
+        raise LoomVideoError(f"{file} holds no passwords: write a line NAME:PASSWORD for each who may come in.")
+    return passwords
+
+
+def _remove_old(visits: Visits, ended: threading.Event) -> None:
+    while not ended.wait(min(SECONDS_BETWEEN_REMOVALS, visits.lifetime)):
+        visits.remove_old()
