@@ -20,6 +20,8 @@ from typing import Any
 
 import gradio as gr
 
+from ..defaults import read_default_options
+from ..loading import find_model
 from ..media.images import READ_SUFFIXES
 from .answers import in_one_sentence, path_of, paths_of, visit_of
 from .endpoints import add_endpoints
@@ -47,6 +49,16 @@ SHOW_STATUS = "() => document.getElementById('status').scrollIntoView({block: 'n
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 THEME = gr.themes.Default(
     primary_hue="indigo", font=FONTS, font_mono=["ui-monospace", "Consolas", "monospace"], radius_size="sm"
+).set(
+    # As much contrast as people with weak eyes need
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_dark="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_700",
 )
 STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
 
@@ -56,18 +68,16 @@ EXAMPLES = {
     "compose": ["@Image 1 moves up and to the left on @Image 2"],
 }
 
-# Each setting with its label, what it does, and what it may be
+# Each setting that is a number, with its label and what it does
 NUMBERS = {
-    "seed": ("Seed", "The same seed gives the same result. Empty: another one each time.", 0),
-    "num_inference_steps": ("Steps", "More steps take longer and are more exact. Empty: the model's own.", 0),
-    "guidance_scale": ("Weight of the words", "How much the words count. Empty: the model's own.", None),
-    "guidance_scale_visual": (
-        "Weight of the pictures",
-        "How much the source and the references count. Empty: the model's own.",
-        None,
-    ),
-    "width": ("Width", "Pixels that the model works at. Empty: by the clip, or the model's own.", 0),
-    "height": ("Height", "Give both sides, or neither.", 0),
+    "seed": ("Seed", "The same seed gives the same result."),
+    "num_inference_steps": ("Steps", "More of them take longer, and are more exact."),
+    "guidance_scale": ("Weight of the words", "How much the words count."),
+    "guidance_scale_visual": ("Weight of the pictures", "How much the source and the references count."),
+    "width": ("Width", "Pixels that the model works at. Give both sides, or neither."),
+    "height": ("Height", "The result of a clip has the clip's own size."),
+    "num_frames": ("Frames", "24 are a second: 1, 5, 9, and so on. 1 makes an image."),
+    "lora_scale": ("Weight of the LoRAs", "How much they count."),
 }
 
 
@@ -81,6 +91,8 @@ class Page:
 
     def __init__(self, studio: Studio):
         self.studio = studio
+        # What the first model says of itself, shown in the fields that are empty
+        self.usual = read_default_options(find_model(studio.models.names[0])) | {"lora_scale": 1}
         with gr.Blocks(title="LoomVideo", analytics_enabled=False) as self.blocks:
             gr.Markdown("# LoomVideo\nEdit footage, or make new, with words and pictures.")
             with gr.Row():
@@ -113,7 +125,12 @@ class Page:
                 elem_id="recording",
             )
         parts["strip"] = gr.Image(
-            label="Its first frames", interactive=False, visible=False, buttons=[], elem_id="strip"
+            label="Its first frames",
+            alt_text="The first frames of the clip",
+            interactive=False,
+            visible=False,
+            buttons=[],
+            elem_id="strip",
         )
         parts["prompt"] = self._prompt("edit", "What to change", "make the heart blue")
         parts["references"] = self._references("edit")
@@ -129,15 +146,7 @@ class Page:
             parts["prompt"] = self._prompt(name, "What to show, with @Image 1, @Image 2, ...", EXAMPLES[name][0])
         else:
             parts["prompt"] = self._prompt(name, "What to show", EXAMPLES[name][0])
-        parts["num_frames"] = gr.Number(
-            label="Frames",
-            info="24 are a second: 1, 5, 9, ... 1 makes an image. Empty: the model's own.",
-            value=None,
-            precision=0,
-            minimum=1,
-            step=4,
-            elem_id=f"{name}-frames",
-        )
+        parts["num_frames"] = self._number("num_frames", f"{name}-frames")
         parts["go"] = gr.Button(name.capitalize(), variant="primary", elem_id=name)
         return parts
 
@@ -151,6 +160,7 @@ class Page:
             label="References: click to name",
             file_types=["image", *READ_SUFFIXES],
             type="filepath",
+            sources=["upload"],
             columns=4,
             fit_columns=False,
             height=150,
@@ -159,6 +169,22 @@ class Page:
             buttons=[],
             interactive=True,
             elem_id=f"{name}-references",
+        )
+
+    def _number(self, name: str, elem_id: str | None = None, **options: Any) -> gr.Textbox:
+        """A field that may be empty, as Gradio's own for numbers may not."""
+        label, info = NUMBERS[name]
+        usual = "another each time" if name == "seed" else self.usual.get(name, "the model's own")
+        attributes = gr.InputHTMLAttributes(autocomplete="off")
+        return gr.Textbox(
+            label=label,
+            info=info,
+            placeholder=str(usual),
+            max_lines=1,
+            min_width=140,
+            html_attributes=attributes,
+            elem_id=elem_id or name,
+            **options,
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -176,17 +202,11 @@ class Page:
                 info="Changes of the model, of style or of what it knows.",
                 visible=bool(models.loras),
             )
-            parts["lora_scale"] = gr.Number(
-                label="Weight of the LoRAs", info="Empty: 1.", value=None, visible=bool(models.loras)
-            )
+            parts["lora_scale"] = self._number("lora_scale", visible=bool(models.loras))
             names = list(NUMBERS)
-            for pair in (names[:2], names[2:4], names[4:]):
+            for pair in (names[:2], names[2:4], names[4:6]):
                 with gr.Row():
-                    for name in pair:
-                        label, info, precision = NUMBERS[name]
-                        parts[name] = gr.Number(
-                            label=label, info=info, value=None, precision=precision, min_width=140, elem_id=name
-                        )
+                    parts |= {name: self._number(name) for name in pair}
             parts["negative_prompt"] = gr.Textbox(
                 label="What to avoid", info="Empty: the published words.", lines=1, max_length=4000
             )
@@ -198,7 +218,13 @@ class Page:
     def _result(self) -> None:
         self.status = gr.HTML(render_status(None, 0), elem_id="status")
         self.sketch = gr.Image(
-            label="So far", interactive=False, visible=False, buttons=[], height=200, elem_id="so-far"
+            label="So far",
+            alt_text="What the first frame of the result looks like so far",
+            interactive=False,
+            visible=False,
+            buttons=[],
+            height=200,
+            elem_id="so-far",
         )
         self.cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel")
         self.viewer = gr.HTML(
@@ -236,21 +262,23 @@ class Page:
     # What happens when
 
     def _connect(self, edit: dict, generate: dict, compose: dict, settings: dict) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        # Files are read by what follows, within limits, and not by Gradio.
+        raw = quiet | {"preprocess": False}
         names = list(settings)
         values = list(settings.values())
         live = [self.status, self.sketch, self.cancel, self.timer]
         shown = [self.viewer, self.download, self.command, self.history, self.num_over]
 
         for part in (edit["source"], edit["recording"]):
-            part.change(self._look, [part], [edit["strip"]], **quiet)
+            part.change(self._look, [part], [edit["strip"]], **raw)
         for parts in (edit, compose):
-            parts["references"].upload(_number, [parts["references"]], [parts["references"]], **quiet)
+            parts["references"].upload(_number, [parts["references"]], [parts["references"]], **raw)
             parts["references"].select(_name, [parts["prompt"]], [parts["prompt"]], **quiet)
 
         def ask(button: gr.Button, how: str, inputs: list[Any]) -> None:
             answer = self._answer(how, names)
-            asked = button.click(answer, [*inputs, *values], live, concurrency_limit=4, concurrency_id="ask", **quiet)
+            asked = button.click(answer, [*inputs, *values], live, concurrency_limit=4, concurrency_id="ask", **raw)
             asked.success(None, js=SHOW_STATUS)
 
         edited = [edit["source"], edit["recording"], edit["prompt"], edit["references"]]

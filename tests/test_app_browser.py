@@ -1,0 +1,296 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The page in a real browser, as people use it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from clips import make_clip
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+from loomvideo_diffusers.footage import read_frames, survey
+
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium, which `make test` installs")
+
+# Where the pictures of the page go that people look at
+PICTURES = os.environ.get("LOOMVIDEO_PAGE_PICTURES")
+
+# In milliseconds
+TIMEOUT = 20_000
+expect.set_options(timeout=TIMEOUT)
+
+# The names of what the keyboard is in
+ANCESTORS = """() => {
+    const names = [];
+    for (let part = document.activeElement; part; part = part.parentElement) if (part.id) names.push(part.id);
+    return names;
+}"""
+
+WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The page's address, and the folder in which all its files are."""
+    folder = tmp_path_factory.mktemp("server")
+    command = [Path(sys.executable).parent / "loomvideo", "app", "--max-seconds", "3", "--max-megabytes", "2"]
+    environment = os.environ | {"TMPDIR": str(folder)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        yield process.stdout.readline().split()[-1], folder
+        process.terminate()
+    assert not list(folder.glob("loomvideo-*"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(server, browser):
+    """Opens the page as another visitor each time. No script may fail, and nothing may come from elsewhere."""
+    problems, contexts = [], []
+
+    def note_others(address):
+        if not address.startswith((server[0], "data:", "blob:")):
+            problems.append(address)
+
+    def visit(size=WIDE, **options) -> Page:
+        context = browser.new_context(viewport=size, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(TIMEOUT)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on(
+            "request",
+            lambda request: request.url.startswith((server[0], "data:", "blob:")) or problems.append(request.url),
+        )
+        page.goto(server[0])
+        page.wait_for_selector("#edit")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return make_clip(tmp_path / "my clip.mp4", num_frames=17, size=(96, 96))
+
+
+def choose(page, clip):
+    page.set_input_files("#source input[type=file]", clip)
+    page.wait_for_selector("#strip img")
+
+
+def set_steps(page, steps):
+    page.click("#settings button")
+    page.fill("#num_inference_steps textarea, #num_inference_steps input", str(steps))
+    page.fill("#seed textarea, #seed input", "3")
+
+
+def picture(page, name):
+    if PICTURES:
+        page.wait_for_timeout(600)
+        page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=True)
+
+
+def folders_of_runs(folder):
+    return {path for path in folder.glob("loomvideo-*/visits/*/*") if path.is_dir()}
+
+
+def test_an_edit_from_the_picker_to_the_download(visit, server, clip, tmp_path):
+    page = visit()
+    expect(page.locator("#status")).to_have_text("Your result appears here.")
+    picture(page, "empty")
+    choose(page, clip)
+    expect(page.locator("#strip")).to_contain_text("clip.mp4: 96 × 96, 0.7 seconds")
+
+    # References, the second of which is clicked into the words
+    for name, color in (("red.png", "red"), ("blue.png", "blue")):
+        Image.new("RGB", (64, 64), color).save(tmp_path / name)
+    page.set_input_files("#edit-references input[type=file]", [tmp_path / "red.png", tmp_path / "blue.png"])
+    expect(page.locator("#edit-references")).to_contain_text("@Image 2")
+    page.fill("#edit-prompt textarea", "make it as blue as")
+    page.locator("#edit-references button:has(img[src])").nth(1).click()
+    expect(page.locator("#edit-prompt textarea")).to_have_value("make it as blue as @Image 2")
+
+    set_steps(page, 2)
+    page.click("#preview")
+    page.wait_for_selector("#download:visible")
+    expect(page.locator("#status")).to_have_text("Preview: make it as blue as @Image 2: done.")
+    picture(page, "preview")
+
+    page.click("#edit")
+    expect(page.locator("#status")).to_have_text("Edit: make it as blue as @Image 2: done.")
+    expect(page.locator("#history img")).to_have_count(2)
+    with page.expect_download() as download:
+        page.click("#download")
+    result = tmp_path / "result.mp4"
+    download.value.save_as(result)
+    assert re.fullmatch(r"my.clip-edited\.mp4", download.value.suggested_filename)
+    with av.open(str(result)) as after, av.open(str(clip)) as before:
+        assert after.streams.video[0].frames == 17
+        assert [bytes(packet) for packet in after.demux(audio=0)] == [
+            bytes(packet) for packet in before.demux(audio=0)
+        ]
+    command = page.input_value("#command textarea")
+    assert re.match(
+        r"loomvideo edit '?my.clip.mp4'? 'make it as blue as @Image 2' --reference red.png blue.png", command
+    )
+
+    # Before and after in one picture, on both sides of a line that the keyboard moves
+    canvas, divide = page.locator("#viewer canvas"), page.locator("#viewer [name=divide]")
+    page.click("#viewer [name=play]")
+    frames = {}
+    for key in ("Home", "End"):
+        divide.press(key)
+        page.wait_for_timeout(100)
+        frames[key] = np.asarray(
+            canvas.evaluate("""canvas => [...canvas.getContext("2d")
+            .getImageData(0, 0, canvas.width, canvas.height).data]""")
+        ).reshape(96, 96, 4)[..., :3]
+    shown = [np.abs(frame - frames["End"]).mean() for frame in read_frames(survey(clip))]
+    assert min(shown) < 8
+    edited = [np.abs(frame - frames["Home"]).mean() for frame in read_frames(survey(result))]
+    assert min(edited) < 8
+    page.click("#viewer [name=beside]")
+    page.wait_for_timeout(100)
+    assert canvas.evaluate("canvas => [canvas.width, canvas.height]") == [192, 96]
+    picture(page, "edit")
+
+    # An earlier result
+    page.locator("#history button:has(img[src])").nth(1).click()
+    expect(page.locator("#command textarea")).to_have_value(re.compile("--preview"))
+
+
+def test_bad_files_and_an_end(visit, server, clip, tmp_path):
+    page = visit()
+    page.click("#edit")
+    expect(page.locator(".toast-body").last).to_contain_text("Choose a clip or an image first.")
+    (tmp_path / "notes.mp4").write_text("no video")
+    page.set_input_files("#source input[type=file]", tmp_path / "notes.mp4")
+    expect(page.locator(".toast-body").last).to_contain_text("notes.mp4 cannot be read as a video")
+    page.click("#source button[aria-label='Clear'], #source button[aria-label='Remove']")
+    page.set_input_files("#source input[type=file]", make_clip(tmp_path / "long.mp4", num_frames=120, layout=None))
+    expect(page.locator(".toast-body").last).to_contain_text("long.mp4 is longer than the 3 seconds")
+    picture(page, "too-long")
+    page.click("#source button[aria-label='Clear'], #source button[aria-label='Remove']")
+
+    choose(page, clip)
+    page.fill("#edit-prompt textarea", "<img src=x onerror=alert(1)> blue")
+    set_steps(page, 200)
+    earlier = folders_of_runs(server[1])
+    page.click("#edit")
+    expect(page.locator("#status")).to_contain_text("Denoising, 1")
+    page.wait_for_selector("#so-far img")
+    picture(page, "progress")
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("Denoising")
+    assert len(folders_of_runs(server[1]) - earlier) == 1
+    page.click("#cancel")
+    expect(page.locator("#status")).to_have_text("Edit: <img src=x onerror=alert(1)> blue: cancelled.")
+    expect(page.locator("#cancel")).to_be_hidden()
+    assert folders_of_runs(server[1]) == earlier
+    assert page.locator("#status img").count() == 0
+
+
+@pytest.mark.slow
+def test_two_visitors_at_once(visit, clip):
+    pages = [visit(), visit()]
+    for page, words in zip(pages, ("red", "blue")):
+        choose(page, clip)
+        page.fill("#edit-prompt textarea", words)
+        set_steps(page, 10)
+        page.click("#edit")
+    expect(pages[1].locator("#status")).to_contain_text("1 run is before yours.")
+    for page, words in zip(pages, ("red", "blue")):
+        expect(page.locator("#status")).to_have_text(f"Edit: {words}: done.")
+        expect(page.locator("#history img")).to_have_count(1)
+    address = pages[0].locator("#history img").get_attribute("src")
+    assert pages[0].request.get(address).status == 200
+    assert pages[1].request.get(address).status == 403
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_everybody_can_use_it(scheme, size, visit, clip, tmp_path):
+    """axe finds nothing serious, nothing is wider than the window, and the keyboard reaches everything."""
+    page = visit(size, color_scheme=scheme, has_touch=size is PHONE)
+    choose(page, clip)
+    set_steps(page, 1)
+    page.fill("#edit-prompt textarea", "blue")
+    page.click("#edit")
+    page.wait_for_selector("#download:visible")
+    for tab in ("Generate", "Compose", "Edit"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(300)
+        found = Axe().run(page).response["violations"]
+        serious = {
+            one["id"]: [node["html"][:200] for node in one["nodes"]]
+            for one in found
+            if one["impact"] in ("serious", "critical")
+        }
+        assert not serious, json.dumps(serious, indent=1)
+        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    picture(page, f"{'phone' if size is PHONE else 'wide'}-{scheme}")
+    page.locator("body").click(position={"x": 1, "y": 1})
+    reached = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        reached |= set(page.evaluate(ANCESTORS))
+    assert {"edit", "preview", "download", "viewer", "source", "history", "edit-prompt", "seed"} <= reached
+
+
+@pytest.mark.slow
+def test_references_and_words_of_a_new_video(visit, tmp_path):
+    page = visit()
+    page.get_by_role("tab", name="Generate").click()
+    page.get_by_role("button", name="two green circles move apart").click()
+    expect(page.locator("#generate-prompt textarea")).to_have_value("two green circles move apart")
+    set_steps(page, 2)
+    page.fill("#generate-frames textarea, #generate-frames input", "5")
+    page.click("#generate")
+    expect(page.locator("#status")).to_have_text("New: two green circles move apart: done.")
+    assert page.locator("#viewer [name=divide]").is_hidden()
+    page.get_by_role("tab", name="Compose").click()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    page.set_input_files("#compose-references input[type=file]", tmp_path / "red.png")
+    expect(page.locator("#compose-references")).to_contain_text("@Image 1")
+    page.locator("#compose-references button:has(img[src])").first.click()
+    expect(page.locator("#compose-prompt textarea")).to_have_value("@Image 1")
+    page.fill("#compose-frames textarea, #compose-frames input", "1")
+    page.click("#compose")
+    expect(page.locator("#status")).to_have_text("New: @Image 1: done.")
+    with page.expect_download() as download:
+        page.click("#download")
+    assert download.value.suggested_filename == "generated.png"
