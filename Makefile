@@ -24,8 +24,9 @@ demo: $(VENV)/installed
 nano: $(VENV)/installed
 	$(BIN)/python -m loomvideo_diffusers.nano
 
-# Checks style and types, and runs all tests but the slow ones
+# Checks style and types, and runs all tests but the slow ones; those of the page need Debian's chromium
 test: lint types
+	command -v chromium > /dev/null || { apt-get update --quiet && apt-get install --yes --quiet chromium; }
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # Checks style

@@ -228,6 +228,7 @@ def commit_files(
     create_pr: bool = False,
     commit_message: str = "Upload",
     token: str | bool | None = None,
+    repo_type: str = "model",
 ) -> CommitInfo:
     """
     Uploads files to a repository on the Hub, which is made if it is not there.
@@ -244,14 +245,19 @@ def commit_files(
         create_pr: open a pull request instead of changing the branch.
         commit_message: of the commit.
         token: of the account; by default that of `hf auth login` or of `HF_TOKEN`.
+        repo_type: `model`, or `space` for a Space of Gradio's.
     """
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    sdk = "gradio" if repo_type == "space" else None
+    made = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
+    repo_id = made.repo_id
     if revision is not None and not create_pr:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    replaced = {_other_form(name) for name in files} & set(api.list_repo_files(repo_id, revision=revision))
+        api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
+    names = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
+    replaced = {_other_form(name) for name in files} & set(names)
     return api.create_commit(
         repo_id,
+        repo_type=repo_type,
         operations=[
             *(CommitOperationAdd(name, content) for name, content in files.items()),
             *(CommitOperationDelete(name) for name in sorted(replaced - files.keys())),

@@ -33,6 +33,7 @@ SMALLEST_LARGE = 2**20
 LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "openrail", "other", "unknown")
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
 PIPELINE_TAGS = ("text-to-video", "text-to-image", "image-to-video", "video-to-video")
+SPACE_COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -180,14 +181,17 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[0] == "blobs":
             return self._blob(parts[1], body)
         if parts == ["api", "validate-yaml"]:
-            return self._validate_card(json.loads(body)["content"])
+            return self._validate_card(**json.loads(body))
         if parts == ["api", "whoami-v2"]:
             return self._json({"name": self._account(), "type": "user", "orgs": []})
         if parts == ["api", "repos", "create"]:
             return self._create(json.loads(body))
         if parts[:2] == ["api", "models"]:
             return self._model("/".join(parts[2:4]), parts[4:], query, body)
-        name, _, rest = "/".join(parts[:2]), parts[1], parts[2:]
+        if parts[:2] == ["api", "spaces"]:
+            return self._model("/".join(parts[1:4]), parts[4:], query, body)
+        length = 3 if parts[0] == "spaces" else 2
+        name, rest = "/".join(parts[:length]), parts[length:]
         if rest[:1] == ["resolve"]:
             return self._resolve(self._repository(name), rest[1], "/".join(rest[2:]))
         if name.endswith(".git"):
@@ -207,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories.get(name)
         # A wrong token is refused even where none is needed.
         account = self._account() if "Authorization" in self.headers else None
-        is_owner = account is not None and name.startswith(f"{account}/")
+        is_owner = account is not None and name.removeprefix("spaces/").startswith(f"{account}/")
         if repository is None or (repository.private and not is_owner):
             # Who may not see a repository is not told that there is one.
             raise Refused(404 if account else 401, "RepoNotFound", "Repository Not Found")
@@ -227,6 +231,10 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{owner}/{asked['name']}"
         if owner != account:
             raise Refused(403, message=f"You don't have the rights to create a model under the namespace {owner}")
+        if asked.get("type") == "space":
+            if asked.get("sdk") not in ("gradio", "docker", "static"):
+                raise Refused(400, message="A Space needs an SDK.")
+            name = f"spaces/{name}"
         answer = {"url": f"{self.hub.address}/{name}", "name": name}
         if name in self.hub.repositories:
             return 409, {}, json.dumps(answer | {"error": "You already created this model repo"}).encode()
@@ -354,7 +362,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = headers | {"Content-Range": f"bytes {first}-{end - 1}/{len(content)}"}
         return 206, headers, content[int(first) : end]
 
-    def _validate_card(self, content: str) -> tuple[int, dict[str, str], bytes]:
+    def _validate_card(self, content: str, repoType: str = "model") -> tuple[int, dict[str, str], bytes]:
         """What the Hub demands of a card's metadata, and its answer where that is not met."""
         import yaml
 
@@ -371,6 +379,16 @@ class _Handler(BaseHTTPRequestHandler):
             '"pipeline_tag" is unknown': metadata.get("pipeline_tag", "text-to-video") in PIPELINE_TAGS,
             '"tags" must be words': all(isinstance(tag, str) for tag in metadata.get("tags", [])),
         }
+        if repoType == "space":
+            demands |= {
+                '"sdk" must be one of those that there are': metadata.get("sdk") in ("gradio", "docker", "static"),
+                '"short_description" must have at most 60 letters': len(metadata.get("short_description", "")) <= 60,
+                '"colorFrom" and "colorTo" must be names of colors': {
+                    metadata.get(name, "gray") for name in ("colorFrom", "colorTo")
+                }
+                <= SPACE_COLORS,
+                '"models" must be names of repositories': all(map(REPOSITORY.fullmatch, metadata.get("models", []))),
+            }
         errors = [{"message": message} for message, is_met in demands.items() if not is_met]
         answer = json.dumps({"errors": errors, "warnings": []}).encode()
         return 400 if errors else 200, {"Content-Type": "application/json"}, answer

@@ -26,11 +26,18 @@ from typing import TYPE_CHECKING, Any
 
 
 # The module that each public name comes from, imported when the name is first used
-_MODULES = {"Limits": ".limits", "Models": ".models", "launch": ".server", "serve": ".server"}
+_MODULES = {
+    "Limits": ".limits",
+    "Models": ".models",
+    "gpu_seconds": ".duration",
+    "launch": ".server",
+    "serve": ".server",
+}
 
-__all__ = ["Limits", "Models", "launch", "serve"]
+__all__ = ["Limits", "Models", "gpu_seconds", "launch", "serve"]
 
 if TYPE_CHECKING:
+    from .duration import gpu_seconds
     from .limits import Limits
     from .models import Models
     from .server import launch, serve

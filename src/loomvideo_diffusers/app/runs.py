@@ -13,10 +13,10 @@
 # limitations under the License.
 """A queue of runs: one at a time, the visits in turn."""
 
-import secrets
 import shutil
 import threading
 from collections.abc import Callable
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -48,7 +48,7 @@ class Run:
         command: the command that makes the same again.
         state: how far it is.
         outcome: what came of it, once it is done or has failed.
-        identity: its name, which cannot be guessed.
+        context: of the request for it, in which ZeroGPU finds who asked.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class Run:
     command: str
     state: State = State.WAITING
     outcome: Outcome | None = None
-    identity: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    context: Context = field(default_factory=copy_context)
 
     @property
     def is_over(self) -> bool:
@@ -156,7 +156,7 @@ class Runs:
                 if not self._waiting:
                     self._num_begun = {visit: 1}
                 self._running, run.state = run, State.RUNNING
-            outcome = self.work(run)
+            outcome = run.context.run(self.work, run)
             with self._changed:
                 self._running = None
                 state = State.CANCELLED if outcome is None else State.FAILED if outcome.error else State.DONE

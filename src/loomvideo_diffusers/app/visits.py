@@ -57,9 +57,6 @@ class Visit:
         resolved = path.resolve()
         return path in self.uploads or (self.folder in path.parents and self.folder.resolve() in resolved.parents)
 
-    def run_of(self, identity: str) -> Run | None:
-        return next((run for run in self.runs if run.identity == identity), None)
-
     def add(self, run: Run) -> None:
         """Adds a run, and removes what is too old to be shown."""
         self.runs.append(run)

@@ -111,6 +111,7 @@ def push_folder(
     token: str | bool | None = None,
     patterns: list[str] | None = None,
     changed: dict[str, bytes] | None = None,
+    repo_type: str = "model",
 ) -> str:
     """
     Uploads a folder to a repository on the Hub, and checks what has arrived.
@@ -123,6 +124,7 @@ def push_folder(
         commit_message: of the one commit.
         patterns: of the names of files to upload, such as `*.safetensors`; by default all.
         changed: contents by name that go along, or in the place of the folder's files.
+        repo_type: `model`, or `space` for a Space of Gradio's.
 
     Returns:
         The address of what was uploaded.
@@ -139,12 +141,12 @@ def push_folder(
     files |= changed
     message = commit_message or f"Upload {folder.name}"
     commit = _try_again(
-        lambda: commit_files(files, repo_id, private, revision, create_pr, message, token),
+        lambda: commit_files(files, repo_id, private, revision, create_pr, message, token, repo_type),
         f"The upload of {folder.name} to {repo_id}",
     )
     found = _try_again(
         lambda: HfApi(token=token).verify_repo_checksums(
-            commit.repo_url.repo_id, revision=commit.oid, local_dir=folder
+            commit.repo_url.repo_id, revision=commit.oid, local_dir=folder, repo_type=repo_type
         ),
         f"Checking the upload of {folder.name} to {repo_id}",
     )
