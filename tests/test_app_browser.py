@@ -177,14 +177,14 @@ def test_an_edit_from_the_picker_to_the_download(visit, server, clip, tmp_path):
         frames[key] = np.asarray(
             canvas.evaluate("""canvas => [...canvas.getContext("2d")
             .getImageData(0, 0, canvas.width, canvas.height).data]""")
-        ).reshape(96, 96, 4)[..., :3]
+        ).reshape(480, 480, 4)[2::5, 2::5, :3]
     shown = [np.abs(frame - frames["End"]).mean() for frame in read_frames(survey(clip))]
     assert min(shown) < 8
     edited = [np.abs(frame - frames["Home"]).mean() for frame in read_frames(survey(result))]
     assert min(edited) < 8
     page.click("#viewer [name=beside]")
     page.wait_for_timeout(100)
-    assert canvas.evaluate("canvas => [canvas.width, canvas.height]") == [192, 96]
+    assert canvas.evaluate("canvas => [canvas.width, canvas.height]") == [960, 480]
     picture(page, "edit")
 
     # An earlier result

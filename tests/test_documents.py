@@ -19,9 +19,12 @@ import importlib.util
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel, cli
+from loomvideo_diffusers.app import Models, serve
 from loomvideo_diffusers.footage import EditSettings
 from loomvideo_diffusers.media import read_video, write_video
 from loomvideo_diffusers.nano import MODEL
@@ -79,8 +83,8 @@ def with_snippets(language: str) -> list[Any]:
     """The documents that have snippets of a language."""
     found = [document for document in [*PAGES, CARD, NANO_CARD] if snippets(document, language)]
     assert found
-    # Compiling takes the time.
-    slow = {DOCS / "performance.md"} if language == "python" else {DOCS / "training.md"}
+    # Compiling takes the time, and building a wheel.
+    slow = {DOCS / "performance.md"} if language == "python" else {DOCS / "training.md", DOCS / "app.md"}
     return [
         pytest.param(document, marks=[pytest.mark.slow] if document in slow else [], id=document.stem)
         for document in found
@@ -158,6 +162,8 @@ def run_command(command: str) -> None:
         outputs += ["rain.mp4", "shirt.png"]
     if arguments[0] == "train":
         outputs += ["my-lora/pytorch_lora_weights.safetensors"]
+    if arguments[0] == "app":
+        threading.Timer(3, signal.raise_signal, [signal.SIGINT]).start()  # as a person ends it
     if arguments[0] in ("generate", "edit"):
         arguments += ["--height", "64", "--width", "64", "--steps", "1"]
         is_video = outputs and (outputs[0].endswith("mp4") or "--preview" in arguments) and "--jobs" not in arguments
@@ -195,6 +201,8 @@ def test_shell(document, workplace, model_folder, hub):
             assert importlib.util.find_spec("loomvideo_diffusers.nano.__main__")
     if any("loomvideo push" in command for command in commands):
         assert set(hub.repositories) == {"me/loomvideo-5b"}
+    if any("loomvideo space" in command for command in commands):
+        assert set(hub.repositories) == {"spaces/me/page"}
 
 
 @pytest.mark.parametrize("document", with_snippets("python"))
@@ -205,6 +213,11 @@ def test_python(document, workplace, model_folder, hub):
     write_lora(model_folder)
     namespace = {}
     code = snippets(document, "python")
+    if any("http://127.0.0.1:7860" in snippet for snippet in code):
+        page = ExitStack()
+        address = page.enter_context(serve(Models(["nano"])))
+        namespace["print"] = lambda value: page.close() if str(value).endswith(".mp4") else None
+        code = [snippet.replace("http://127.0.0.1:7860", address) for snippet in code]
     for snippet in code:
         # Remote pipelines must not replace those of the package, which later snippets use.
         exec(snippet, {} if "trust_remote_code" in snippet else namespace)

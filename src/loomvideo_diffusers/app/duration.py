@@ -25,8 +25,8 @@ SECONDS_PER_PAIR_OF_TOKENS = 6.1e-10
 # Pixels and frames of a token
 SIDE, FRAMES = 32, 4
 
-# Branches of guidance, seconds to begin with, seconds for each frame that is encoded, decoded and written, and how many
-# times as long as that it may take
+# Branches of guidance, seconds to begin with, seconds for each frame that is read, encoded, decoded and written, and a
+# factor for what takes longer than expected
 BRANCHES, START, SECONDS_PER_FRAME, MARGIN = 3, 10, 0.06, 1.5
 
 

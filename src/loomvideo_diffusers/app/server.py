@@ -16,6 +16,7 @@
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,7 +134,8 @@ def launch(models: Models, opened: Callable[[str], None] = print, **options: Any
     """
     with serve(models, **options) as address:
         opened(address)
-        threading.Event().wait()
+        while True:
+            time.sleep(1)  # in which a signal is noticed, on Windows too
 
 
 def read_passwords(file: Path) -> list[tuple[str, str]]:

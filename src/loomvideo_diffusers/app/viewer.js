@@ -17,23 +17,24 @@ function draw() {
   if (!width) return;
   const half = isPair ? width / 2 : width;
   const isBeside = isPair && beside.getAttribute("aria-pressed") === "true";
-  const columns = isBeside ? width : half;
-  if (canvas.width !== columns || canvas.height !== height) {
+  // Small frames are scaled up, so that the line between them stays thin.
+  const scale = Math.max(1, Math.round(480 / height));
+  const [columns, rows] = [scale * (isBeside ? width : half), scale * height];
+  if (canvas.width !== columns || canvas.height !== rows) {
     canvas.width = columns;
-    canvas.height = height;
-    element.querySelector(".viewer").classList.toggle("wide", columns > 1.2 * height);
+    canvas.height = rows;
+    element.querySelector(".viewer").classList.toggle("wide", columns > 1.2 * rows);
   }
   if (!isPair || isBeside) {
-    context.drawImage(media, 0, 0);
+    context.drawImage(media, 0, 0, columns, rows);
     return;
   }
-  const edge = Math.round(half * divide.value / 100);
-  context.drawImage(media, half, 0, half, height, 0, 0, half, height);
-  if (edge > 0) context.drawImage(media, 0, 0, edge, height, 0, 0, edge, height);
-  if (edge > 0 && edge < half) {
-    const line = Math.max(1, Math.round(half / 300));
+  context.drawImage(media, half, 0, half, height, 0, 0, columns, rows);
+  const edge = Math.round(columns * divide.value / 100);
+  if (edge > 0) context.drawImage(media, 0, 0, edge / scale, height, 0, 0, edge, rows);
+  if (edge > 0 && edge < columns) {
     context.fillStyle = "white";
-    context.fillRect(edge - line / 2, 0, line, height);
+    context.fillRect(edge - 1, 0, 2, rows);
   }
 }
 

@@ -34,7 +34,9 @@ def add_parser(commands: Any) -> None:
         metavar="nano|PATH|REPO",
         help="models that can be chosen, the first by default (default: nano, a small model in the package)",
     )
-    option("--lora", nargs="+", default=[], metavar="PATH|REPO", help="LoRAs that can be chosen")
+    option(
+        "--lora", nargs="+", default=[], metavar="PATH|REPO", help="LoRAs that can be chosen, which fit all the models"
+    )
     option("--lora-partial", action="store_true", help="skip the layers of a LoRA that a model does not have")
     option("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at (default: this machine alone)")
     option("--port", type=int, metavar="N", help="default: the first that is free from 7860 on")
