@@ -13,6 +13,7 @@
 # limitations under the License.
 """The page over HTTP: what its programs get, and what it keeps from those who ask for more."""
 
+import itertools
 import json
 import re
 import socket
@@ -26,11 +27,15 @@ from pathlib import Path
 import av
 import httpx
 import pytest
+import torch
 from clips import make_clip
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from PIL import Image
 
+from loomvideo_diffusers import LoomVideoPipeline, LoomVideoTransformer3DModel
 from loomvideo_diffusers.app import Limits, Models, serve
 from loomvideo_diffusers.app.guard import COOKIE
 from loomvideo_diffusers.app.runs import Run, Runs, State
@@ -418,6 +423,49 @@ def test_only_the_last_results_are_kept(tmp_path):
         visit.add(run)
     assert len(visit.runs) == len(list(visit.folder.iterdir())) == 24
     assert visit.runs[-1].title == "29"
+
+
+def test_many_who_do_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("loomvideo_diffusers.app.visits.MOST_IDLE", 5)
+    visits = Visits(tmp_path)
+    secret, visit = visits.of(None)
+    visit.uploads.add(tmp_path / "clip.mp4")
+    for _ in range(50):
+        visits.of(None)
+    assert visits.of(secret)[1] is visit
+    assert len(visits._visits) <= 6
+    for event in (None, 7, "a" * 1000, "event"):
+        visit.cancel(event)
+    assert visit.cancelled == {"event"}
+
+
+def test_loras_that_are_chosen(model_folder, tmp_path):
+    """Each run has those that were chosen for it, and what none was chosen for is the model alone."""
+    loras = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        transformer = LoomVideoTransformer3DModel.from_pretrained(model_folder, subfolder="transformer")
+        transformer.add_adapter(LoraConfig(target_modules=["to_q"], init_lora_weights=False))
+        LoomVideoPipeline.save_lora_weights(tmp_path / str(seed), get_peft_model_state_dict(transformer))
+        loras.append(str(tmp_path / str(seed)))
+    offered, alone = Models([str(model_folder), "nano"], loras[:0]), Models([str(model_folder)], loras)
+    for model, chosen in ((str(tmp_path), ()), (str(model_folder), ["another"])):
+        with pytest.raises(LoomVideoError, match="not offered"):
+            alone.check(model, chosen)
+    call = {"height": 32, "width": 32, "num_frames": 1, "num_inference_steps": 1, "output_type": "latent"}
+
+    def latents(models, *chosen):
+        pipe = models.load(str(model_folder), chosen)
+        return pipe("blue", generator=torch.Generator().manual_seed(0), **call).frames
+
+    plain = latents(offered)
+    results = [latents(alone, *chosen) for chosen in ((), loras[:1], loras, loras[1:], (), loras[:1])]
+    assert torch.equal(results[0], plain)
+    assert torch.equal(results[4], plain)
+    assert torch.equal(results[1], results[5])
+    for one, other in itertools.combinations(results[:4], 2):
+        assert not torch.allclose(one, other)
+    assert offered.load("nano", ()) is not offered.load(str(model_folder), ())
 
 
 def test_ten_visitors_at_once(address, tmp_path):

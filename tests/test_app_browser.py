@@ -67,7 +67,8 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *camera])
         yield browser
         browser.close()
 
@@ -294,3 +295,23 @@ def test_references_and_words_of_a_new_video(visit, tmp_path):
     with page.expect_download() as download:
         page.click("#download")
     assert download.value.suggested_filename == "generated.png"
+
+
+@pytest.mark.slow
+def test_a_clip_from_the_camera(visit):
+    page = visit(permissions=["camera", "microphone"])
+    page.get_by_role("button", name="Or record a clip").click()
+    page.click("#recording button[title='grant webcam access'], #recording button:has-text('Click to Access Webcam')")
+    record = page.locator("#recording button[aria-label='start recording'], #recording .button-wrap button").first
+    record.click()
+    page.wait_for_timeout(1500)
+    page.locator("#recording button[aria-label='stop recording'], #recording .button-wrap button").first.click()
+    page.wait_for_selector("#strip img")
+    page.fill("#edit-prompt textarea", "blue")
+    set_steps(page, 1)
+    page.click("#edit")
+    expect(page.locator("#status")).to_have_text("Edit: blue: done.", timeout=3 * TIMEOUT)
+    with page.expect_download() as download:
+        page.click("#download")
+    with av.open(download.value.path()) as container:
+        assert len(container.streams.audio) == 1

@@ -17,6 +17,7 @@ import asyncio
 from typing import Any
 
 import gradio as gr
+from gradio.context import LocalContext
 
 from .answers import in_one_sentence, path_of, paths_of, visit_of
 from .options import OPTIONS, read_options
@@ -24,21 +25,21 @@ from .runs import Run, State
 from .studio import Studio
 
 
-SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_LOOKS = 0.02
 
 
 def add_endpoints(studio: Studio) -> None:
     """Adds the endpoints of a studio to the page that is being built."""
 
     async def result_of(call: Any, request: gr.Request, *args: Any, **options: Any) -> gr.FileData:
-        visit = visit_of(studio, request)
+        visit, event = visit_of(studio, request), LocalContext.event_id.get(None) or ""
+        options["is_watched"] = False
         run: Run = await asyncio.to_thread(in_one_sentence, studio, call, visit, *args, **options)
-        try:
-            while not run.is_over:
-                await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
-        except asyncio.CancelledError:
-            studio.runs.cancel(run)
-            raise
+        while not run.is_over:
+            if event in visit.cancelled:
+                studio.runs.cancel(run)
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        visit.cancelled.discard(event)
         if run.state is not State.DONE:
             reason = run.outcome.error if run.outcome is not None else "The run was cancelled."
             raise gr.Error(reason, print_exception=False)

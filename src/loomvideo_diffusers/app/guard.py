@@ -40,6 +40,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 COOKIE = "loomvideo_visit"
 FILE_ROUTE = "/gradio_api/file="
 UPLOAD_ROUTE = "/gradio_api/upload"
+CANCEL_ROUTE = "/gradio_api/cancel"
 
 # What the page and its clients ask for, and no more.
 READ_ROUTES = re.compile(
@@ -62,8 +63,8 @@ FILE_HEADERS = ((b"content-security-policy", b"sandbox; default-src 'none'; styl
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin"))
 
 
-class Refused(Exception):
-    """A request is answered with a status and a sentence."""
+class Answered(Exception):
+    """A request is answered here, with a status and a sentence."""
 
     def __init__(self, status: int, sentence: str):
         super().__init__(sentence)
@@ -95,23 +96,19 @@ class Guard:
         elif scope["type"] == "http":
             try:
                 await self._answer(scope, receive, send)
-            except Refused as error:
-                body = json.dumps({"detail": str(error), "error": str(error)}).encode()
+            except Answered as error:
+                body = json.dumps({"detail": str(error)}).encode()
                 headers = [(b"content-type", b"application/json"), (b"connection", b"close"), *HEADERS]
                 await send({"type": "http.response.start", "status": error.status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1").rpartition("@")[2]
-        if self.hosts is not None and re.sub(r":\d+$", "", host) not in self.hosts:
-            raise Refused(
-                403, f"This page answers to {' and '.join(self.hosts)} alone: open it by one of these names."
-            )
+        self._check_host(headers)
         path = scope["path"]
         routes = READ_ROUTES if scope["method"] in ("GET", "HEAD") else WRITE_ROUTES
         if scope["method"] not in ("GET", "HEAD", "POST") or not routes.fullmatch(path):
-            raise Refused(404, "There is nothing here.")
+            raise Answered(404, "There is nothing here.")
         secret, visit = self.visits.of(_cookie_of(headers))
         scope = {**scope, "headers": _with_cookie(scope["headers"], secret)}
         is_secure = scope["scheme"] == "https" or headers.get(b"x-forwarded-proto", b"").startswith(b"https")
@@ -119,13 +116,17 @@ class Guard:
 
         if path.startswith(FILE_ROUTE):
             if not visit.owns(path.removeprefix(FILE_ROUTE)):
-                raise Refused(403, "That file belongs to another visit, or is gone.")
+                raise Answered(403, "That file belongs to another visit, or is gone.")
             extra += FILE_HEADERS
         body: list[bytes] | None = None
         if path == UPLOAD_ROUTE:
             receive, body = self._limited(visit, headers, receive), []
         elif scope["method"] == "POST":
-            receive = await self._checked(visit, path, headers, receive)
+            content, receive = await self._checked(visit, path, headers, receive)
+            if path == CANCEL_ROUTE:
+                # Gradio would end all that the same session has called.
+                visit.cancel(content.get("event_id") if isinstance(content, dict) else None)
+                raise Answered(200, "The call ends within a step.")
         elif match := re.search(r"(?:^|&)session_hash=([^&]*)", scope["query_string"].decode("latin-1")):
             self._check_session(visit, unquote(match[1]))
 
@@ -145,16 +146,23 @@ class Guard:
 
         await self.app(scope, receive, send_more)
 
+    def _check_host(self, headers: dict[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"").decode("latin-1").rpartition("@")[2]
+        if self.hosts is not None and re.sub(r":\d+$", "", host) not in self.hosts:
+            raise Answered(
+                403, f"This page answers to {' and '.join(self.hosts)} alone: open it by one of these names."
+            )
+
     def _limited(self, visit: Visit, headers: dict[bytes, bytes], receive: Receive) -> Receive:
         """Refuses an upload that is too large, by what it says of itself and by what comes."""
-        too_large = Refused(413, f"Files of up to {self.limits.megabytes:g} MB are taken here: choose a smaller one.")
+        too_large = Answered(413, f"Files of up to {self.limits.megabytes:g} MB are taken here: choose a smaller one.")
         length = headers.get(b"content-length", b"0")
         margin = self.limits.num_bytes + MOST_BYTES  # for what surrounds the file
         if not length.isdigit() or int(length) > margin:
             raise too_large
         for whose, times in ((visit, FILES_OF_A_VISIT), (None, FILES_OF_ALL)):
             if self.visits.num_bytes(whose) + int(length) > times * self.limits.num_bytes:
-                raise Refused(413, "There is no room for more files now: reload the page in an hour.")
+                raise Answered(413, "There is no room for more files now: reload the page in an hour.")
         num_bytes = 0
 
         async def receive_some() -> Message:
@@ -167,21 +175,23 @@ class Guard:
 
         return receive_some
 
-    async def _checked(self, visit: Visit, path: str, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        """Reads a request, refuses it if it names what is not the visit's, and hands it on."""
-        body = b""
+    async def _checked(
+        self, visit: Visit, path: str, headers: dict[bytes, bytes], receive: Receive
+    ) -> tuple[Any, Receive]:
+        """Reads a request, and refuses it if it names what is not the visit's. Returns it, and what reads it again."""
+        body, content = b"", None
         while True:
             message = await receive()
             body += message.get("body", b"")
             if len(body) > MOST_BYTES or int(headers.get(b"content-length", b"0") or 0) > MOST_BYTES:
-                raise Refused(413, "That is more than a request to this page may hold.")
+                raise Answered(413, "That is more than a request to this page may hold.")
             if not message.get("more_body"):
                 break
         if not path.startswith("/login"):
             try:
                 content = json.loads(body or b"null")
             except (ValueError, RecursionError):
-                raise Refused(400, "That is no JSON.") from None
+                raise Answered(400, "That is no JSON.") from None
             for file in _files_in(content):
                 self._check_file(visit, file)
             if isinstance(content, dict) and isinstance(content.get("session_hash"), str):
@@ -195,7 +205,7 @@ class Guard:
             sent = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        return receive_again
+        return content, receive_again
 
     def _check_file(self, visit: Visit, file: dict[str, Any]) -> None:
         path, url = file.get("path"), file.get("url")
@@ -205,12 +215,12 @@ class Guard:
             isinstance(url, str) and isinstance(path, str) and unquote(url.partition(FILE_ROUTE)[2]) == path
         )
         if not is_own or not is_its_own:
-            raise Refused(403, "That file is not one that you sent, or it is gone: choose it again.")
+            raise Answered(403, "That file is not one that you sent, or it is gone: choose it again.")
 
     def _check_session(self, visit: Visit, session: str) -> None:
         """Lets a session belong to the visit that began it."""
         if self.sessions.setdefault(session, visit) is not visit:
-            raise Refused(403, "That session belongs to another visit: reload the page.")
+            raise Answered(403, "That session belongs to another visit: reload the page.")
         if len(self.sessions) > 10_000:
             del self.sessions[next(iter(self.sessions))]
 

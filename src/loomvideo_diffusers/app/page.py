@@ -13,7 +13,9 @@
 # limitations under the License.
 """The page: what is where, and what its buttons do."""
 
+import asyncio
 import html
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,10 +42,15 @@ SOURCE_SUFFIXES = [
     ".mxf", ".3gp", *READ_SUFFIXES,
 ]  # fmt: skip
 
-SECONDS_BETWEEN_LOOKS = 0.5
+# The page asks at each tick of a timer, unless it waits for the answer to the last one. That comes as soon as a run is
+# over, or else after a while.
+SECONDS_BETWEEN_TICKS, SECONDS_OF_ANSWER, SECONDS_BETWEEN_LOOKS = 0.1, 0.9, 0.02
 
-# On a phone, the result is below what it was asked with.
-SHOW_STATUS = "() => document.getElementById('status').scrollIntoView({block: 'nearest'})"
+# On a phone, the result is below what it was asked with. What was shown there stops: the run needs the processor.
+SHOW_STATUS = """() => {
+    document.getElementById("status").scrollIntoView({block: "nearest"});
+    window.dispatchEvent(new Event("run"));
+}"""
 
 # Fonts of the visitor's machine, so that nothing is fetched from elsewhere
 FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
@@ -255,9 +262,9 @@ class Page:
             visible=False,
             elem_id="history",
         )
-        # How many runs were over when this page last looked
-        self.num_over = gr.State(0)
-        self.timer = gr.Timer(SECONDS_BETWEEN_LOOKS, active=False)
+        # What this page has been shown: which sketch, and how many runs that are over
+        self.seen = gr.State(("", 0))
+        self.timer = gr.Timer(SECONDS_BETWEEN_TICKS, active=False)
 
     # What happens when
 
@@ -268,7 +275,7 @@ class Page:
         names = list(settings)
         values = list(settings.values())
         live = [self.status, self.sketch, self.cancel, self.timer]
-        shown = [self.viewer, self.download, self.command, self.history, self.num_over]
+        shown = [self.viewer, self.download, self.command, self.history, self.seen]
 
         for part in (edit["source"], edit["recording"]):
             part.change(self._look, [part], [edit["strip"]], **raw)
@@ -288,8 +295,8 @@ class Page:
         ask(compose["go"], "compose", [compose["prompt"], compose["num_frames"], compose["references"]])
 
         self.cancel.click(self._cancel, [], live, queue=False, **quiet)
-        self.timer.tick(self._tick, [self.num_over], [*live, *shown], queue=False, **quiet)
-        self.blocks.load(self._tick, [self.num_over], [*live, *shown], queue=False, **quiet)
+        self.timer.tick(self._tick, [self.seen], [*live, *shown], queue=False, **quiet)
+        self.blocks.load(self._open, [], [*live, *shown], queue=False, **quiet)
         self.history.select(self._choose, [], shown[:3], queue=False, **quiet)
 
     def _look(self, value: Any, request: gr.Request) -> Any:
@@ -306,7 +313,7 @@ class Page:
             inputs, values = given[: -len(names)], given[-len(names) :]
             visit = visit_of(self.studio, request)
             in_one_sentence(self.studio, self._ask, visit, how, inputs, dict(zip(names, values)))
-            return self._live(visit)
+            return self._progress(visit)[:-1]
 
         return answer
 
@@ -324,38 +331,46 @@ class Page:
 
     def _cancel(self, request: gr.Request) -> list[Any]:
         visit = visit_of(self.studio, request)
-        for run in _live_runs(visit)[:1]:
+        for run in _live(visit)[:1]:
             self.studio.runs.cancel(run)
-        return self._live(visit)
+        return self._progress(visit)[:-1]
 
-    def _tick(self, num_over: int, request: gr.Request) -> list[Any]:
+    def _open(self, request: gr.Request) -> list[Any]:
+        return self._news(visit_of(self.studio, request), ("", 0))
+
+    async def _tick(self, seen: tuple[str, int], request: gr.Request) -> list[Any]:
         visit = visit_of(self.studio, request)
-        over = [run for run in visit.runs if run.is_over]
-        if len(over) == num_over:
-            return [*self._live(visit), *[gr.skip()] * 5]
+        end = time.monotonic() + SECONDS_OF_ANSWER
+        while len(_over(visit)) == seen[1] and _live(visit) and time.monotonic() < end:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+        return self._news(visit, seen)
+
+    def _news(self, visit: Visit, seen: tuple[str, int]) -> list[Any]:
+        """What the parts show that have changed since a page was shown what it has seen."""
+        *parts, sketch = self._progress(visit, seen[0])
+        over = _over(visit)
+        if len(over) == seen[1]:
+            return [*parts, *[gr.skip()] * 4, (sketch, seen[1])]
         done = [run for run in over if run.state is State.DONE]
         shown = self._show(done[-1]) if done else [gr.skip()] * 3
         posters = [(str(run.folder / POSTER_FILE), run.title) for run in reversed(done)]
-        return [*self._live(visit), *shown, gr.Gallery(value=posters, visible=bool(posters)), len(over)]
+        return [*parts, *shown, gr.Gallery(value=posters, visible=bool(posters)), (sketch, len(over))]
 
     def _choose(self, event: gr.SelectData, request: gr.Request) -> list[Any]:
         done = [run for run in visit_of(self.studio, request).runs if run.state is State.DONE]
         return self._show(done[len(done) - 1 - event.index])
 
-    def _live(self, visit: Visit) -> list[Any]:
-        """What the parts show that change while a run goes on."""
-        live = _live_runs(visit)
+    def _progress(self, visit: Visit, seen: str = "") -> list[Any]:
+        """What the parts show that change while a run goes on, and the sketch that is shown after `seen`."""
+        live = _live(visit)
         if not live:
             status = render_status(visit.runs[-1] if visit.runs else None, 0)
-            return [status, gr.Image(visible=False), gr.Button(visible=False), gr.Timer(active=False)]
+            return [status, gr.Image(visible=False), gr.Button(visible=False), gr.Timer(active=False), ""]
         run = live[0]
-        sketch = latest_sketch(run.folder)
-        return [
-            render_status(run, self.studio.runs.place(run), len(live) - 1),
-            gr.Image(visible=False) if sketch is None else gr.Image(value=str(sketch), visible=True),
-            gr.Button(visible=True),
-            gr.Timer(active=True),
-        ]
+        status = render_status(run, self.studio.runs.place(run), len(live) - 1)
+        sketch = str(latest_sketch(run.folder) or "")
+        shown = gr.skip() if sketch == seen else gr.Image(value=sketch or None, visible=bool(sketch))
+        return [status, shown, gr.Button(visible=True), gr.Timer(active=True), sketch]
 
     def _show(self, run: Run) -> list[Any]:
         """What the parts show of a run that is done."""
@@ -404,8 +419,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds // 60} min" if seconds < 3600 else f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def _live_runs(visit: Visit) -> list[Run]:
+def _live(visit: Visit) -> list[Run]:
     return [run for run in visit.runs if not run.is_over]
+
+
+def _over(visit: Visit) -> list[Run]:
+    return [run for run in visit.runs if run.is_over]
 
 
 def _comparisons(run: Run) -> list[Path]:

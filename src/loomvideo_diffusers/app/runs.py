@@ -46,6 +46,7 @@ class Run:
         model, loras: what to do it with.
         title: what is shown of it, a few words.
         command: the command that makes the same again.
+        is_watched: whether to show what becomes of it.
         state: how far it is.
         outcome: what came of it, once it is done or has failed.
         context: of the request for it, in which ZeroGPU finds who asked.
@@ -57,7 +58,8 @@ class Run:
     model: str
     loras: tuple[str, ...]
     title: str
-    command: str
+    command: str = ""
+    is_watched: bool = True
     state: State = State.WAITING
     outcome: Outcome | None = None
     context: Context = field(default_factory=copy_context)

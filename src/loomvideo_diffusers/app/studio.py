@@ -117,6 +117,7 @@ class Studio:
         model: str | None = None,
         loras: Sequence[str] = (),
         is_preview: bool = False,
+        is_watched: bool = True,
         **settings: Any,
     ) -> Run:
         """
@@ -129,6 +130,7 @@ class Studio:
             references: images.
             model, loras: of those that are offered; by default the first model, and no LoRA.
             is_preview: whether to edit a few frames only.
+            is_watched: whether to show what becomes of it, and source and result side by side.
             settings: the other settings of an edit; None for the model's own.
 
         Raises:
@@ -148,7 +150,7 @@ class Studio:
         suffix = VIDEO_SUFFIX if is_clip and not is_preview else ".png"
         result = folder / f"{source.stem}-{'preview' if is_preview else 'edited'}{suffix}"
         names: dict[str, Any] = {"preview": result} if is_preview else {"output": result}
-        if is_clip and not is_preview:
+        if is_clip and not is_preview and is_watched:
             names |= {"compare": folder / f"comparison{VIDEO_SUFFIX}", "compare_height": COMPARISON_HEIGHT}
         pictures = [read_reference(path) for path in references]
         if not is_clip:
@@ -165,7 +167,8 @@ class Studio:
         options = {"input": _argument(source.name), "prompt": prompt}
         options["preview" if is_preview else "output"] = result.name
         kind = "preview" if is_preview else "edit"
-        return self._add(visit, kind, plan, folder, result, model, loras, references, options, settings)
+        run = Run(folder, plan, result, model, tuple(loras), f"{TITLES[kind]}: {prompt}", is_watched=is_watched)
+        return self._add(visit, run, references, options | options_of(settings))
 
     def generate(
         self,
@@ -174,13 +177,14 @@ class Studio:
         references: Sequence[Path] = (),
         model: str | None = None,
         loras: Sequence[str] = (),
+        is_watched: bool = True,
         **settings: Any,
     ) -> Run:
         """
         Plans a generation, and lets it wait for its turn.
 
         Args:
-            visit, references, model, loras: as in `edit`.
+            visit, references, model, loras, is_watched: as in `edit`.
             prompt: what to show.
             settings: the other settings of a generation; None for the model's own. One frame makes an image.
 
@@ -201,7 +205,9 @@ class Studio:
         pictures = [read_reference(path) for path in references]
         plan = plan_generation(prompt, result, references=pictures, **settings)
         options = {"prompt": prompt, "output": result.name, "frames": num_frames}
-        return self._add(visit, "generate", plan, folder, result, model, loras, references, options, settings)
+        title = f"{TITLES['generate']}: {prompt}"
+        run = Run(folder, plan, result, model, tuple(loras), title, is_watched=is_watched)
+        return self._add(visit, run, references, options | options_of(settings))
 
     def close(self) -> None:
         """Ends all runs."""
@@ -232,54 +238,37 @@ class Studio:
         completed = complete_settings(find_model(model), settings)
         return {"seed": choose_seed(None)} | completed
 
-    def _add(
-        self,
-        visit: Visit,
-        kind: str,
-        plan: EditPlan | GenerationPlan,
-        folder: Path,
-        result: Path,
-        model: str,
-        loras: Sequence[str],
-        references: Sequence[Path],
-        options: Mapping[str, Any],
-        settings: Mapping[str, Any],
-    ) -> Run:
-        options = {
-            "model": model,
-            "lora": list(loras),
-            "reference": [_argument(path.name) for path in references],
-            **options,
-            **options_of(settings),
-        }
-        command = "generate" if kind == "generate" else "edit"
-        comment = describe_result(command, options, plan.settings)
-        run = Run(
-            folder,
-            replace(plan, comment=comment),
-            result,
-            model,
-            tuple(loras),
-            f"{TITLES[kind]}: {plan.settings.prompt}",
-            json.loads(comment)["command"],
-        )
-        folder.mkdir(parents=True)
+    def _add(self, visit: Visit, run: Run, references: Sequence[Path], options: Mapping[str, Any]) -> Run:
+        """Lets a run wait, whose result says how it was made: by these options of the command, and the run's own."""
+        named = {"model": run.model, "lora": list(run.loras)}
+        named["reference"] = [_argument(path.name) for path in references]
+        command = "edit" if isinstance(run.plan, EditPlan) else "generate"
+        comment = describe_result(command, named | dict(options), run.plan.settings)
+        run.plan, run.command = replace(run.plan, comment=comment), json.loads(comment)["command"]
+        run.folder.mkdir(parents=True)
         self.runs.add(visit, run)
         visit.add(run)
         return run
 
     def _run(self, run: Run) -> Outcome | None:
-        outcome = self._work(run.plan, run.model, run.loras, run.folder, run.result)
+        outcome = self._work(run.plan, run.model, run.loras, run.folder, run.result, run.is_watched)
         return outcome and replace(outcome, error=self.visits.without_folders(outcome.error))
 
     def _work_on(
-        self, plan: EditPlan | GenerationPlan, model: str, loras: Sequence[str], folder: Path, result: Path
+        self,
+        plan: EditPlan | GenerationPlan,
+        model: str,
+        loras: Sequence[str],
+        folder: Path,
+        result: Path,
+        is_watched: bool,
     ) -> Outcome | None:
         def load() -> Any:
             pipe = self.models.load(model, loras)
             return edit_pipeline_of(pipe) if isinstance(plan, EditPlan) else pipe
 
-        return work(plan, load, folder, result, has_sketches=not self.models.options.get("cpu_offload"))
+        # With offloading, a sketch would send the transformer away, and fetch it again.
+        return work(plan, load, folder, result, is_watched and not self.models.options.get("cpu_offload"))
 
 
 def _argument(name: str) -> str:

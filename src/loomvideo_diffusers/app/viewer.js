@@ -72,8 +72,10 @@ function load() {
     }
     draw();
     if (document.activeElement !== time && video.duration) time.value = 1000 * video.currentTime / video.duration;
-    requestAnimationFrame(follow);
+    next(follow);
   };
+  // Where a browser can tell, only new frames are drawn.
+  const next = (call) => video.requestVideoFrameCallback ? video.requestVideoFrameCallback(call) : requestAnimationFrame(call);
   video.onplay = video.onpause = showPlaying;
   video.onloadeddata = () => {
     showPlaying();
@@ -109,5 +111,6 @@ canvas.addEventListener("pointermove", (event) => {
   divide.value = 100 * (event.clientX - box.left) / box.width;
   draw();
 });
+window.addEventListener("run", () => media && media.pause && media.pause());
 watch("value", load);
 load();

@@ -31,6 +31,9 @@ SECRET = re.compile(r"[A-Za-z0-9_-]{32,64}")
 # How many of its finished runs a visit is shown; the files of older ones go.
 LENGTH_OF_HISTORY = 24
 
+# How many calls a visit may want to end that are none of its own, and how many visits may come that do nothing
+MOST_CANCELLED, MOST_IDLE = 1000, 10_000
+
 
 @dataclass(eq=False)
 class Visit:
@@ -41,12 +44,14 @@ class Visit:
         folder: for the files of its runs.
         uploads: files that it sent.
         runs: all that it asked for, the oldest first.
+        cancelled: Gradio's names of the calls that are to end.
         last_seen: when it last asked for anything, on the monotonic clock.
     """
 
     folder: Path
     uploads: set[Path] = field(default_factory=set)
     runs: list[Run] = field(default_factory=list)
+    cancelled: set[str] = field(default_factory=set)
     last_seen: float = field(default_factory=time.monotonic)
 
     def owns(self, path: str | Path) -> bool:
@@ -56,6 +61,11 @@ class Visit:
             return False
         resolved = path.resolve()
         return path in self.uploads or (self.folder in path.parents and self.folder.resolve() in resolved.parents)
+
+    def cancel(self, event: object) -> None:
+        """Notes that a call is to end, by Gradio's name of it."""
+        if isinstance(event, str) and len(event) <= 64 and len(self.cancelled) < MOST_CANCELLED:
+            self.cancelled.add(event)
 
     def add(self, run: Run) -> None:
         """Adds a run, and removes what is too old to be shown."""
@@ -88,6 +98,8 @@ class Visits:
         with self._lock:
             visit = self._visits.get(secret)
             if visit is None:
+                if len(self._visits) >= MOST_IDLE:
+                    self._visits = {name: one for name, one in self._visits.items() if one.uploads or one.runs}
                 # The name of the folder is no secret: it stands in addresses.
                 name = hashlib.sha256(secret.encode()).hexdigest()[:32]
                 visit = self._visits[secret] = Visit(self.root / "visits" / name)
