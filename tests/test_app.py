@@ -347,8 +347,7 @@ class Order:
 
 
 def make_run(folder, title):
-    (folder / title).mkdir()
-    return Run(folder / title, None, folder / title / "out.mp4", "nano", (), title, "")
+    return Run(folder / title, None, folder / title / "out.mp4", "nano", (), title)
 
 
 def test_visits_take_turns(tmp_path):
@@ -399,6 +398,7 @@ def test_old_files_go(tmp_path):
     sent.write_text("clip")
     visit.uploads.add(sent)
     busy = make_run(visit.folder, "busy")
+    busy.folder.mkdir()
     visit.add(busy)
     time.sleep(0.3)
     visits.remove_old()
@@ -419,6 +419,7 @@ def test_only_the_last_results_are_kept(tmp_path):
     visit.folder.mkdir(parents=True)
     for index in range(30):
         run = make_run(visit.folder, str(index))
+        run.folder.mkdir()
         run.state = State.DONE
         visit.add(run)
     assert len(visit.runs) == len(list(visit.folder.iterdir())) == 24

@@ -69,10 +69,16 @@ THEME = gr.themes.Default(
 )
 STYLE = (FOLDER / "page.css").read_text(encoding="utf-8")
 
-EXAMPLES = {
+# Examples of words, for nano and for models of the world
+EXAMPLES_OF_NANO = {
     "edit": ["make the heart blue", "remove the star", "put it on a black background", "draw only its outline"],
     "generate": ["a large red heart moves right on a checkered background", "two green circles move apart"],
     "compose": ["@Image 1 moves up and to the left on @Image 2"],
+}
+EXAMPLES = {
+    "edit": ["make it a rainy night", "remove the bicycle", "paint it in watercolors", "dress him as in @Image 1"],
+    "generate": ["a red fox runs through deep snow, seen from the side", "waves break on black rocks at dawn"],
+    "compose": ["the man (@Image 1) walks across the lawn (@Image 2)"],
 }
 
 # Each setting that is a number, with its label and what it does
@@ -88,6 +94,10 @@ NUMBERS = {
 }
 
 
+Seen = tuple[str, tuple[str, ...]]
+NOTHING: Seen = ("", ())
+
+
 class Page:
     """
     Builds the page of a studio.
@@ -99,6 +109,8 @@ class Page:
     def __init__(self, studio: Studio):
         self.studio = studio
         # What the first model says of itself, shown in the fields that are empty
+        is_nano = studio.models.names[0] == "nano"
+        self.examples = EXAMPLES_OF_NANO if is_nano else EXAMPLES
         self.usual = read_default_options(find_model(studio.models.names[0])) | {"lora_scale": 1}
         with gr.Blocks(title="LoomVideo", analytics_enabled=False) as self.blocks:
             gr.Markdown("# LoomVideo\nEdit footage, or make new, with words and pictures.")
@@ -139,7 +151,7 @@ class Page:
             buttons=[],
             elem_id="strip",
         )
-        parts["prompt"] = self._prompt("edit", "What to change", "make the heart blue")
+        parts["prompt"] = self._prompt("edit", "What to change")
         parts["references"] = self._references("edit")
         with gr.Row():
             parts["preview"] = gr.Button("Preview", elem_id="preview")
@@ -150,16 +162,17 @@ class Page:
         parts: dict[str, Any] = {}
         if name == "compose":
             parts["references"] = self._references(name)
-            parts["prompt"] = self._prompt(name, "What to show, with @Image 1, @Image 2, ...", EXAMPLES[name][0])
+            parts["prompt"] = self._prompt(name, "What to show, with @Image 1, @Image 2, ...")
         else:
-            parts["prompt"] = self._prompt(name, "What to show", EXAMPLES[name][0])
+            parts["prompt"] = self._prompt(name, "What to show")
         parts["num_frames"] = self._number("num_frames", f"{name}-frames")
         parts["go"] = gr.Button(name.capitalize(), variant="primary", elem_id=name)
         return parts
 
-    def _prompt(self, name: str, label: str, placeholder: str) -> gr.Textbox:
-        prompt = gr.Textbox(label=label, placeholder=placeholder, lines=2, max_length=4000, elem_id=f"{name}-prompt")
-        gr.Examples([[text] for text in EXAMPLES[name]], [prompt], label="For example")
+    def _prompt(self, name: str, label: str) -> gr.Textbox:
+        examples = self.examples[name]
+        prompt = gr.Textbox(label=label, placeholder=examples[0], lines=2, max_length=4000, elem_id=f"{name}-prompt")
+        gr.Examples([[text] for text in examples], [prompt], label="For example")
         return prompt
 
     def _references(self, name: str) -> gr.Gallery:
@@ -262,8 +275,8 @@ class Page:
             visible=False,
             elem_id="history",
         )
-        # What this page has been shown: which sketch, and how many runs that are over
-        self.seen = gr.State(("", 0))
+        # What this page has been shown: which sketch, and which runs that are over
+        self.seen = gr.State(NOTHING)
         self.timer = gr.Timer(SECONDS_BETWEEN_TICKS, active=False)
 
     # What happens when
@@ -336,25 +349,25 @@ class Page:
         return self._progress(visit)[:-1]
 
     def _open(self, request: gr.Request) -> list[Any]:
-        return self._news(visit_of(self.studio, request), ("", 0))
+        return self._news(visit_of(self.studio, request), NOTHING)
 
-    async def _tick(self, seen: tuple[str, int], request: gr.Request) -> list[Any]:
+    async def _tick(self, seen: Seen, request: gr.Request) -> list[Any]:
         visit = visit_of(self.studio, request)
         end = time.monotonic() + SECONDS_OF_ANSWER
-        while len(_over(visit)) == seen[1] and _live(visit) and time.monotonic() < end:
+        while _names(_over(visit)) == seen[1] and _live(visit) and time.monotonic() < end:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
         return self._news(visit, seen)
 
-    def _news(self, visit: Visit, seen: tuple[str, int]) -> list[Any]:
+    def _news(self, visit: Visit, seen: Seen) -> list[Any]:
         """What the parts show that have changed since a page was shown what it has seen."""
         *parts, sketch = self._progress(visit, seen[0])
         over = _over(visit)
-        if len(over) == seen[1]:
+        if _names(over) == seen[1]:
             return [*parts, *[gr.skip()] * 4, (sketch, seen[1])]
         done = [run for run in over if run.state is State.DONE]
         shown = self._show(done[-1]) if done else [gr.skip()] * 3
         posters = [(str(run.folder / POSTER_FILE), run.title) for run in reversed(done)]
-        return [*parts, *shown, gr.Gallery(value=posters, visible=bool(posters)), (sketch, len(over))]
+        return [*parts, *shown, gr.Gallery(value=posters, visible=bool(posters)), (sketch, _names(over))]
 
     def _choose(self, event: gr.SelectData, request: gr.Request) -> list[Any]:
         done = [run for run in visit_of(self.studio, request).runs if run.state is State.DONE]
@@ -425,6 +438,10 @@ def _live(visit: Visit) -> list[Run]:
 
 def _over(visit: Visit) -> list[Run]:
     return [run for run in visit.runs if run.is_over]
+
+
+def _names(runs: list[Run]) -> tuple[str, ...]:
+    return tuple(run.folder.name for run in runs)
 
 
 def _comparisons(run: Run) -> list[Path]:

@@ -40,8 +40,8 @@ class Run:
     One run of a plan.
 
     Attributes:
-        folder: for its files, of its own.
-        plan: what to do.
+        folder: for its files, of its own, which is made when it is added.
+        plan: what to do; None when it is over, as is the context.
         result: the file that it writes.
         model, loras: what to do it with.
         title: what is shown of it, a few words.
@@ -53,7 +53,7 @@ class Run:
     """
 
     folder: Path
-    plan: EditPlan | GenerationPlan
+    plan: EditPlan | GenerationPlan | None
     result: Path
     model: str
     loras: tuple[str, ...]
@@ -62,7 +62,7 @@ class Run:
     is_watched: bool = True
     state: State = State.WAITING
     outcome: Outcome | None = None
-    context: Context = field(default_factory=copy_context)
+    context: Context | None = field(default_factory=copy_context)
 
     @property
     def is_over(self) -> bool:
@@ -100,6 +100,7 @@ class Runs:
         with self._changed:
             if len(self._waiting) >= self.most:
                 raise LoomVideoError(f"{self.most} runs are waiting, which is as many as can: try again later.")
+            run.folder.mkdir(parents=True)
             # Whoever comes now is served after those who have waited, but before what others want beyond that.
             others = [self._num_begun.get(owner, 0) for owner, _ in self._waiting]
             self._num_begun[visit] = max(self._num_begun.get(visit, 0), min(others, default=0))
@@ -158,6 +159,7 @@ class Runs:
                 if not self._waiting:
                     self._num_begun = {visit: 1}
                 self._running, run.state = run, State.RUNNING
+            assert run.context is not None
             outcome = run.context.run(self.work, run)
             with self._changed:
                 self._running = None
@@ -167,4 +169,6 @@ class Runs:
     def _end(self, run: Run, state: State, outcome: Outcome | None) -> None:
         if state is not State.DONE:
             shutil.rmtree(run.folder, ignore_errors=True)
+        # What takes memory goes.
+        run.plan = run.context = None
         run.state, run.outcome = state, outcome

@@ -17,14 +17,16 @@ import os
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from starlette.middleware import Middleware
 
-from ..errors import LoomVideoError
+from ..errors import LoomVideoError, one_line
+from ..progress import message
 from .guard import Guard
 from .limits import Limits
 from .models import Models
@@ -71,19 +73,16 @@ def serve(
     """
     limits = limits or Limits()
     passwords = None if auth is None else read_passwords(auth)
-    with tempfile.TemporaryDirectory(prefix="loomvideo-", ignore_cleanup_errors=True) as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="loomvideo-", ignore_cleanup_errors=True))
         root = Path(folder).resolve()
-        earlier = os.environ.get(TEMP_DIR)
-        os.environ[TEMP_DIR] = str(root)
+        stack.enter_context(_environment(TEMP_DIR, str(root)))
         studio = Studio(models, root, limits, lifetime, wrap)
+        stack.callback(studio.close)
+        blocks = Page(studio).blocks
+        stack.callback(blocks.close, verbose=False)
         hosts = LOOPBACK if host in LOOPBACK and not share else None
         guard = Middleware(Guard, visits=studio.visits, limits=limits, hosts=hosts)
-        ended = threading.Event()
-        blocks = Page(studio).blocks
-        threads = [
-            threading.Thread(target=models.load, args=(models.names[0], ()), name="load"),
-            threading.Thread(target=_remove_old, args=(studio.visits, ended), name="remove"),
-        ]
         try:
             _, address, shared = blocks.queue(default_concurrency_limit=4, max_size=1000).launch(
                 server_name=host,
@@ -104,23 +103,47 @@ def serve(
                 quiet=True,
                 prevent_thread_lock=True,
             )
-            for thread in threads:
-                thread.start()
-            yield shared or address
         except OSError as error:
             if port is None or "port" not in str(error):
                 raise
             raise LoomVideoError(f"Port {port} is taken: choose another, or none.") from error
-        finally:
-            ended.set()
-            blocks.close(verbose=False)
-            studio.close()
-            for thread in threads:
-                if thread.is_alive():
-                    thread.join()
-            os.environ.pop(TEMP_DIR)
-            if earlier is not None:
-                os.environ[TEMP_DIR] = earlier
+        ended = threading.Event()
+        stack.enter_context(_running(_load, models))
+        stack.enter_context(_running(_remove_old, studio.visits, ended))
+        stack.callback(ended.set)
+        yield shared or address
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Sets a variable of the environment, and sets it back."""
+    earlier = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if earlier is not None:
+            os.environ[name] = earlier
+
+
+@contextmanager
+def _running(call: Callable[..., None], *args: Any) -> Iterator[None]:
+    """Calls in a thread, and waits for its end."""
+    thread = threading.Thread(target=call, args=args, name=call.__name__)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _load(models: Models) -> None:
+    """Loads the first model while the page is looked at. What fails is told again by the first run."""
+    try:
+        models.load(models.names[0], ())
+    except Exception as error:
+        message(f"loomvideo: {one_line(error) or traceback.format_exc()}")
 
 
 def launch(models: Models, opened: Callable[[str], None] = print, **options: Any) -> None:

@@ -16,6 +16,7 @@
 import json
 import secrets
 import shlex
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -167,8 +168,8 @@ class Studio:
         options = {"input": _argument(source.name), "prompt": prompt}
         options["preview" if is_preview else "output"] = result.name
         kind = "preview" if is_preview else "edit"
-        run = Run(folder, plan, result, model, tuple(loras), f"{TITLES[kind]}: {prompt}", is_watched=is_watched)
-        return self._add(visit, run, references, options | options_of(settings))
+        run = Run(folder, plan, result, model, tuple(loras), _title(kind, prompt), is_watched=is_watched)
+        return self._add(visit, run, plan, references, options | options_of(settings))
 
     def generate(
         self,
@@ -205,9 +206,8 @@ class Studio:
         pictures = [read_reference(path) for path in references]
         plan = plan_generation(prompt, result, references=pictures, **settings)
         options = {"prompt": prompt, "output": result.name, "frames": num_frames}
-        title = f"{TITLES['generate']}: {prompt}"
-        run = Run(folder, plan, result, model, tuple(loras), title, is_watched=is_watched)
-        return self._add(visit, run, references, options | options_of(settings))
+        run = Run(folder, plan, result, model, tuple(loras), _title("generate", prompt), is_watched=is_watched)
+        return self._add(visit, run, plan, references, options | options_of(settings))
 
     def close(self) -> None:
         """Ends all runs."""
@@ -238,14 +238,20 @@ class Studio:
         completed = complete_settings(find_model(model), settings)
         return {"seed": choose_seed(None)} | completed
 
-    def _add(self, visit: Visit, run: Run, references: Sequence[Path], options: Mapping[str, Any]) -> Run:
+    def _add(
+        self,
+        visit: Visit,
+        run: Run,
+        plan: EditPlan | GenerationPlan,
+        references: Sequence[Path],
+        options: Mapping[str, Any],
+    ) -> Run:
         """Lets a run wait, whose result says how it was made: by these options of the command, and the run's own."""
         named = {"model": run.model, "lora": list(run.loras)}
         named["reference"] = [_argument(path.name) for path in references]
-        command = "edit" if isinstance(run.plan, EditPlan) else "generate"
-        comment = describe_result(command, named | dict(options), run.plan.settings)
-        run.plan, run.command = replace(run.plan, comment=comment), json.loads(comment)["command"]
-        run.folder.mkdir(parents=True)
+        command = "edit" if isinstance(plan, EditPlan) else "generate"
+        comment = describe_result(command, named | dict(options), plan.settings)
+        run.plan, run.command = replace(plan, comment=comment), json.loads(comment)["command"]
         self.runs.add(visit, run)
         visit.add(run)
         return run
@@ -269,6 +275,10 @@ class Studio:
 
         # With offloading, a sketch would send the transformer away, and fetch it again.
         return work(plan, load, folder, result, is_watched and not self.models.options.get("cpu_offload"))
+
+
+def _title(kind: str, prompt: str) -> str:
+    return textwrap.shorten(f"{TITLES[kind]}: {prompt}", 100, placeholder=" ...")
 
 
 def _argument(name: str) -> str:
