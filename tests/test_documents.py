@@ -340,6 +340,6 @@ def test_lowest_versions():
     rows = re.findall(
         r"^\| (\w+) \| ([\d.]+)(?:, below ([\d.]+))? \|", (DOCS / "install.md").read_text(), re.MULTILINE
     )
-    assert len(rows) == 9
+    assert len(rows) == 10
     for package, oldest, after in rows:
         assert f"{package}>={oldest}" + f",<{after}" * bool(after) in asked
