@@ -304,6 +304,7 @@ def test_nothing_in_a_file_or_a_prompt_is_run(visitors, tmp_path):
     assert response.status_code == 200
     assert "sandbox" in response.headers["content-security-policy"]
     assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "private"
     assert response.headers["content-disposition"].startswith("attachment")
 
 

@@ -58,8 +58,11 @@ MOST_BYTES = 1_000_000
 # How many times as much as one file may have a visit may send, and all visits together
 FILES_OF_A_VISIT, FILES_OF_ALL = 4, 100
 
-# Nothing in a file that a visitor sent is run, whatever a browser takes it for.
-FILE_HEADERS = ((b"content-security-policy", b"sandbox; default-src 'none'; style-src 'unsafe-inline'"),)
+# Nothing in a file that a visitor sent is run, whatever a browser takes it for, and nothing on the way keeps it.
+FILE_HEADERS = (
+    (b"content-security-policy", b"sandbox; default-src 'none'; style-src 'unsafe-inline'"),
+    (b"cache-control", b"private"),
+)
 HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin"))
 
 
