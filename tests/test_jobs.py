@@ -13,16 +13,22 @@
 # limitations under the License.
 """Many edits from one file, in one process and in several."""
 
+import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from functools import partial
 
+import fsspec
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import FIXTURES
+from fsspec.implementations.memory import MemoryFileSystem
 from torch.nn.modules.module import register_module_forward_hook
 
 from loomvideo_diffusers import cli
@@ -30,7 +36,7 @@ from loomvideo_diffusers.errors import LoomVideoError
 from loomvideo_diffusers.fleet.jobs import read_jobs
 from loomvideo_diffusers.fleet.run import plan_job, run_jobs
 from loomvideo_diffusers.footage import run
-from loomvideo_diffusers.media import read_image, read_video
+from loomvideo_diffusers.media import read_comment, read_image, read_video
 
 
 OPTIONS = ["--height", "64", "--width", "64", "--steps", "1"]
@@ -112,6 +118,109 @@ def test_jobs_in_python(jobs, edit, tmp_path):
     assert third.report is None
 
 
+JOB = {"input": "cat.mp4", "prompt": "b", "output": "c.mp4"}
+
+
+def line(**changes) -> str:
+    return json.dumps({key: value for key, value in (JOB | changes).items() if value is not None}) + "\n"
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """What is at `memory://bucket/`: a clip and an image."""
+    MemoryFileSystem.store.clear()
+    memory = fsspec.filesystem("memory")
+    memory.put_file(str(FIXTURES / "cat.mp4"), "/bucket/in/cat.mp4")
+    memory.put_file(str(FIXTURES / "coffee.jpg"), "/bucket/in/cup.jpg")
+    return memory
+
+
+def test_jobs_at_addresses(bucket, model_folder, tmp_path, capsys):
+    """Files are fetched and delivered whole; what is wrong is told of by its address; nothing else is left."""
+    lines = [
+        {"input": "in/cat.mp4", "prompt": "on", "output": "out/cat.mp4", "reference": ["in/cup.jpg"], "seed": 1},
+        {"input": "memory://bucket/in/cup.jpg?sig=secret", "prompt": "blue", "output": str(tmp_path / "cup.png")},
+        {"input": "in/none.mp4", "prompt": "night", "output": "out/none.mp4"},
+        {"input": "in/cup.jpg", "prompt": "night", "output": "out/cup.mp4"},
+    ]
+    bucket.pipe_file("/bucket/jobs.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    jobs = "memory://me:password@bucket/jobs.jsonl"
+    bucket.pipe_file("/me:password@bucket/jobs.jsonl", bucket.cat_file("/bucket/jobs.jsonl"))
+    bucket.copy("/bucket/in/cup.jpg", "/bucket/in/cup.jpg?sig=secret")
+    for name in ("cat.mp4", "cup.jpg"):
+        bucket.copy(f"/bucket/in/{name}", f"/me:password@bucket/in/{name}")
+    assert cli.main(["edit", "--jobs", jobs, "--model", str(model_folder), *OPTIONS]) == 2
+    said = capsys.readouterr()
+    assert "Wrote memory://bucket/out/cat.mp4: 33 frames" in said.out
+    assert f"Wrote {tmp_path / 'cup.png'}: 1 image" in said.out
+    assert "job 3 of 4, memory://bucket/out/none.mp4: memory://bucket/in/none.mp4 is not there." in said.err
+    wrong = "memory://bucket/in/cup.jpg is an image: memory://bucket/out/cup.mp4 must end in .png or"
+    assert f"job 4 of 4, memory://bucket/out/cup.mp4: {wrong}" in said.err
+    bucket.get_file("/me:password@bucket/out/cat.mp4", str(tmp_path / "cat.mp4"))
+    assert len(read_video(tmp_path / "cat.mp4")) == 33
+    comments = [read_comment(tmp_path / name) for name in ("cat.mp4", "cup.png")]
+    assert "loomvideo edit memory://bucket/in/cat.mp4 on " in json.loads(comments[0])["command"]
+    assert "--reference memory://bucket/in/cup.jpg" in json.loads(comments[0])["command"]
+    assert "edit memory://bucket/in/cup.jpg blue" in json.loads(comments[1])["command"]
+    for text in (said.out, said.err, *comments):
+        assert "password" not in text
+        assert "secret" not in text
+    assert not [name for name in bucket.store if "unfinished" in name or name.endswith(("none.mp4", "cup.mp4"))]
+
+
+JOBS_SCHEMA = pyarrow.schema(
+    {
+        "input": pyarrow.string(),
+        "prompt": pyarrow.string(),
+        "output": pyarrow.string(),
+        "seed": pyarrow.int64(),
+        "reference": pyarrow.list_(pyarrow.string()),
+    }
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json"])
+def test_jobs_in_other_files(suffix, jobs, tmp_path):
+    expected = read_jobs(jobs)
+    records = [json.loads(line) for line in jobs.read_text().split("\n") if line]
+    path = jobs.with_suffix(suffix)
+    if suffix == ".json":
+        path.write_text(json.dumps(records))
+    elif suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, JOBS_SCHEMA), path)
+    else:
+        rows = [record | {"reference": json.dumps(record.get("reference", []))} for record in records]
+        with open(path, "w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, ["prompt", "input", "output", "seed", "reference"])
+            writer.writeheader()
+            writer.writerows(rows)
+    assert read_jobs(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("jobs.csv", b"input,prompt,output\ncat.mp4,b\n", "jobs.csv:2 has not as many columns as the first line."),
+        ("jobs.csv", b"input,prompt,output\ncat.mp4,b,c.mp4,d\n", "jobs.csv:2 has not as many columns"),
+        ("jobs.csv", b"input,prompt\ncat.mp4,b\n", "jobs.csv:2: output: Field required."),
+        ("jobs.csv", b"input,prompt,output,seed\ncat.mp4,b,c.mp4,x\n", "jobs.csv:2: seed: Input should be a valid"),
+        ("jobs.csv", b"input,prompt,output,reference\ncat.mp4,b,c.mp4,[\n", "jobs.csv:2: reference is not JSON"),
+        ("jobs.csv", b"\xff\xfe", "jobs.csv cannot be read as CSV in UTF-8"),
+        ("jobs.csv", b"", "jobs.csv has no jobs"),
+        ("jobs.parquet", b"PAR1", "jobs.parquet cannot be read as Parquet"),
+        ("jobs.jsonl", line(stated={}, _stated={}).encode(), "jobs.jsonl:1: stated: Extra inputs are not permitted."),
+        ("jobs.jsonl", line(output="nothing://a/b.txt?secret").encode(), "nothing://a/b.txt must end in"),
+        ("jobs.jsonl", (2 * line(output="s3://a/b.mp4")).encode(), "jobs.jsonl:1 writes s3://a/b.mp4 too"),
+    ],
+)
+def test_other_files_that_are_no_jobs(name, content, message, tmp_path):
+    shutil.copy(FIXTURES / "cat.mp4", tmp_path / "cat.mp4")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LoomVideoError, match=re.escape(message)) as error:
+        read_jobs(tmp_path / name)
+    assert "secret" not in str(error.value)
+
+
 def test_wrong_settings_of_all_jobs(jobs, model_folder, capsys, monkeypatch):
     monkeypatch.setattr("loomvideo_diffusers.cli.edit.load_pipeline", None)
     assert cli.main(["edit", "--jobs", str(jobs), "--model", str(model_folder), "--window", "8"]) == 2
@@ -125,13 +234,6 @@ def test_negative_prompts_are_encoded_once(jobs, model_folder, capsys):
     assert cli.main(["edit", "--jobs", str(jobs), "--model", str(model_folder), *OPTIONS]) == 2
     hook.remove()
     assert counts["Qwen3VLTextModel"] == 3 * 2 + 1
-
-
-JOB = {"input": "cat.mp4", "prompt": "b", "output": "c.mp4"}
-
-
-def line(**changes) -> str:
-    return json.dumps({key: value for key, value in (JOB | changes).items() if value is not None}) + "\n"
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def describe(command: str, arguments: argparse.Namespace, settings: Any, given: 
     return describe_result(command, options | dict(given), settings)
 
 
-def print_report(files: Mapping[Path, str], seconds: Mapping[str, float]) -> None:
+def print_report(files: Mapping[Path | str, str], seconds: Mapping[str, float]) -> None:
     """Prints what was written, and after the first file how long each stage took."""
     times = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
     for index, (path, words) in enumerate(files.items()):

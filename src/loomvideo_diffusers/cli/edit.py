@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..descriptions import options_of
 from ..errors import LoomVideoError
+from ..fleet.addresses import to_location
 from ..loading import load_pipeline
 from ..progress import Stopwatch, message
 from .common import (
@@ -57,9 +58,9 @@ def add_parser(commands: Any) -> None:
     option("prompt", nargs="?", help="the instruction")
     option(
         "--jobs",
-        type=Path,
+        type=to_location,
         metavar="FILE",
-        help="run many edits: JSON lines with input, prompt, output, and optionally reference and seed",
+        help="run many edits: JSON lines, CSV or Parquet with input, prompt, output, and maybe reference and seed",
     )
     option("--contact-sheet", type=Path, metavar="FILE", help="image of the source above the result")
     option("--preview", type=Path, metavar="FILE", help="edit six frames only, and write such an image of them")
@@ -146,7 +147,7 @@ def plan_from(arguments: argparse.Namespace, settings: dict[str, Any], job: "Job
         model=shlex.join([arguments.model, *arguments.lora]),
         **edit_settings(settings),
     )
-    given = options_of(settings) | job.model_dump() | {"jobs": None, "seed": plan.settings.seed}
+    given = options_of(settings) | job.described() | {"jobs": None, "seed": plan.settings.seed}
     return replace(plan, comment=describe("edit", arguments, plan.settings, given))
 
 

@@ -17,14 +17,18 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ..errors import one_line
+from ..errors import LoomVideoError, one_line
 from ..footage.plan import EditPlan, Report, plan_edit
 from ..footage.resume import choose_seed
 from ..progress import message, progress_bar
+from .addresses import Address, deliver, fetch, redact
 from .jobs import Job
 
 
@@ -54,10 +58,45 @@ class JobResult:
 
 
 def plan_job(job: Job, **options: Any) -> EditPlan:
-    """Plans the edit of a job; the options are those of `plan_edit`, such as `num_inference_steps`."""
+    """Plans the edit of a job whose files are here, with options of `plan_edit`, such as `num_inference_steps`."""
     seed = options.pop("seed", None) if job.seed is None else job.seed
+    assert isinstance(job.output, Path)
     options["seed"] = choose_seed(job.output) if seed is None else seed
     return plan_edit(job.input, job.prompt, job.output, references=job.reference, **options)
+
+
+@contextmanager
+def at_hand(job: Job) -> Iterator[Job]:
+    """
+    Yields a job with its files on this machine: those at addresses are fetched, and at the end the output delivered.
+
+    Raises:
+        LoomVideoError: if a file is not there, or something is wrong with it, which is called by its address.
+        OSError: if an address cannot be reached now.
+    """
+    named = {"input": job.input, "output": job.output}
+    named |= {f"reference-{number}": reference for number, reference in enumerate(job.reference)}
+    distant = {name: address for name, address in named.items() if isinstance(address, Address)}
+    if not distant:
+        yield job
+        return
+    with TemporaryDirectory(prefix="loomvideo-") as folder:
+        # Each has a folder of its own, since they may have the same name.
+        paths = {name: Path(folder) / name / address.name for name, address in distant.items()}
+        for name, address in distant.items():
+            if name != "output":
+                fetch(address, paths[name].parent)
+        local = named | paths
+        references = [local[f"reference-{number}"] for number in range(len(job.reference))]
+        try:
+            yield job.with_files(local["input"], local["output"], references)
+        except LoomVideoError as error:
+            sentence = str(error)
+            for name, path in paths.items():
+                sentence = sentence.replace(str(path), redact(distant[name]))
+            raise LoomVideoError(sentence) from error
+        if "output" in distant:
+            deliver(paths["output"], distant["output"])
 
 
 def run_jobs(
@@ -79,21 +118,26 @@ def run_jobs(
     negative_prompts: dict[str | None, torch.Tensor | None] = {}
     for number, job in enumerate(progress_bar(jobs, desc="Jobs"), start=1):
         try:
-            planned = plan(job)
-            for note in planned.notes:
-                message(f"loomvideo: {note}")
-            words = planned.settings.negative_prompt
-            if words not in negative_prompts:
-                with torch.no_grad():
-                    negative_prompts = {words: pipe.encode_negative_prompt(words)[0]}
-            result = JobResult(job, planned.run(pipe, negative_prompts[words]))
+            with at_hand(job) as local:
+                planned = plan(local)
+                for note in planned.notes:
+                    message(f"loomvideo: {note}")
+                words = planned.settings.negative_prompt
+                if words not in negative_prompts:
+                    with torch.no_grad():
+                        negative_prompts = {words: pipe.encode_negative_prompt(words)[0]}
+                report = planned.run(pipe, negative_prompts[words])
+            # What was delivered is called by its address.
+            shown = redact(job.output) if isinstance(job.output, Address) else job.output
+            files = {shown if path == local.output else path: words for path, words in report.files.items()}
+            result = JobResult(job, replace(report, files=files))
         except Exception as error:
             result = JobResult(job, error=error)
             said = one_line(error)
             if said is None:
                 traceback.print_exc(file=sys.stderr)
                 said = f"{type(error).__name__}, which is a mistake in the code: see the traceback above."
-            message(f"loomvideo: job {number} of {len(jobs)}, {job.output}: {said}")
+            message(f"loomvideo: job {number} of {len(jobs)}, {redact(job.output)}: {said}")
         yield result
 
 

@@ -16,7 +16,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -48,11 +48,11 @@ class Report:
     What a run wrote.
 
     Attributes:
-        files: each file, with a few words on what it holds.
+        files: each file, or the address of one that was sent elsewhere, with a few words on what it holds.
         seconds: how long each stage took.
     """
 
-    files: dict[Path, str]
+    files: Mapping[Path | str, str]
     seconds: dict[str, float] = field(default_factory=dict)
 
 

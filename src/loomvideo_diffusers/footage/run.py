@@ -63,7 +63,7 @@ def run_edit(
         sheet = _edit_clip(pipe, plan, negative_prompt_embeds, callback_on_step_end)
     footage = plan.source
     assert isinstance(plan.output, OutputPlan)
-    files = {
+    files: dict[Path | str, str] = {
         plan.output.path: f"{len(footage.times)} frames at {float(footage.rate):.4g} a second, "
         f"{footage.width} x {footage.height}, seed {plan.settings.seed}"
     }
@@ -126,7 +126,7 @@ def _edit_image(
     with stopwatch.stage("write"):
         write_image(plan.output, frames[0], plan.comment)
     height, width = frames.shape[1:3]
-    files = {plan.output: f"1 image, {width} x {height}, seed {settings.seed}"}
+    files: dict[Path | str, str] = {plan.output: f"1 image, {width} x {height}, seed {settings.seed}"}
     if plan.contact_sheet is not None:
         write_image(plan.contact_sheet, contact_sheet([[plan.source], frames]))
         files[plan.contact_sheet] = "the source above the result"
