@@ -60,7 +60,7 @@ class JobResult:
 def plan_job(job: Job, **options: Any) -> EditPlan:
     """Plans the edit of a job whose files are here, with options of `plan_edit`, such as `num_inference_steps`."""
     seed = options.pop("seed", None) if job.seed is None else job.seed
-    assert isinstance(job.output, Path)
+    assert not isinstance(job.output, Address)
     options["seed"] = choose_seed(job.output) if seed is None else seed
     return plan_edit(job.input, job.prompt, job.output, references=job.reference, **options)
 
