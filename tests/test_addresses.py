@@ -63,6 +63,7 @@ def test_secrets_are_not_shown(text, shown):
 def test_names():
     assert Address("https://a.example/my%20clip.mp4?x=/y.png").name == "my clip.mp4"
     assert Address("s3://bucket/a/b.MP4").suffix == ".MP4"
+    assert Address("s3://bucket/a/50%20off_%04d.png?versionId=1").name == "50%20off_%04d.png"
 
 
 def test_a_file_there_and_back(tmp_path):

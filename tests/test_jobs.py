@@ -210,6 +210,8 @@ def test_jobs_in_other_files(suffix, jobs, tmp_path):
         ("jobs.parquet", b"PAR1", "jobs.parquet cannot be read as Parquet"),
         ("jobs.jsonl", line(stated={}, _stated={}).encode(), "jobs.jsonl:1: stated: Extra inputs are not permitted."),
         ("jobs.jsonl", line(output="nothing://a/b.txt?secret").encode(), "nothing://a/b.txt must end in"),
+        ("jobs.jsonl", line(output="s3://a/f_%04d.png").encode(), "s3://a/f_%04d.png is an image sequence: keep it"),
+        ("jobs.jsonl", line(input="s3://a/f_%04d.png").encode(), "s3://a/f_%04d.png is an image sequence: keep it"),
         ("jobs.jsonl", (2 * line(output="s3://a/b.mp4")).encode(), "jobs.jsonl:1 writes s3://a/b.mp4 too"),
     ],
 )

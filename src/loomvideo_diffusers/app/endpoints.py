@@ -19,8 +19,8 @@ from typing import Any
 import gradio as gr
 from gradio.context import LocalContext
 
-from .answers import in_one_sentence, path_of, paths_of, visit_of
 from .options import OPTIONS, read_options
+from .requests import in_one_sentence, path_of, paths_of, visit_of
 from .runs import Run, State
 from .studio import Studio
 

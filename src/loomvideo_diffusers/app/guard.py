@@ -182,12 +182,15 @@ class Guard:
         self, visit: Visit, path: str, headers: dict[bytes, bytes], receive: Receive
     ) -> tuple[Any, Receive]:
         """Reads a request, and refuses it if it names what is not the visit's. Returns it, and what reads it again."""
+        too_large = Answered(413, "That is more than a request to this page may hold.")
+        if int(headers.get(b"content-length", b"0")) > MOST_BYTES:
+            raise too_large
         body, content = b"", None
         while True:
             message = await receive()
             body += message.get("body", b"")
-            if len(body) > MOST_BYTES or int(headers.get(b"content-length", b"0") or 0) > MOST_BYTES:
-                raise Answered(413, "That is more than a request to this page may hold.")
+            if len(body) > MOST_BYTES:
+                raise too_large
             if not message.get("more_body"):
                 break
         if not path.startswith("/login"):
@@ -239,10 +242,6 @@ def _files_in(content: Any) -> Iterator[dict[str, Any]]:
             waiting += value.values()
         elif isinstance(value, list):
             waiting += value
-
-
-def visit_secret(cookies: MutableMapping[str, str]) -> str | None:
-    return cookies.get(COOKIE)
 
 
 def _cookie_of(headers: dict[bytes, bytes]) -> str | None:

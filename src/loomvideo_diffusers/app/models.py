@@ -13,16 +13,13 @@
 # limitations under the License.
 """The models and LoRAs that the page offers, of which one model is loaded at a time."""
 
-import copy
 import threading
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from ..errors import LoomVideoError
 from ..loading import check_loras, find_model, load_pipeline
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
-from ..progress import progress_bar
 
 
 class Models:
@@ -73,7 +70,7 @@ class Models:
 
 
 def edit_pipeline_of(pipe: LoomVideoPipeline) -> LoomVideoEditPipeline:
-    """The editing pipeline of the same weights."""
-    edit = LoomVideoEditPipeline.from_pipe(pipe, scheduler=copy.deepcopy(pipe.scheduler))
-    edit.progress_bar = partial(progress_bar, desc="Denoising")
+    """The editing pipeline of the same weights and with the same progress bars."""
+    edit = LoomVideoEditPipeline.from_pipe(pipe)
+    edit.progress_bar = pipe.progress_bar
     return edit

@@ -25,9 +25,9 @@ import gradio as gr
 from ..defaults import read_default_options
 from ..loading import find_model
 from ..media.images import READ_SUFFIXES
-from .answers import in_one_sentence, path_of, paths_of, visit_of
 from .endpoints import add_endpoints
 from .options import read_options
+from .requests import in_one_sentence, path_of, paths_of, visit_of
 from .runs import Run, State
 from .studio import Studio
 from .visits import Visit

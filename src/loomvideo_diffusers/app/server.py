@@ -52,7 +52,6 @@ def serve(
     share: bool = False,
     auth: Path | None = None,
     limits: Limits | None = None,
-    lifetime: float = 3600,
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda work: work,
 ) -> Iterator[str]:
     """
@@ -65,7 +64,6 @@ def serve(
         share: whether to make the page reachable by an address of Gradio's.
         auth: a file with a line `NAME:PASSWORD` for each who may come in; by default everybody may.
         limits: of each visitor.
-        lifetime: seconds after which the files of a visitor go who asks for nothing.
         wrap: what the work of each run is wrapped in, such as what lends it a GPU.
 
     Raises:
@@ -77,7 +75,7 @@ def serve(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="loomvideo-", ignore_cleanup_errors=True))
         root = Path(folder).resolve()
         stack.enter_context(_environment(TEMP_DIR, str(root)))
-        studio = Studio(models, root, limits, lifetime, wrap)
+        studio = Studio(models, root, limits, wrap)
         stack.callback(studio.close)
         blocks = Page(studio).blocks
         stack.callback(blocks.close, verbose=False)
@@ -186,5 +184,5 @@ def read_passwords(file: Path) -> list[tuple[str, str]]:
 
 
 def _remove_old(visits: Visits, ended: threading.Event) -> None:
-    while not ended.wait(min(SECONDS_BETWEEN_REMOVALS, visits.lifetime)):
+    while not ended.wait(SECONDS_BETWEEN_REMOVALS):
         visits.remove_old()

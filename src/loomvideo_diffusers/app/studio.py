@@ -65,7 +65,6 @@ class Studio:
         models: what is offered.
         root: a folder for the files of visits.
         limits: of each visit.
-        lifetime: seconds after which the files of a visit go that asks for nothing.
         wrap: what the work of each run is wrapped in, such as what lends it a GPU.
     """
 
@@ -74,12 +73,11 @@ class Studio:
         models: Models,
         root: Path,
         limits: Limits,
-        lifetime: float = 3600,
         wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda work: work,
     ):
         self.models = models
         self.limits = limits
-        self.visits = Visits(root, lifetime)
+        self.visits = Visits(root)
         self._work = wrap(self._work_on)
         self.runs = Runs(self._run)
 

@@ -41,8 +41,9 @@ class Address(str):
 
     @property
     def name(self) -> str:
-        """The file's name."""
-        return unquote(urlsplit(self).path.rsplit("/", 1)[-1])
+        """The file's name, which is quoted in addresses of the web alone."""
+        name = self.partition("?")[0].rsplit("/", 1)[-1]
+        return unquote(urlsplit(name).path) if self.startswith(("http://", "https://")) else name
 
     @property
     def suffix(self) -> str:

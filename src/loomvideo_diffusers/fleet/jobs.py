@@ -27,7 +27,7 @@ from ..footage.plan import identity
 from ..media import IMAGE_SUFFIXES, check_output_path, is_image
 from ..media.encoding import FOOTAGE_SUFFIXES, check_footage_path
 from ..media.records import read_json_records
-from ..media.sequences import is_sequence, sequence_files
+from ..media.sequences import has_frame_number, is_sequence, sequence_files
 from ..pipelines.loomvideo_mllm import check_prompt
 from .addresses import Address, fetch, redact, to_location
 
@@ -207,6 +207,9 @@ def _identity(location: Path | Address) -> tuple[int, int] | str:
 
 def _check_files(job: Job) -> None:
     """Raises a LoomVideoError if a file of a job is not there, or its output cannot be written."""
+    for file in (job.input, job.output, *job.reference):
+        if isinstance(file, Address) and has_frame_number(file.name):
+            raise LoomVideoError(f"{redact(file)} is an image sequence: keep it on a disk of this machine.")
     for file in (job.input, *job.reference):
         if isinstance(file, Address):
             continue
