@@ -147,7 +147,7 @@ def test_encodings(encoding, mark, line_end, tmp_path):
 def test_bad_files(data, message, tmp_path):
     (tmp_path / "file.jsonl").write_bytes(data)
     with pytest.raises(LoomVideoError, match=message) as error:
-        read_json_records(tmp_path / "file.jsonl")
+        list(read_json_records(tmp_path / "file.jsonl"))
     assert len(str(error.value)) < 200 + len(str(tmp_path))
 
 
@@ -156,7 +156,7 @@ def test_the_longest_number(tmp_path):
     assert [value for _, value in read_json_records(tmp_path / "file.json")] == [10**1000 - 1] * 2
     (tmp_path / "file.json").write_text("9" * 1001)
     with pytest.raises(LoomVideoError, match="1001 digits"):
-        read_json_records(tmp_path / "file.json")
+        list(read_json_records(tmp_path / "file.json"))
 
 
 def test_one_value_or_many(tmp_path):
@@ -169,9 +169,9 @@ def test_one_value_or_many(tmp_path):
         ("f.json", "", []),
     ):
         (tmp_path / name).write_text(text)
-        assert read_json_records(tmp_path / name) == [(str(tmp_path / place), {"a": 1}) for place in places]
+        assert list(read_json_records(tmp_path / name)) == [(str(tmp_path / place), {"a": 1}) for place in places]
     with pytest.raises(LoomVideoError, match=r"none\.jsonl cannot be read: name a JSON or JSONL file"):
-        read_json_records(tmp_path / "none.jsonl")
+        list(read_json_records(tmp_path / "none.jsonl"))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", pytest.param("utf-8", marks=pytest.mark.slow)])
@@ -233,7 +233,7 @@ def test_an_error_is_the_last_line(model_folder, tmp_path):
     assert status == 2
     wrote_a, failed, wrote_c, bar, error = messages("\n".join(screen))
     assert wrote_a.startswith("Wrote a.mp4: 33 frames")
-    assert failed.startswith("loomvideo: job 2 of 3, b.mp4: cut.mp4 ")
+    assert failed.startswith("loomvideo: b.mp4 was not made: cut.mp4 ")
     assert wrote_c.startswith("Wrote c.mp4: 33 frames")
     assert bar.startswith("Jobs: 100%")
     assert error == "loomvideo: error: 1 of 3 jobs failed: the others are done."

@@ -51,6 +51,12 @@ def rate(text: str) -> float:
     return number
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) < 10**6:
+        raise argparse.ArgumentTypeError(f"it must be a whole number from 1, but is {text}")
+    return int(text)
+
+
 def gigabytes(text: str) -> float:
     number = finite(text)
     if number <= 0:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..descriptions import options_of
 from ..errors import LoomVideoError
-from ..fleet.addresses import to_location
 from ..loading import load_pipeline
 from ..progress import Stopwatch, message
 from .common import (
@@ -36,11 +35,12 @@ from .common import (
     settings_of,
     silence_libraries,
 )
+from .jobs import add_job_options, check_no_job_options, given_by, run_job_file
 
 
 if TYPE_CHECKING:
     from ..fleet.jobs import Job
-    from ..footage import EditPlan
+    from ..fleet.work import Files
 
 # Options that a job file replaces
 RESULTS = ("output", "contact_sheet", "preview", "compare")
@@ -56,12 +56,6 @@ def add_parser(commands: Any) -> None:
     option = command.add_argument
     option("input", type=Path, nargs="?", help="a video, an image, or frames_%%04d.png")
     option("prompt", nargs="?", help="the instruction")
-    option(
-        "--jobs",
-        type=to_location,
-        metavar="FILE",
-        help="run many edits: JSON lines, CSV or Parquet with input, prompt, output, and maybe reference and seed",
-    )
     option("--contact-sheet", type=Path, metavar="FILE", help="image of the source above the result")
     option("--preview", type=Path, metavar="FILE", help="edit six frames only, and write such an image of them")
     option("--compare", type=Path, metavar="FILE", help="video of the source beside the result")
@@ -74,26 +68,28 @@ def add_parser(commands: Any) -> None:
     option("--audio", choices=["copy", "encode", "none"], help="the clip's sound (default: copy where possible)")
     option("--rate", type=rate, metavar="N", help="frames a second of an image sequence (default: 24)")
     option("--keep-unchanged", action="store_true", help="keep the source's own pixels where the edit changed nothing")
+    add_job_options(command, "input, prompt, output, and maybe reference and seed")
     command.set_defaults(function=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     if arguments.jobs is not None:
-        return run_job_file(arguments)
+        return run_jobs(arguments)
     result = "preview" if arguments.preview is not None else "output"
     missing = [name for name in ("input", "prompt", result) if getattr(arguments, name) is None]
     if missing:
         raise LoomVideoError(f"the following arguments are required: {', '.join(missing)}")
+    check_no_job_options(arguments)
     from .. import LoomVideoEditPipeline
-    from ..fleet.jobs import Job
+    from ..footage import plan_edit
+    from ..footage.resume import choose_seed
 
-    settings, stopwatch = settings_of(arguments), Stopwatch()
-    job = Job.model_construct(
-        input=arguments.input, prompt=arguments.prompt, output=arguments.output, reference=arguments.reference
-    )
+    settings, stopwatch = {"seed": choose_seed(arguments.output)} | settings_of(arguments), Stopwatch()
     with stopwatch.stage("read"):
-        plan = plan_from(arguments, settings, job)
+        options = plan_options(arguments, settings) | {"references": arguments.reference}
+        plan = plan_edit(arguments.input, arguments.prompt, arguments.output, **options)
+        plan = replace(plan, comment=describe("edit", arguments, plan.settings, options_of(settings)))
     for note in plan.notes:
         message(f"loomvideo: {note}")
     silence_libraries()
@@ -104,51 +100,41 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_job_file(arguments: argparse.Namespace) -> int:
-    """Runs the jobs of a file. Returns the exit status: 2 if one failed, 1 if by a mistake in the code."""
+def run_jobs(arguments: argparse.Namespace) -> int:
+    """Runs the jobs of a file. Returns the exit status."""
     if any(getattr(arguments, name) is not None for name in ("input", *RESULTS)):
         raise LoomVideoError("with --jobs, inputs, prompts and outputs are in the file: leave them out here.")
     from .. import LoomVideoEditPipeline
-    from ..fleet.jobs import read_jobs
-    from ..fleet.run import run_jobs, share_of_process, wait_for_other_processes
+    from ..fleet.jobs import EditJob
     from ..footage import EditSettings
 
     settings = settings_of(arguments)
-    all_jobs = read_jobs(arguments.jobs)
     # Refuses wrong settings before the model is loaded
-    EditSettings(all_jobs[0].prompt, **edit_settings(settings))
-    jobs = share_of_process(all_jobs)
-    silence_libraries()
-    pipe = load_pipeline(LoomVideoEditPipeline, **loading_options(arguments))
-    failed = []
-    for result in run_jobs(jobs, pipe, partial(plan_from, arguments, settings)):
-        if result.report is None:
-            failed.append(result)
-        else:
-            print_report(result.report.files, result.report.seconds)
-    wait_for_other_processes()
-    if failed:
-        message(f"loomvideo: error: {len(failed)} of {len(jobs)} jobs failed: the others are done.")
-    return 1 if any(result.is_mistake for result in failed) else 2 if failed else 0
+    EditSettings("a prompt", **edit_settings(settings))
+    return run_job_file(arguments, EditJob, LoomVideoEditPipeline, partial(plan_from, arguments, settings))
 
 
-def plan_from(arguments: argparse.Namespace, settings: dict[str, Any], job: "Job") -> "EditPlan":
-    """Plans an edit, which says by which command it is made."""
-    from ..fleet.run import plan_job
+def plan_from(arguments: argparse.Namespace, settings: dict[str, Any], job: "Job", files: "Files") -> Any:
+    """Plans a job, which says by which command it is made."""
+    from ..fleet.work import plan_job
 
-    plan = plan_job(
-        job,
-        compare=arguments.compare,
-        contact_sheet=arguments.contact_sheet,
-        preview=arguments.preview,
-        num_frames=arguments.frames,
-        rate=arguments.rate,
-        audio=arguments.audio,
-        model=shlex.join([arguments.model, *arguments.lora]),
-        **edit_settings(settings),
-    )
-    given = options_of(settings) | job.described() | {"jobs": None, "seed": plan.settings.seed}
+    plan = plan_job(job, files, **plan_options(arguments, settings))
+    given = options_of(settings) | {"seed": plan.settings.seed} | given_by(job)
     return replace(plan, comment=describe("edit", arguments, plan.settings, given))
+
+
+def plan_options(arguments: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `plan_edit`."""
+    return {
+        "compare": arguments.compare,
+        "contact_sheet": arguments.contact_sheet,
+        "preview": arguments.preview,
+        "num_frames": arguments.frames,
+        "rate": arguments.rate,
+        "audio": arguments.audio,
+        "model": shlex.join([arguments.model, *arguments.lora]),
+        **edit_settings(settings),
+    }
 
 
 def edit_settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@
 
 import argparse
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ..descriptions import options_of
 from ..errors import LoomVideoError
@@ -30,6 +31,12 @@ from .common import (
     settings_of,
     silence_libraries,
 )
+from .jobs import add_job_options, check_no_job_options, given_by, run_job_file
+
+
+if TYPE_CHECKING:
+    from ..fleet.jobs import Job, Location
+    from ..fleet.work import Files
 
 
 def add_parser(commands: Any) -> None:
@@ -37,25 +44,27 @@ def add_parser(commands: Any) -> None:
     add_sampling_options(
         command, "mp4 or gif for a video; png, jpg or webp for an image", "length at 24 frames a second, 4k + 1"
     )
-    command.add_argument("prompt", help="what to show")
+    command.add_argument("prompt", nargs="?", help="what to show")
+    add_job_options(command, "prompt, output, and maybe reference and seed")
     command.set_defaults(function=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    if arguments.output is None:
-        raise LoomVideoError("the following arguments are required: -o/--output")
+def run(arguments: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    if arguments.jobs is not None:
+        return run_jobs(arguments)
+    missing = [name for name in ("prompt", "output") if getattr(arguments, name) is None]
+    if missing:
+        raise LoomVideoError(f"the following arguments are required: {', '.join(missing)}")
+    check_no_job_options(arguments)
     from .. import LoomVideoPipeline
     from ..footage import plan_generation
     from ..footage.resume import choose_seed
-    from ..media.images import IMAGE_SUFFIXES
 
-    settings = {"seed": choose_seed(None)} | settings_of(arguments)
-    is_image = arguments.output.suffix.lower() in IMAGE_SUFFIXES
-    default = 1 if is_image else settings.get("num_frames")
-    settings["num_frames"] = default if arguments.frames is None else arguments.frames
-    stopwatch = Stopwatch()
+    settings, stopwatch = {"seed": choose_seed(None)} | settings_of(arguments), Stopwatch()
     with stopwatch.stage("read"):
-        plan = plan_generation(arguments.prompt, arguments.output, references=arguments.reference, **settings)
+        options = plan_options(arguments, settings, arguments.output) | {"references": arguments.reference}
+        plan = plan_generation(arguments.prompt, arguments.output, **options)
         given = options_of(settings) | {"frames": plan.settings.num_frames}
         plan = replace(plan, comment=describe("generate", arguments, plan.settings, given))
     silence_libraries()
@@ -63,3 +72,37 @@ def run(arguments: argparse.Namespace) -> None:
         pipe = load_pipeline(LoomVideoPipeline, **loading_options(arguments))
     report = plan.run(pipe)
     print_report(report.files, stopwatch.seconds | report.seconds)
+    return 0
+
+
+def run_jobs(arguments: argparse.Namespace) -> int:
+    """Runs the jobs of a file. Returns the exit status."""
+    if arguments.prompt is not None or arguments.output is not None:
+        raise LoomVideoError("with --jobs, prompts and outputs are in the file: leave them out here.")
+    from .. import LoomVideoPipeline
+    from ..fleet.jobs import GenerationJob
+    from ..footage import GenerationSettings
+
+    settings = settings_of(arguments)
+    # Refuses wrong settings before the model is loaded
+    GenerationSettings("a prompt", **settings)
+    return run_job_file(arguments, GenerationJob, LoomVideoPipeline, partial(plan_from, arguments, settings))
+
+
+def plan_from(arguments: argparse.Namespace, settings: dict[str, Any], job: "Job", files: "Files") -> Any:
+    """Plans a job, which says by which command it is made."""
+    from ..fleet.work import plan_job
+    from ..footage import GenerationPlan
+
+    plan = plan_job(job, files, **plan_options(arguments, settings, job.output))
+    assert isinstance(plan, GenerationPlan)
+    given = options_of(settings) | {"frames": plan.settings.num_frames, "seed": plan.settings.seed} | given_by(job)
+    return replace(plan, comment=describe("generate", arguments, plan.settings, given))
+
+
+def plan_options(arguments: argparse.Namespace, settings: dict[str, Any], output: "Location") -> dict[str, Any]:
+    """Arguments of `plan_generation`."""
+    from ..media import IMAGE_SUFFIXES
+
+    default = 1 if output.suffix.lower() in IMAGE_SUFFIXES else settings.get("num_frames")
+    return settings | {"num_frames": default if arguments.frames is None else arguments.frames}

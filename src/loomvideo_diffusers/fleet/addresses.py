@@ -13,17 +13,21 @@
 # limitations under the License.
 """Files elsewhere, at addresses such as `s3://bucket/clip.mp4`, which fsspec reads and writes."""
 
+import random
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from ..errors import LoomVideoError
 from ..media import write_whole
+from ..media.files import DiskFullError
+from ..progress import progress_bar
 
 
 # Two letters at least: one is a drive of Windows.
@@ -35,9 +39,16 @@ IN_A_TEXT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+://)(?:[^\s/?#'\"]*@)?([^\s?#'\
 # Where a file appears when all of it has arrived, and not before. Elsewhere it is sent under another name first.
 WHOLE_OR_NOT = {"s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "memory"}
 
+# In seconds, before something is tried again
+PAUSES = (0.5, 2, 8)
+
+Result = TypeVar("Result")
+
 
 class Address(str):
     """The address of a file that is on no disk of this machine, with all that it takes to reach it."""
+
+    __slots__ = ()
 
     @property
     def name(self) -> str:
@@ -73,12 +84,15 @@ def fetch(address: Address, folder: Path) -> Path:
         OSError: if it cannot be read for a reason that may pass.
     """
     path = folder / (address.name or "file")
-    with _reaching(address, "read") as (system, remote):
-        write_whole(path, lambda file: system.get_file(remote, file))
+
+    def get(system: Any, remote: str) -> None:
         size = system.info(remote).get("size")
+        write_whole(path, lambda file: system.get_file(remote, file))
         if size is not None and path.stat().st_size != size:
             path.unlink()
             raise OSError(f"only a part of it came, {path.name} of {size} bytes")
+
+    _reach(address, "read", get)
     return path
 
 
@@ -90,7 +104,8 @@ def deliver(path: Path, address: Address) -> None:
         LoomVideoError: if it may not be written, or what writes such addresses is not installed.
         OSError: if it cannot be written for a reason that may pass.
     """
-    with _reaching(address, "written") as (system, remote):
+
+    def put(system: Any, remote: str) -> None:
         protocols = {system.protocol} if isinstance(system.protocol, str) else set(system.protocol)
         if protocols & WHOLE_OR_NOT:
             system.put_file(str(path), remote)
@@ -105,22 +120,72 @@ def deliver(path: Path, address: Address) -> None:
             if system.exists(unfinished):
                 system.rm_file(unfinished)
 
+    _reach(address, "written", put)
 
-@contextmanager
-def _reaching(address: Address, done: str) -> Iterator[tuple[Any, str]]:
-    """Yields the file system of an address, and its path there; errors name the address without its secrets."""
+
+def size_of(address: Address) -> int:
+    """
+    The size of a file in bytes; 0 if its server does not tell.
+
+    Raises:
+        LoomVideoError, OSError: as `fetch` does.
+    """
+    return _reach(address, "read", lambda system, remote: system.info(remote).get("size")) or 0
+
+
+def list_sizes(addresses: Iterable[Address]) -> dict[Address, int]:
+    """
+    The sizes of those files that are there, in bytes, from the listings of their folders: one for many files.
+
+    Where there are no listings, as on the web, no file is found, nor is one in a folder that cannot be listed now.
+    """
+    folders: dict[str, list[Address]] = {}
+    for address in addresses:
+        if not address.startswith(("http://", "https://")):
+            folders.setdefault(address.partition("?")[0].rpartition("/")[0], []).append(address)
+    sizes = {}
+    for folder, members in progress_bar(folders.items(), desc="Listing folders", leave=False):
+        listed: dict[str, int] = {}
+        with suppress(LoomVideoError, OSError):
+            listed = _reach(Address(folder), "read", _list_folder)
+        for address in members:
+            if (size := listed.get(address.partition("?")[0].rpartition("/")[2])) is not None:
+                sizes[address] = size
+    return sizes
+
+
+def _list_folder(system: Any, remote: str) -> dict[str, int]:
+    entries = system.ls(remote, detail=True, refresh=True)
+    return {entry["name"].rpartition("/")[2]: entry["size"] or 0 for entry in entries if entry["type"] == "file"}
+
+
+def _reach(address: Address, done: str, operation: Callable[[Any, str], Result]) -> Result:
+    """
+    Calls an operation with the file system of an address, and its path there; errors name it without its secrets.
+
+    What fails for a reason that may pass is tried again, after longer and longer pauses.
+    """
     from fsspec.core import url_to_fs
 
     shown = redact(address)
-    try:
-        yield url_to_fs(str(address))
-    except ImportError as error:
-        raise LoomVideoError(f"{shown} needs a package that is not installed: {redact(error)}") from error
-    except FileNotFoundError as error:
-        raise LoomVideoError(f"{shown} is not there.") from error
-    except (PermissionError, NotImplementedError) as error:
-        raise LoomVideoError(f"{shown} may not be {done} ({redact(error)}): see who may.") from error
-    except ValueError as error:
-        raise LoomVideoError(f"{shown} cannot be {done} ({redact(error)}): see its address.") from error
-    except Exception as error:  # Each kind of file system has errors of its own.
-        raise OSError(f"{shown} cannot be {done} ({type(error).__name__}: {redact(error)})") from error
+    for pause in (*PAUSES, None):
+        try:
+            return operation(*url_to_fs(str(address)))
+        except ImportError as error:
+            raise LoomVideoError(f"{shown} needs a package that is not installed: {redact(error)}") from error
+        except FileNotFoundError as error:
+            raise LoomVideoError(f"{shown} is not there.") from error
+        except (PermissionError, NotImplementedError) as error:
+            raise LoomVideoError(f"{shown} may not be {done} ({redact(error)}): see who may.") from error
+        except ValueError as error:
+            raise LoomVideoError(f"{shown} cannot be {done} ({redact(error)}): see its address.") from error
+        except DiskFullError:
+            raise
+        except Exception as error:  # Each kind of file system has errors of its own.
+            kind = type(error).__name__
+            if "Credential" in kind:
+                raise LoomVideoError(f"{shown} may not be {done} ({redact(error)}): see who may.") from error
+            if pause is None:
+                raise OSError(f"{shown} cannot be {done} ({kind}: {redact(error)})") from error
+        time.sleep(pause * random.uniform(0.5, 1.5))
+    raise AssertionError

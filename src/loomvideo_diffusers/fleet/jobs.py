@@ -11,20 +11,23 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""A list of edits in a file: each line is a job."""
+"""A list of edits or generations in a file: each line is a job."""
 
 import csv
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, PrivateAttr, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from ..errors import LoomVideoError
-from ..footage.plan import identity
-from ..media import IMAGE_SUFFIXES, check_output_path, is_image
+from ..footage.generation import GenerationPlan, plan_generation
+from ..footage.plan import EditPlan, identity, plan_edit
+from ..media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, check_output_path, is_image
 from ..media.encoding import FOOTAGE_SUFFIXES, check_footage_path
 from ..media.records import read_json_records
 from ..media.sequences import has_frame_number, is_sequence, sequence_files
@@ -32,7 +35,7 @@ from ..pipelines.loomvideo_mllm import check_prompt
 from .addresses import Address, fetch, redact, to_location
 
 
-EXAMPLE = '{"input": "a.mp4", "prompt": "make it night", "output": "b.mp4"}'
+Location = Path | Address
 
 
 def _check_words(words: str) -> str:
@@ -40,7 +43,7 @@ def _check_words(words: str) -> str:
     return words
 
 
-def _to_location(value: object) -> Path | Address:
+def _to_location(value: object) -> Location:
     if not isinstance(value, (str, Path)):
         raise LoomVideoError("Input should be a valid string")
     location = to_location(value) if isinstance(value, str) else value
@@ -49,40 +52,130 @@ def _to_location(value: object) -> Path | Address:
     return location
 
 
-Location = Annotated[Path | Address, PlainValidator(_to_location)]
+Words = Annotated[str, AfterValidator(_check_words)]
+FileLocation = Annotated[Location, PlainValidator(_to_location)]
+CONFIG = ConfigDict(extra="forbid")
 
 
-class Job(BaseModel):
+# Lists may be long: with slots, a job takes half a kilobyte.
+@dataclass(config=CONFIG, slots=True, kw_only=True)
+class Job:
     """
-    An edit.
+    What jobs of both kinds say.
 
     Attributes:
-        input: the video or image: a path, relative to the folder of the job file, or an address that fsspec reads.
-        prompt: the instruction.
-        output: the file to write, a path or an address.
+        prompt: what to show, or the instruction.
+        output: the file to write: a path, relative to the folder of the job file, or an address that fsspec writes.
         reference: images that the prompt calls `@Image 1`, `@Image 2`, ...
-        seed: seed of the noise; by default that of the command, or else a random one.
+        seed: seed of the noise; by default that of the command, or else one of the job's own, always the same.
+        sha256: hash of the output, in hexadecimal digits: if it is there with this hash, the job is done.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    example: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
 
-    input: Location
-    prompt: Annotated[str, AfterValidator(_check_words)]
-    output: Location
-    reference: list[Location] = []
+    prompt: Words
+    output: FileLocation
+    reference: list[FileLocation] = Field(default_factory=list)
     seed: int | None = Field(default=None, ge=0, lt=2**63, strict=True)
-    _stated: "Job | None" = PrivateAttr(None)
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
-    def with_files(self, input: Location, output: Location, reference: list[Location]) -> "Job":
-        """The same job with files on this machine in the place of those that were stated."""
-        job = self.model_copy(update={"input": input, "output": output, "reference": reference})
-        job._stated = self
-        return job
+    @property
+    def inputs(self) -> list[Location]:
+        """The files that it reads."""
+        return self.reference
 
     def described(self) -> dict[str, Any]:
         """What the command that makes the result again is given: files by where they are, without secrets."""
-        values = (self._stated or self).model_dump()
-        return {name: _shown(value) for name, value in values.items()}
+        names = [name for name in self.__dataclass_fields__ if name != "sha256"]
+        return {name: _shown(getattr(self, name)) for name in names}
+
+    def choose_seed(self, default: int | None) -> int:
+        """Its seed, or the default, or a number that looks random and follows from where it writes what."""
+        if self.seed is not None:
+            return self.seed
+        if default is not None:
+            return default
+        return int(hashlib.sha256(f"{redact(self.output)}\n{self.prompt}".encode()).hexdigest()[:8], 16)
+
+    def check_files(self) -> None:
+        """Raises a LoomVideoError if a file is not there, or the output cannot be written."""
+        for file in (self.output, *self.inputs):
+            if isinstance(file, Address) and has_frame_number(file.name):
+                raise LoomVideoError(f"{redact(file)} is an image sequence: keep it on a disk of this machine.")
+        for file in self.inputs:
+            if isinstance(file, Path) and not is_sequence(file) and not file.is_file():
+                raise LoomVideoError(f"{file} is not there.")
+        if isinstance(self.output, Address) and self.output.suffix.lower() not in self.suffixes:
+            raise LoomVideoError(f"{redact(self.output)} must end in {' or '.join(self.suffixes)}.")
+
+    def plan(self, files: Mapping[Location, Path], **options: Any) -> EditPlan | GenerationPlan:
+        """
+        Plans it.
+
+        Args:
+            files: where those of its files that are at addresses are on this machine.
+            **options: of `plan_edit` or `plan_generation`.
+        """
+        raise NotImplementedError
+
+
+@dataclass(config=CONFIG, slots=True, kw_only=True)
+class EditJob(Job):
+    """
+    An edit: see `Job`.
+
+    Attributes:
+        input: the video or image: a path, or an address that fsspec reads.
+    """
+
+    example: ClassVar[str] = '{"input": "a.mp4", "prompt": "make it night", "output": "b.mp4"}'
+    suffixes: ClassVar[tuple[str, ...]] = (*FOOTAGE_SUFFIXES, *IMAGE_SUFFIXES)
+
+    input: FileLocation
+
+    @property
+    def inputs(self) -> list[Location]:
+        return [self.input, *self.reference]
+
+    def check_files(self) -> None:
+        Job.check_files(self)
+        if isinstance(self.input, Path) and is_sequence(self.input):
+            sequence_files(self.input)
+        if isinstance(self.input, Address):
+            # What it is, a clip or an image, is seen when it is fetched.
+            if isinstance(self.output, Path):
+                check_output_path(self.output, self.suffixes)
+        elif isinstance(self.output, Path):
+            if not is_sequence(self.input) and is_image(self.input):
+                check_output_path(self.output, IMAGE_SUFFIXES, f"{self.input} is an image: ")
+            else:
+                check_footage_path(self.output, f"{self.input} is no image: ")
+
+    def plan(self, files: Mapping[Location, Path], **options: Any) -> EditPlan:
+        references = [files.get(reference, reference) for reference in self.reference]
+        source, output = files.get(self.input, self.input), files.get(self.output, self.output)
+        return plan_edit(source, self.prompt, output, references=references, **options)
+
+
+@dataclass(config=CONFIG, slots=True, kw_only=True)
+class GenerationJob(Job):
+    """A generation: see `Job`."""
+
+    example: ClassVar[str] = '{"prompt": "a cat in the snow", "output": "cat.mp4"}'
+    suffixes: ClassVar[tuple[str, ...]] = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+
+    def check_files(self) -> None:
+        Job.check_files(self)
+        if isinstance(self.output, Path):
+            check_output_path(self.output, self.suffixes)
+
+    def plan(self, files: Mapping[Location, Path], **options: Any) -> GenerationPlan:
+        references = [files.get(reference, reference) for reference in self.reference]
+        return plan_generation(self.prompt, files.get(self.output, self.output), references=references, **options)
+
+
+JobKind = TypeVar("JobKind", bound=Job)
 
 
 def _shown(value: Any) -> Any:
@@ -91,30 +184,33 @@ def _shown(value: Any) -> Any:
     return redact(value) if isinstance(value, Address) else value
 
 
-def read_jobs(path: Path | Address) -> list[Job]:
+def read_jobs(path: Location, kind: type[JobKind] = EditJob) -> list[JobKind]:  # type: ignore[assignment]
     """
     Reads a file with a job on each line, a `.json` with a list of them, a `.csv` or a `.parquet`.
 
     In a `.csv`, the first line names the columns, and several references are a JSON list.
+
+    Args:
+        path: the file.
+        kind: `EditJob` or `GenerationJob`.
 
     Raises:
         LoomVideoError: naming the line, if one is not a job, reads a file that does not exist, writes one that cannot
             be written, or writes one that another job reads or writes. Files at addresses are looked for later.
         OSError: if the file is at an address and cannot be read now.
     """
-    jobs, written, read = [], {}, {}
+    jobs: list[JobKind] = []
+    written: dict[Any, str] = {}
+    read: dict[Any, str] = {}
+    adapter = TypeAdapter(kind)
     for where, record in _read_records(path):
         try:
-            job = Job.model_validate(record)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            message = first["msg"].removeprefix("Value error, ").removesuffix(".")
-            raise LoomVideoError(f"{where}: {key + ': ' if key else ''}{redact(message)}.") from error
-        job.input, job.output = _beside(path, job.input), _beside(path, job.output)
-        job.reference = [_beside(path, reference) for reference in job.reference]
-        try:
-            _check_files(job)
+            job = _to_job(record, adapter)
+            job.output = _beside(path, job.output)
+            job.reference = [_beside(path, reference) for reference in job.reference]
+            if isinstance(job, EditJob):
+                job.input = _beside(path, job.input)
+            job.check_files()
         except LoomVideoError as error:
             raise LoomVideoError(f"{where}: {error}") from error
         output = _identity(job.output)
@@ -122,18 +218,36 @@ def read_jobs(path: Path | Address) -> list[Job]:
             shown = redact(job.output)
             raise LoomVideoError(f"{where}: {written[output]} writes {shown} too: choose another output.")
         written[output] = where
-        read |= {_identity(file): (where, file) for file in (job.input, *job.reference)}
+        for file in job.inputs:
+            read[_identity(file)] = where
         jobs.append(job)
-    for output, where in written.items():
+    for job in jobs:
+        output = _identity(job.output)
         if output in read:
-            reader, file = read[output]
-            raise LoomVideoError(f"{where} writes {redact(file)}, which {reader} reads: choose another output.")
+            shown = redact(job.output)
+            raise LoomVideoError(
+                f"{written[output]} writes {shown}, which {read[output]} reads: choose another output."
+            )
     if not jobs:
-        raise LoomVideoError(f"{redact(path)} has no jobs: write one a line, such as {EXAMPLE}.")
+        raise LoomVideoError(f"{redact(path)} has no jobs: write one a line, such as {kind.example}.")
     return jobs
 
 
-def _read_records(path: Path | Address) -> Iterator[tuple[str, Any]]:
+def _to_job(record: Any, adapter: TypeAdapter) -> Any:
+    if not isinstance(record, dict):
+        raise LoomVideoError("a job is an object with names and values.")
+    try:
+        return adapter.validate_python(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ").removesuffix(".")
+        if first["type"] == "unexpected_keyword_argument":
+            message = "a job has nothing of that name"
+        raise LoomVideoError(f"{key}: {redact(message)}.") from error
+
+
+def _read_records(path: Location) -> Iterator[tuple[str, Any]]:
     """Yields where each record of a file stands, such as `jobs.csv:3`, and the record."""
     if isinstance(path, Address):
         with TemporaryDirectory() as folder:
@@ -192,7 +306,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise LoomVideoError(f"{path} cannot be read as Parquet ({error}): is it complete?") from error
 
 
-def _beside(jobs: Path | Address, location: Path | Address) -> Path | Address:
+def _beside(jobs: Location, location: Location) -> Location:
     """What a path in a job file means, which is relative to the folder of that file."""
     if isinstance(location, Address):
         return location
@@ -201,28 +315,5 @@ def _beside(jobs: Path | Address, location: Path | Address) -> Path | Address:
     return location if isinstance(jobs, Address) else jobs.parent / location
 
 
-def _identity(location: Path | Address) -> tuple[int, int] | str:
+def _identity(location: Location) -> tuple[int, int] | str:
     return redact(location) if isinstance(location, Address) else identity(location)
-
-
-def _check_files(job: Job) -> None:
-    """Raises a LoomVideoError if a file of a job is not there, or its output cannot be written."""
-    for file in (job.input, job.output, *job.reference):
-        if isinstance(file, Address) and has_frame_number(file.name):
-            raise LoomVideoError(f"{redact(file)} is an image sequence: keep it on a disk of this machine.")
-    for file in (job.input, *job.reference):
-        if isinstance(file, Address):
-            continue
-        if file == job.input and is_sequence(file):
-            sequence_files(file)
-        elif not file.is_file():
-            raise LoomVideoError(f"{file} is not there.")
-    if isinstance(job.input, Address) or isinstance(job.output, Address):
-        # What an input is, a clip or an image, is seen when it is fetched.
-        suffixes = (*FOOTAGE_SUFFIXES, *IMAGE_SUFFIXES)
-        if job.output.suffix.lower() not in suffixes:
-            raise LoomVideoError(f"{redact(job.output)} must end in {' or '.join(suffixes)}.")
-    elif not is_sequence(job.input) and is_image(job.input):
-        check_output_path(job.output, IMAGE_SUFFIXES, f"{job.input} is an image: ")
-    else:
-        check_footage_path(job.output, f"{job.input} is no image: ")

@@ -11,147 +11,82 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Runs jobs on this machine, one after the other; processes that start together divide them."""
+"""Runs jobs in this process, one after the other, and tells how far they are."""
 
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import LoomVideoError, one_line
-from ..footage.plan import EditPlan, Report, plan_edit
-from ..footage.resume import choose_seed
 from ..progress import message, progress_bar
-from .addresses import Address, deliver, fetch, redact
+from .addresses import redact
 from .jobs import Job
+from .work import JobResult, Plan, Worker, plan_job
 
 
 if TYPE_CHECKING:
-    from ..pipelines import LoomVideoEditPipeline
+    from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 
-
-@dataclass(frozen=True)
-class JobResult:
-    """
-    What became of a job.
-
-    Attributes:
-        job: the job.
-        report: what it wrote, or None if it failed.
-        error: why it failed, or None.
-        is_mistake: whether the error is a mistake in the code, and not one that the user can fix.
-    """
-
-    job: Job
-    report: Report | None = None
-    error: Exception | None = None
-
-    @property
-    def is_mistake(self) -> bool:
-        return self.error is not None and one_line(self.error) is None
-
-
-def plan_job(job: Job, **options: Any) -> EditPlan:
-    """Plans the edit of a job whose files are here, with options of `plan_edit`, such as `num_inference_steps`."""
-    seed = options.pop("seed", None) if job.seed is None else job.seed
-    assert not isinstance(job.output, Address)
-    options["seed"] = choose_seed(job.output) if seed is None else seed
-    return plan_edit(job.input, job.prompt, job.output, references=job.reference, **options)
-
-
-@contextmanager
-def at_hand(job: Job) -> Iterator[Job]:
-    """
-    Yields a job with its files on this machine: those at addresses are fetched, and at the end the output delivered.
-
-    Raises:
-        LoomVideoError: if a file is not there, or something is wrong with it, which is called by its address.
-        OSError: if an address cannot be reached now.
-    """
-    named = {"input": job.input, "output": job.output}
-    named |= {f"reference-{number}": reference for number, reference in enumerate(job.reference)}
-    distant = {name: address for name, address in named.items() if isinstance(address, Address)}
-    if not distant:
-        yield job
-        return
-    with TemporaryDirectory(prefix="loomvideo-") as folder:
-        # Each has a folder of its own, since they may have the same name.
-        paths = {name: Path(folder) / name / address.name for name, address in distant.items()}
-        for name, address in distant.items():
-            if name != "output":
-                fetch(address, paths[name].parent)
-        local = named | paths
-        references = [local[f"reference-{number}"] for number in range(len(job.reference))]
-        try:
-            yield job.with_files(local["input"], local["output"], references)
-        except LoomVideoError as error:
-            sentence = str(error)
-            for name, path in paths.items():
-                sentence = sentence.replace(str(path), redact(distant[name]))
-            raise LoomVideoError(sentence) from error
-        if "output" in distant:
-            deliver(paths["output"], distant["output"])
+BAR_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 def run_jobs(
-    jobs: Sequence[Job], pipe: "LoomVideoEditPipeline", plan: Callable[[Job], EditPlan] = plan_job
+    jobs: Sequence[Job],
+    pipe: "LoomVideoEditPipeline | LoomVideoPipeline",
+    plan: Plan = plan_job,
+    *,
+    disk: float | None = None,
 ) -> Iterator[JobResult]:
     """
     Plans and runs each job in turn. One that fails is reported on stderr and stops no other.
 
     Args:
         jobs: what `read_jobs` returned, or a part of it.
-        pipe: the editing pipeline.
+        pipe: the pipeline, of the jobs' kind.
         plan: plans a job, such as `functools.partial(plan_job, num_inference_steps=20)`.
+        disk: gigabytes of the local disk for files on their way; by default half of what is free.
 
     Yields:
         The result of each job as soon as it is done. The next one starts when the next result is asked for.
     """
-    import torch
-
-    negative_prompts: dict[str | None, torch.Tensor | None] = {}
-    for number, job in enumerate(progress_bar(jobs, desc="Jobs"), start=1):
-        try:
-            with at_hand(job) as local:
-                planned = plan(local)
-                for note in planned.notes:
-                    message(f"loomvideo: {note}")
-                words = planned.settings.negative_prompt
-                if words not in negative_prompts:
-                    with torch.no_grad():
-                        negative_prompts = {words: pipe.encode_negative_prompt(words)[0]}
-                report = planned.run(pipe, negative_prompts[words])
-            # What was delivered is called by its address.
-            shown = redact(job.output) if isinstance(job.output, Address) else job.output
-            files = {shown if path == local.output else path: words for path, words in report.files.items()}
-            result = JobResult(job, replace(report, files=files))
-        except Exception as error:
-            result = JobResult(job, error=error)
-            said = one_line(error)
-            if said is None:
-                traceback.print_exc(file=sys.stderr)
-                said = f"{type(error).__name__}, which is a mistake in the code: see the traceback above."
-            message(f"loomvideo: job {number} of {len(jobs)}, {redact(job.output)}: {said}")
-        yield result
+    worker, tracker = Worker(pipe, plan, disk), Tracker(len(jobs))
+    with tracker.bar:
+        for job in jobs:
+            result = worker(job)
+            tracker.add(result)
+            yield result
 
 
-def share_of_process(jobs: Sequence[Job]) -> Sequence[Job]:
-    """All jobs, or if `accelerate launch` started several processes, those of this one."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    return jobs[rank::world_size]
+class Tracker:
+    """
+    One progress bar for many jobs, and a line for each that failed.
 
+    Args:
+        num_jobs: how many there are.
+        work: of all jobs, in a unit such as the size of their inputs.
+    """
 
-def wait_for_other_processes() -> None:
-    """Waits until all processes are done: when one ends with an error, its launcher ends the others."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        import torch.distributed
+    def __init__(self, num_jobs: int, work: float | None = None):
+        self.bar = progress_bar(desc="Jobs", total=num_jobs, bar_format=BAR_FORMAT)
+        self.work_left = num_jobs if work is None else work
+        self.work_done = self.num_done = self.duration = 0.0
+        self.start = time.monotonic()
 
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    def add(self, result: JobResult, work: float = 1) -> None:
+        """Counts a result, after so much work."""
+        for note in result.notes:
+            message(f"loomvideo: {note}")
+        if result.trace:
+            message(result.trace.rstrip())
+        if result.error:
+            message(f"loomvideo: {redact(result.job.output)} was not made: {result.error}")
+        else:
+            self.num_done += 1
+            self.duration += result.duration
+        self.work_done += work
+        self.work_left -= work
+        seconds = time.monotonic() - self.start
+        left = timedelta(seconds=max(0, round(seconds * self.work_left / self.work_done)))
+        pace = f"{self.num_done / seconds * 3600:,.0f} clips and {self.duration / seconds * 3600:,.0f} s an hour"
+        self.bar.set_postfix_str(f"{pace}, {left} left", refresh=False)
+        self.bar.update()

@@ -29,6 +29,8 @@ from .settings import GenerationSettings
 
 
 if TYPE_CHECKING:
+    import torch
+
     from ..pipelines import LoomVideoPipeline
 
 
@@ -41,18 +43,31 @@ class GenerationPlan:
         settings: what to generate.
         output: the file to write.
         comment: what the file says about itself.
+        notes: what a person should know before the generation runs, a sentence each.
     """
 
     settings: GenerationSettings
     output: Path
     comment: str = ""
+    notes: tuple[str, ...] = ()
 
-    def run(self, pipe: "LoomVideoPipeline", callback_on_step_end: Callable | None = None) -> Report:
+    @property
+    def duration(self) -> float:
+        """The length of the video in seconds; 0 of an image."""
+        return 0.0 if self.settings.num_frames == 1 else self.settings.num_frames / FRAMES_PER_SECOND
+
+    def run(
+        self,
+        pipe: "LoomVideoPipeline",
+        negative_prompt_embeds: "torch.Tensor | None" = None,
+        callback_on_step_end: Callable | None = None,
+    ) -> Report:
         """
         Generates and writes.
 
         Args:
             pipe: the pipeline.
+            negative_prompt_embeds: as for `EditPlan.run`.
             callback_on_step_end: called after each step, as in a pipeline's call, with the `latents`.
 
         Raises:
@@ -60,10 +75,11 @@ class GenerationPlan:
             OSError: if the file cannot be written.
         """
         from ..progress import Stopwatch
-        from .run import call_pipeline
+        from .run import call_pipeline, given_negative_prompt
 
         stopwatch, settings = Stopwatch(), self.settings
         inputs = {"num_frames": settings.num_frames, "callback_on_step_end": callback_on_step_end}
+        inputs |= given_negative_prompt(negative_prompt_embeds)
         frames = call_pipeline(pipe, settings, stopwatch, **inputs)
         with stopwatch.stage("write"):
             if settings.num_frames == 1:

@@ -111,6 +111,11 @@ class EditPlan:
         return run_edit(pipe, self, negative_prompt_embeds, callback_on_step_end)
 
     @property
+    def duration(self) -> float:
+        """The length of the clip in seconds; 0 of an image."""
+        return 0.0 if isinstance(self.source, PIL.Image.Image) else float(len(self.source.times) / self.source.rate)
+
+    @property
     def needs_source_pixels(self) -> bool:
         """Whether the result cannot be written without decoding the clip again."""
         assert isinstance(self.output, OutputPlan)

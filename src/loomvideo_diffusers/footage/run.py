@@ -105,7 +105,7 @@ def call_arguments(settings: SamplingSettings) -> dict[str, Any]:
     }
 
 
-def _given(negative_prompt_embeds: torch.Tensor | None) -> dict[str, Any]:
+def given_negative_prompt(negative_prompt_embeds: torch.Tensor | None) -> dict[str, Any]:
     """Replaces the negative prompt of a call by its embeds, if they are there."""
     if negative_prompt_embeds is None:
         return {}
@@ -121,7 +121,9 @@ def _edit_image(
     assert isinstance(plan.source, PIL.Image.Image)
     assert isinstance(plan.output, Path)
     stopwatch, settings = Stopwatch(), plan.settings
-    inputs = {"image": plan.source, "callback_on_step_end": callback_on_step_end} | _given(negative_prompt_embeds)
+    inputs = {"image": plan.source, "callback_on_step_end": callback_on_step_end} | given_negative_prompt(
+        negative_prompt_embeds
+    )
     frames = call_pipeline(pipe, settings, stopwatch, **inputs)
     with stopwatch.stage("write"):
         write_image(plan.output, frames[0], plan.comment)
@@ -153,7 +155,7 @@ def edit_preview(
         "generator": [torch.Generator().manual_seed(plan.settings.seed) for _ in before],
         "callback_on_step_end": callback_on_step_end,
     }
-    pictures = pipe(**options | _given(negative_prompt_embeds)).frames
+    pictures = pipe(**options | given_negative_prompt(negative_prompt_embeds)).frames
     pictures = (pictures[:, 0] * 255).round().astype(np.uint8)
     after = [_bring_back(picture, pixels, plan, ChangeMask()) for picture, pixels in zip(pictures, before)]
     return [*before], [*after]

@@ -49,6 +49,10 @@ class DiskFullError(OSError):
     """There is no room for a file."""
 
 
+class LockedError(LoomVideoError):
+    """Another run is writing a file."""
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """
@@ -92,6 +96,13 @@ def replace_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> No
         if path.exists():
             os.replace(path, unfinished.with_name(".removed"))
         os.replace(unfinished, path)
+
+
+@contextmanager
+def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a new folder beside `path`, which is removed in the end; those of killed runs are removed too."""
+    with _unfinished(Path(path)) as unfinished:
+        yield unfinished.parent
 
 
 @contextmanager
@@ -215,7 +226,7 @@ def _lock(file: Path, what: Path) -> Iterator[None]:
 
 
 def _open_lock(file: Path, what: Path) -> int:
-    busy = LoomVideoError(f"Another run is writing to {what}: wait until it has ended, or choose another place.")
+    busy = LockedError(f"Another run is writing to {what}: wait until it has ended, or choose another place.")
     if fcntl is None:
         try:
             file.unlink(missing_ok=True)

@@ -15,6 +15,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,14 @@ LINE_END = re.compile(r"\r\n|\n|\r")
 MAX_DIGITS = 1000
 
 
-def read_json_records(path: Path) -> list[tuple[str, Any]]:
+def read_json_records(path: Path) -> Iterator[tuple[str, Any]]:
     """
     Reads a file with a JSON value on each line, or a `.json` file of one value or a list of values.
 
     Args:
         path: the file, in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
-    Returns:
+    Yields:
         Where each value stands, such as `jobs.jsonl:3` for line 3 or `jobs.json[0]` in a list, and the value.
 
     Raises:
@@ -58,9 +59,11 @@ def read_json_records(path: Path) -> list[tuple[str, Any]]:
             pass  # The file has a value on each line.
         else:
             values = value if isinstance(value, list) else [value]
-            return [(f"{path}[{index}]", record) for index, record in enumerate(values)]
-    lines = enumerate(LINE_END.split(text), start=1)
-    return [(f"{path}:{number}", _parse(line, f"{path}:{number}")) for number, line in lines if line.strip()]
+            yield from ((f"{path}[{index}]", record) for index, record in enumerate(values))
+            return
+    for number, line in enumerate(LINE_END.split(text), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _parse(line, f"{path}:{number}")
 
 
 class _MoreThanOneValue(LoomVideoError):
