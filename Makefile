@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPES := build/types/loomvideo_diffusers
 
-.PHONY: help demo nano test lint types test-slow test-oldest hooks docs benchmarks mutants style clean
+.PHONY: help demo nano test lint types test-slow test-fleet test-oldest hooks docs benchmarks mutants style clean
 
 # Says what can be made
 help:
@@ -46,6 +46,10 @@ test-slow: $(VENV)/installed
 	command -v ffprobe > /dev/null || apt-get install --yes --quiet ffmpeg
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "slow and not alone"
 	$(BIN)/python -m pytest -m "slow and alone"
+
+# Runs many jobs on machines that die, and keeps the log in build/fleet.log; then measures what Ray costs
+test-fleet: $(VENV)/installed
+	$(BIN)/python -m pytest -m fleet --capture=no
 
 # Runs the tests with the lowest versions that setup.cfg allows, in an environment of its own
 test-oldest:

@@ -14,13 +14,18 @@
 """Many edits and generations from one file."""
 
 import csv
+import hashlib
 import json
 import re
 import shutil
+import tempfile
+import threading
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -30,11 +35,14 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from loomvideo_diffusers import cli
 from loomvideo_diffusers.errors import LoomVideoError
-from loomvideo_diffusers.fleet.jobs import read_jobs
+from loomvideo_diffusers.fleet import ClipEditor
+from loomvideo_diffusers.fleet.jobs import EditJob, read_jobs
+from loomvideo_diffusers.fleet.report import read_report
 from loomvideo_diffusers.fleet.run import run_jobs
-from loomvideo_diffusers.fleet.work import plan_job
+from loomvideo_diffusers.fleet.work import Disk, plan_job
 from loomvideo_diffusers.footage import run
 from loomvideo_diffusers.media import read_comment, read_video
+from loomvideo_diffusers.media.files import lock_beside
 
 
 OPTIONS = ["--height", "64", "--width", "64", "--steps", "1"]
@@ -93,6 +101,194 @@ def test_jobs_in_python(jobs, edit, tmp_path):
     assert str(tmp_path / "cut.mp4") in third.error
     assert third.fault == "job"
     assert third.report is None
+
+
+@pytest.fixture
+def do(jobs, model_folder, capsys):
+    """Runs the jobs with more options. Returns the exit status and what was said."""
+
+    def do(*options, command="edit", path=jobs):
+        status = cli.main([command, "--jobs", str(path), "--model", str(model_folder), *OPTIONS, *options])
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    return do
+
+
+def outputs_in(said):
+    return sorted(Path(name).name for name in re.findall(r"Wrote (\S+):", said))
+
+
+def test_a_second_run_does_what_is_not_done(do, jobs, tmp_path):
+    """What failed, what was changed, what is gone, what is new; and no more."""
+    assert outputs_in(do()[1]) == ["blue.png", "cup.mp4", "night.mp4"]
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    status, said = do()
+    assert status == 2
+    assert f"3 of 4 jobs are done: see {tmp_path / 'jobs.report.jsonl'}." in said
+    assert outputs_in(said) == []
+    assert "1 of 1 jobs failed" in said
+
+    shutil.copy(FIXTURES / "cat.mp4", tmp_path / "cut.mp4")
+    text = jobs.read_text().replace('"put it on"', '"put it off"')
+    jobs.write_text(text + json.dumps({"input": "coffee.jpg", "prompt": "a", "output": "new.png"}))
+    (tmp_path / "blue.png").unlink()
+    status, said = do()
+    assert (status, outputs_in(said)) == (0, ["blue.png", "cup.mp4", "new.png", "none.mp4"])
+    assert before["blue.png"] == (tmp_path / "blue.png").read_bytes()
+    assert do()[1].count("\n") == 1
+    assert outputs_in(do("--steps", "2")[1]) == ["blue.png", "cup.mp4", "new.png", "night.mp4", "none.mp4"]
+    assert do("--steps", "2", "--cpu-offload")[1].startswith("loomvideo: 5 of 5 jobs are done")
+
+
+def test_verification(do, tmp_path):
+    do()
+    before = (tmp_path / "night.mp4").read_bytes()
+    (tmp_path / "night.mp4").write_bytes(b"damaged")
+    (tmp_path / "cup.mp4").unlink()
+    assert len(re.findall(r"Wrote \S+: as it was", do("--verify")[1])) == 1
+    assert (tmp_path / "night.mp4").read_bytes() == before
+    assert (tmp_path / "cup.mp4").exists()
+    said = do("--verify")[1]
+    assert len(re.findall(r"Wrote \S+: as it was", said)) == 3
+
+
+def test_reports(do, jobs, tmp_path, capsys):
+    """As lines and as Parquet; a line that a kill tore is dropped; the table says why what failed."""
+    do()
+    lines, table = tmp_path / "jobs.report.jsonl", tmp_path / "jobs.report.parquet"
+    with open(lines, "a") as file:
+        file.write('{"output": "torn')
+    do()
+    records = read_report(lines)
+    assert [Path(record["output"]).name for record in records] == ["night.mp4", "blue.png", "none.mp4", "cup.mp4"]
+    assert sorted(read_report(table), key=str) == sorted(records, key=str)
+    assert records[0]["sha256"] == hashlib.sha256((tmp_path / "night.mp4").read_bytes()).hexdigest()
+    assert records[0]["bytes"] == (tmp_path / "night.mp4").stat().st_size
+    assert records[0]["duration"] == 1.375
+    assert records[0]["seconds"].keys() == {"read", "edit"}
+    for path in (lines, table):
+        assert cli.main(["report", str(path)]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("4 jobs: 3 done (3 s of video), 1 failed")
+        assert "1       the input is truncated: choose a complete file." in said
+        assert "cup.mp4" in said
+
+
+def test_what_is_no_report(do, jobs, tmp_path):
+    for name, content, message in (
+        ("a.jsonl", '{"a": 1}\n', "a.jsonl:1 is not what became of a job: name a report, or a new file."),
+        ("a.txt", "", "a.txt must end in .jsonl."),
+    ):
+        (tmp_path / name).write_text(content)
+        status, said = do("--report", str(tmp_path / name))
+        assert (status, said) == (2, f"loomvideo: error: {tmp_path / message}\n")
+        assert (tmp_path / name).read_text() == content
+    with lock_beside(tmp_path / "jobs.report.jsonl"):
+        status, said = do()
+    assert status == 2
+    assert "Another run is writing to" in said
+
+
+def test_generations(do, tmp_path):
+    lines = [
+        {"prompt": "a cat", "output": "a.png", "seed": 1},
+        {"prompt": "a cup like @Image 1", "output": "b.mp4", "reference": ["coffee.jpg"]},
+        {"prompt": "a cup like @Image 1", "output": "c.mp4", "reference": ["cut.mp4"]},
+    ]
+    path = tmp_path / "generations.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    status, said = do("--frames", "5", command="generate", path=path)
+    assert status == 2
+    assert "c.mp4 was not made: " in said
+    assert len(read_video(tmp_path / "b.mp4")) == 5
+    command = json.loads(read_comment(tmp_path / "b.mp4"))["command"]
+    assert command.startswith("loomvideo generate 'a cup like @Image 1' ")
+    assert f"--reference {tmp_path / 'coffee.jpg'}" in command
+    assert "--jobs" not in command
+    path.write_text(json.dumps(lines[0] | {"input": "cat.mp4"}))
+    assert "input: a job has nothing of that name" in do(command="generate", path=path)[1]
+
+
+def test_options_of_clips_leave_images_alone(do, tmp_path):
+    _, said = do("--frames", "5", "--audio", "none", "--keep-unchanged")
+    assert outputs_in(said) == ["blue.png", "cup.mp4", "night.mp4"]
+    assert len(read_video(tmp_path / "night.mp4")) == 5
+
+
+def test_seeds_of_jobs():
+    """They are stated, or of the command, or follow from what is written where."""
+    job = EditJob(**JOB)
+    assert job.choose_seed(None) == EditJob(**JOB).choose_seed(None)
+    assert job.choose_seed(7) == 7
+    assert EditJob(**JOB, seed=3).choose_seed(7) == 3
+    others = [EditJob(**JOB | change) for change in ({"output": "d.mp4"}, {"prompt": "c"})]
+    assert len({one.choose_seed(None) for one in (job, *others)}) == 3
+    signed = [EditJob(**JOB | {"output": f"s3://a/b.mp4?signature={number}"}) for number in range(2)]
+    assert len({one.choose_seed(None) for one in signed}) == 1
+
+
+def test_options_of_lists(capsys):
+    for option in (["--ray"], ["--verify"], ["--workers", "2"], ["--report", "a.jsonl"]):
+        for command in (["edit", "a.mp4", "b"], ["generate", "b"]):
+            assert cli.main([*command, "-o", "c.mp4", *option]) == 2
+            assert f"{option[0]} is for lists: give one with --jobs" in capsys.readouterr().err
+    assert cli.main(["generate", "--jobs", "a.jsonl", "b"]) == 2
+    assert "with --jobs, prompts and outputs are in the file" in capsys.readouterr().err
+
+
+def test_the_disk_is_bounded(monkeypatch, tmp_path):
+    """What does not fit waits, what never fits is refused, and folders of killed runs are removed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    disk, order = Disk(1e-6), []
+    with pytest.raises(LoomVideoError, match="give more with --disk"), disk.room(1001):
+        pass
+
+    def wait():
+        with disk.room(600):
+            order.append("second")
+
+    with disk.room(600) as folder:
+        (folder / "file").write_text("a")
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clips_of_batches(edit, tmp_path):
+    """Rows with files or frames; one that is wrong says so and harms no other."""
+    settings = {"height": 64, "width": 64, "num_inference_steps": 1}
+    editor = ClipEditor(lambda: edit, num_frames=5, **settings)
+    frames = np.zeros((5, 64, 64, 3), np.uint8)
+    rows = [
+        {"input": str(FIXTURES / "cat.mp4"), "output": "a.mp4", "frames": None, "seed": 1},
+        {"input": None, "output": "b.mp4", "frames": frames, "seed": 2},
+        {"input": None, "output": "c.png", "frames": frames[0], "seed": 3},
+        {"input": None, "output": "d.png", "frames": frames[0].astype(float), "seed": 4},
+        {"input": None, "output": "e.mp4", "frames": None, "seed": 5},
+        {"input": str(FIXTURES / "coffee.jpg"), "output": "f.mp4", "frames": None, "seed": 6},
+    ]
+    batch = {name: column_of([row[name] for row in rows]) for name in ("input", "frames", "seed")}
+    batch |= {"output": np.array([str(tmp_path / row["output"]) for row in rows]), "prompt": np.array(["blue"] * 6)}
+    edited = editor(batch)
+    assert edited.keys() == {"input", "seed", "output", "prompt", "sha256", "duration", "seconds", "error"}
+    assert [bool(error) for error in edited["error"]] == [False, False, False, True, True, True]
+    assert "uint8 [F, H, W, 3] or [H, W, 3] is needed, not float64 (64, 64, 3)" in edited["error"][3]
+    assert edited["error"][4] == "input: Field required."
+    assert "is an image" in edited["error"][5]
+    assert edited["sha256"][1] == hashlib.sha256((tmp_path / "b.mp4").read_bytes()).hexdigest()
+    assert len(read_video(tmp_path / "b.mp4")) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "c.png"]
+
+
+def column_of(values):
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
 
 
 JOB = {"input": "cat.mp4", "prompt": "b", "output": "c.mp4"}

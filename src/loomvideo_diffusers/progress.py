@@ -73,6 +73,13 @@ def observed_by(observer: Observer) -> Iterator[None]:
         _observer.reset(token)
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Shows no bars of this thread."""
+    with observed_by(lambda progress: None):
+        yield
+
+
 def progress_bar(
     iterable: Iterable[Any] | None = None,
     *,

@@ -45,6 +45,10 @@ PAUSES = (0.5, 2, 8)
 Result = TypeVar("Result")
 
 
+class NotAllowedError(LoomVideoError):
+    """This machine may not read or write a file; another might."""
+
+
 class Address(str):
     """The address of a file that is on no disk of this machine, with all that it takes to reach it."""
 
@@ -175,16 +179,16 @@ def _reach(address: Address, done: str, operation: Callable[[Any, str], Result])
             raise LoomVideoError(f"{shown} needs a package that is not installed: {redact(error)}") from error
         except FileNotFoundError as error:
             raise LoomVideoError(f"{shown} is not there.") from error
-        except (PermissionError, NotImplementedError) as error:
-            raise LoomVideoError(f"{shown} may not be {done} ({redact(error)}): see who may.") from error
-        except ValueError as error:
+        except PermissionError as error:
+            raise NotAllowedError(f"{shown} may not be {done} here ({redact(error)}): see who may.") from error
+        except (ValueError, NotImplementedError) as error:
             raise LoomVideoError(f"{shown} cannot be {done} ({redact(error)}): see its address.") from error
         except DiskFullError:
             raise
         except Exception as error:  # Each kind of file system has errors of its own.
             kind = type(error).__name__
             if "Credential" in kind:
-                raise LoomVideoError(f"{shown} may not be {done} ({redact(error)}): see who may.") from error
+                raise NotAllowedError(f"{shown} may not be {done} here ({redact(error)}): see who may.") from error
             if pause is None:
                 raise OSError(f"{shown} cannot be {done} ({kind}: {redact(error)})") from error
         time.sleep(pause * random.uniform(0.5, 1.5))

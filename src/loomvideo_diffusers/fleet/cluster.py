@@ -26,7 +26,7 @@ import numpy as np
 
 from ..errors import LoomVideoError, one_line
 from ..media.sequences import is_sequence, sequence_files
-from ..progress import Progress, message, observed_by
+from ..progress import message, without_bars
 from .addresses import Address, list_sizes, redact
 from .jobs import EditJob, Job
 from .run import Tracker
@@ -48,20 +48,18 @@ class RemoteWorker:
     """A worker in a process of its own, an actor of Ray."""
 
     def start(self, load: "Load", plan: Plan, disk: float | None, folder: str) -> str:
-        """Loads the pipeline. Returns the node. Relative paths mean what they mean to the driver, in its folder."""
+        """Loads the pipeline. Returns the node's id. Relative paths are those of the driver, which is in `folder`."""
         with suppress(OSError):
             os.chdir(folder)
-        with observed_by(_unseen):
+        with without_bars():
             self.worker = Worker(load(), plan, disk)
-        return socket.gethostname()
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
 
     def do(self, job: Job) -> JobResult:
-        with observed_by(_unseen):
+        with without_bars():
             return replace(self.worker(job), node=socket.gethostname())
-
-
-def _unseen(progress: Progress) -> None:
-    """Keeps the bars of workers from the log."""
 
 
 @dataclass
@@ -71,7 +69,7 @@ class Member:
 
     Attributes:
         actor: Ray's handle.
-        node: where it is, when it has started.
+        node: Ray's id of where it is, when it has started.
         jobs: indices of those that it has.
     """
 
@@ -254,9 +252,10 @@ class Fleet:
         if member.jobs:
             # Towards the end jobs stay for whoever is free first.
             return heapq.heappop(self.queue)[1] if len(self.queue) > len(self.members) else None
+        nodes = {other.node for other in self.members if other.node}
         for index, due in self.again.items():
-            is_elsewhere = member.node not in self.tried_on[index]
-            if time.monotonic() >= due and (is_elsewhere or not self.queue):
+            is_elsewhere = member.node not in self.tried_on[index] or nodes <= set(self.tried_on[index])
+            if time.monotonic() >= due and is_elsewhere:
                 del self.again[index]
                 return index
         return heapq.heappop(self.queue)[1] if self.queue else None
@@ -293,9 +292,9 @@ class Fleet:
                 raise LoomVideoError(f"No worker can start: {reason}")
             return
         if member.jobs:
-            message(f"loomvideo: A worker on {member.node} was lost: its jobs are tried again.")
+            message("loomvideo: A worker was lost: its jobs are tried again.")
         for index in member.jobs:
-            result = JobResult(self.jobs[index], error="Its worker was lost.", fault="worker", node=member.node)
+            result = JobResult(self.jobs[index], error="Its worker was lost.", fault="worker")
             if getattr(error, "preempted", False):
                 self.again[index] = 0.0
                 self.tried_on.setdefault(index, [])
@@ -363,6 +362,6 @@ def measure_work(ray: Any, jobs: Sequence[Job]) -> list[float]:
 
 def sizes_at(addresses: list[Address]) -> np.ndarray:
     """The sizes of files at addresses in bytes, 0 where they are unknown."""
-    with observed_by(_unseen):
+    with without_bars():
         sizes = list_sizes(addresses)
     return np.array([sizes.get(address, 0) for address in addresses], np.int64)

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ..errors import LoomVideoError
@@ -36,6 +36,8 @@ from .addresses import Address, fetch, redact, to_location
 
 
 Location = Path | Address
+
+OF_CLIPS = ("num_frames", "audio", "max_crop", "keep_unchanged")
 
 
 def _check_words(words: str) -> str:
@@ -154,7 +156,12 @@ class EditJob(Job):
 
     def plan(self, files: Mapping[Location, Path], **options: Any) -> EditPlan:
         references = [files.get(reference, reference) for reference in self.reference]
-        source, output = files.get(self.input, self.input), files.get(self.output, self.output)
+        source, output = Path(files.get(self.input, self.input)), files.get(self.output, self.output)
+        # A list may be of several kinds, and what is said of one does not concern the others.
+        if not is_sequence(source):
+            options.pop("rate", None)
+            if is_image(source):
+                options = {name: value for name, value in options.items() if name not in OF_CLIPS}
         return plan_edit(source, self.prompt, output, references=references, **options)
 
 
@@ -202,10 +209,9 @@ def read_jobs(path: Location, kind: type[JobKind] = EditJob) -> list[JobKind]:  
     jobs: list[JobKind] = []
     written: dict[Any, str] = {}
     read: dict[Any, str] = {}
-    adapter = TypeAdapter(kind)
     for where, record in _read_records(path):
         try:
-            job = _to_job(record, adapter)
+            job = to_job(record, kind)
             job.output = _beside(path, job.output)
             job.reference = [_beside(path, reference) for reference in job.reference]
             if isinstance(job, EditJob):
@@ -233,11 +239,17 @@ def read_jobs(path: Location, kind: type[JobKind] = EditJob) -> list[JobKind]:  
     return jobs
 
 
-def _to_job(record: Any, adapter: TypeAdapter) -> Any:
+def to_job(record: Any, kind: type[JobKind]) -> JobKind:
+    """
+    Makes a job of names and values.
+
+    Raises:
+        LoomVideoError: if one is missing, unknown or wrong.
+    """
     if not isinstance(record, dict):
         raise LoomVideoError("a job is an object with names and values.")
     try:
-        return adapter.validate_python(record)
+        return kind(**record)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -22,16 +22,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LoomVideoError
 from ..media.files import lock_beside, write_whole
 from ..media.records import read_json_records
 from ..media.sequences import is_sequence, sequence_files
 from .addresses import Address, deliver, fetch, redact
-from .jobs import EditJob, Job, JobKind, Location
-from .work import JobResult
 
+
+if TYPE_CHECKING:
+    from .jobs import Job, JobKind, Location
+    from .work import JobResult
 
 Record = dict[str, Any]
 
@@ -68,7 +70,7 @@ class JobReport:
                     self.done[job] = bytes.fromhex(record["sha256"])
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
-    def select(self, jobs: Sequence[JobKind], verify: bool = False) -> list[JobKind]:
+    def select(self, jobs: "Sequence[JobKind]", verify: bool = False) -> "list[JobKind]":
         """
         Those of the jobs that are not done, or whose output is no longer on this machine.
 
@@ -85,7 +87,7 @@ class JobReport:
                 selected.append(job)
         return selected
 
-    def hash_job(self, job: Job) -> bytes:
+    def hash_job(self, job: "Job") -> bytes:
         """A hash of all that the output of a job depends on, as far as can be seen without reading its files."""
         values: list[Any] = [self.recipe, {name: str(value) for name, value in job.described().items()}]
         for location in job.inputs:
@@ -95,12 +97,12 @@ class JobReport:
                     values.append([status.st_size, status.st_mtime_ns])
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()
 
-    def add(self, result: JobResult) -> None:
+    def add(self, result: "JobResult") -> None:
         """Writes what became of a job."""
         job = result.job
         record = {
             "output": redact(job.output),
-            "input": redact(job.input) if isinstance(job, EditJob) else "",
+            "input": redact(getattr(job, "input", "")),
             "sha256": result.sha256,
             "bytes": result.num_bytes,
             "duration": round(result.duration, 3),
@@ -130,7 +132,7 @@ class JobReport:
 
 
 @contextmanager
-def open_report(path: Location, recipe: str = "") -> Iterator[JobReport]:
+def open_report(path: "Location", recipe: str = "") -> Iterator[JobReport]:
     """
     Opens a report, or begins one. In the end it is written as Parquet beside it too, if PyArrow is installed.
 
@@ -164,7 +166,7 @@ def _opened(report: JobReport) -> Iterator[JobReport]:
         report.close()
 
 
-def read_report(path: Location) -> list[Record]:
+def read_report(path: "Location") -> list[Record]:
     """
     Reads a report, as JSON lines or Parquet. Of a job that was run again, the last result counts.
 
@@ -206,7 +208,7 @@ def _drop_torn_line(path: Path) -> None:
         file.truncate(data.rfind(b"\n") + 1)
 
 
-def _is_there(output: Location) -> bool:
+def _is_there(output: "Location") -> bool:
     if isinstance(output, Address):
         return True
     if not is_sequence(output):

@@ -30,7 +30,7 @@ from ..footage.plan import EditPlan, Report
 from ..media.files import LockedError, temporary_folder
 from ..media.sequences import is_sequence, sequence_files
 from ..progress import Stopwatch
-from .addresses import Address, deliver, fetch, redact, size_of
+from .addresses import Address, NotAllowedError, deliver, fetch, redact, size_of
 from .jobs import Job, Location
 
 
@@ -188,7 +188,7 @@ def _failed(job: Job, error: Exception) -> JobResult:
         trace = redact("".join(traceback.format_exception(error)))
         sentence = f"{type(error).__name__}, which is a mistake in the code: see the traceback above."
         return JobResult(job, error=sentence, fault="code", trace=trace)
-    is_passing = isinstance(error, LockedError) or not isinstance(error, ValueError)
+    is_passing = isinstance(error, (LockedError, NotAllowedError)) or not isinstance(error, ValueError)
     return JobResult(job, error=redact(sentence), fault="passes" if is_passing else "job")
 
 
