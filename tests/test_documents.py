@@ -24,11 +24,13 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -38,6 +40,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from s3_server import KEYS, serve_s3
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel, cli
 from loomvideo_diffusers.app import Models, serve
@@ -83,8 +86,9 @@ def with_snippets(language: str) -> list[Any]:
     """The documents that have snippets of a language."""
     found = [document for document in [*PAGES, CARD, NANO_CARD] if snippets(document, language)]
     assert found
-    # Compiling takes the time, and building a wheel.
+    # Compiling takes the time, building a wheel, and starting Ray.
     slow = {DOCS / "performance.md"} if language == "python" else {DOCS / "training.md", DOCS / "app.md"}
+    slow |= {DOCS / "fleet.md"}
     return [
         pytest.param(document, marks=[pytest.mark.slow] if document in slow else [], id=document.stem)
         for document in found
@@ -119,7 +123,7 @@ def workplace(tmp_path, monkeypatch):
     for name in ("street.jpg", "shirt.jpg", "man.jpg", "lawn.jpg"):
         shutil.copy(FIXTURES / "coffee.jpg", name)
 
-    (jobs,) = snippets(DOCS / "footage.md", "jsonl")
+    (jobs,) = snippets(DOCS / "fleet.md", "jsonl")
     Path("jobs.jsonl").write_text(jobs)
     settings = write_training_example()
     assert settings["model"] == "loomvideo-5b"
@@ -158,7 +162,7 @@ def run_command(command: str) -> None:
     """Runs `loomvideo ...` with small sizes, and sees that what it was to write is there."""
     arguments = shlex.split(command)
     outputs = [value for option, value in pairwise(arguments) if option in ("-o", "--preview")]
-    if "--jobs" in arguments:
+    if "jobs.jsonl" in arguments:
         outputs += ["rain.mp4", "shirt.png"]
     if arguments[0] == "train":
         outputs += ["my-lora/pytorch_lora_weights.safetensors"]
@@ -174,6 +178,24 @@ def run_command(command: str) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@contextmanager
+def shop() -> Iterator[Any]:
+    """Runs a cluster, and a server with the bucket of the documentation. Yields its file system."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch, serve_s3() as (address, _):
+        for name, value in (KEYS | {"AWS_ENDPOINT_URL": address, "RAY_USAGE_STATS_ENABLED": "0"}).items():
+            patch.setenv(name, value)
+        bucket = fsspec.filesystem("s3", skip_instance_cache=True)
+        bucket.mkdir("shop")
+        for name in ("jobs.jsonl", "street.mp4", "street.jpg", "shirt.jpg"):
+            bucket.put_file(name, f"shop/{name}")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000})
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        yield bucket
+        cluster.shutdown()
+
+
 @pytest.mark.parametrize("document", with_snippets("sh"))
 def test_shell(document, workplace, model_folder, hub):
     document = model_folder / "README.md" if document is CARD else document
@@ -186,12 +208,15 @@ def test_shell(document, workplace, model_folder, hub):
         write_lora(model_folder)
     for command in commands:
         program, _, arguments = command.partition(" ")
-        if program == "loomvideo":
+        if "s3://shop" in command:
+            with shop() as bucket:
+                run_command(arguments)
+                made = {"jobs.report.jsonl", "jobs.report.parquet", "rain.mp4", "shirt.png"}
+                assert {f"shop/{name}" for name in made} <= set(bucket.find("shop", refresh=True))
+        elif program == "loomvideo":
             run_command(arguments)
         elif command == "accelerate launch -m loomvideo_diffusers.training cat.yaml":
             assert importlib.util.find_spec("loomvideo_diffusers.training.__main__")
-        elif command.startswith("accelerate launch -m loomvideo_diffusers "):
-            run_command(arguments.removeprefix("launch -m loomvideo_diffusers "))
         elif program == "make":
             subprocess.run(["make", "--dry-run", *arguments.split()], cwd=ROOT, check=True, capture_output=True)
         elif program == "pip":
@@ -232,6 +257,18 @@ def test_nothing_escapes():
         fences = re.findall(r"^```(.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(fences[::2]) <= LANGUAGES, document
         assert set(fences[1::2]) <= {""}, document
+
+
+def test_examples_of_clusters():
+    """What they run is a command, and their images and machines have what it needs."""
+    cluster, kuberay = [(EXAMPLES / name).read_text() for name in ("cluster.yaml", "kuberay.yaml")]
+    (command,) = re.findall(r"'(loomvideo .*?)'", re.sub(r"\n# *", " ", cluster))
+    for words in (command, yaml.safe_load(kuberay)["spec"]["entrypoint"]):
+        arguments = cli.build_parser().parse_args(shlex.split(words)[1:])
+        assert (arguments.ray, arguments.workers) == ("auto", 16)
+    settings = yaml.safe_load(cluster)
+    assert settings["head_node_type"] in settings["available_node_types"]
+    assert 'pip install "loomvideo-diffusers[ray]" s3fs' in settings["setup_commands"]
 
 
 def test_examples(tmp_path, monkeypatch):

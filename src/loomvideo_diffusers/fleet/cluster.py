@@ -15,6 +15,7 @@
 
 import heapq
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -138,6 +139,7 @@ def connected(address: str) -> Iterator[Any]:
         return
     options = {"include_dashboard": False} if address == "local" else {}
     try:
+        check_answers(address)
         ray.init(address, log_to_driver=False, logging_level="error", **options)
     except Exception as error:  # Ray's own errors for this have no class in common.
         reason = redact(" ".join(str(error).split()))[:300]
@@ -146,6 +148,13 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check_answers(address: str) -> None:
+    """Raises an OSError if nothing listens at an address with a port, where Ray itself would try for minutes."""
+    place = re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address)
+    if place:
+        socket.create_connection((place[1], int(place[2])), timeout=10).close()
 
 
 def resources_of_a_worker(ray: Any, cpus: int | None, num_workers: int | None) -> dict[str, int]:
@@ -200,6 +209,8 @@ class Fleet:
         self.num_left = len(jobs)
         self.nodes: set[str] = set()
         self.failed_starts = 0
+        self.has_started = False
+        self.reasons: set[str] = set()
         self.next_look = 0.0
         self.tracker = Tracker(len(jobs), sum(self.work))
 
@@ -209,6 +220,9 @@ class Fleet:
             self.hire()
             for member in self.members:
                 self.occupy(member)
+            if not self.waited:
+                time.sleep(SECONDS_BETWEEN_LOOKS)  # All nodes have gone, and others may come.
+                continue
             ready, _ = self.ray.wait(list(self.waited), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
             for reference in ready:
                 for index, result in self.hear(reference):
@@ -269,7 +283,7 @@ class Fleet:
             yield from self.lose(member, error)
             return
         if index is None:
-            member.node, self.failed_starts = answer, 0
+            member.node, self.failed_starts, self.has_started = answer, 0, True
             return
         member.jobs.remove(index)
         if answer.fault in ("passes", "device"):
@@ -285,11 +299,15 @@ class Fleet:
         self.waited = {reference: waiting for reference, waiting in self.waited.items() if waiting[0] is not member}
         self.ray.kill(member.actor)
         if not member.node:
-            self.failed_starts += 1
+            # Where the first raises an error, the others will too; one that was killed says nothing about others.
+            is_raised = isinstance(error, self.ray.exceptions.RayTaskError)
+            self.failed_starts += self.attempts if is_raised and not self.has_started else 1
             reason = reason_of(error)
-            message(f"loomvideo: A worker cannot start: {reason}")
             if self.failed_starts >= self.attempts and not self.members:
                 raise LoomVideoError(f"No worker can start: {reason}")
+            if reason not in self.reasons:
+                self.reasons.add(reason)
+                message(f"loomvideo: A worker cannot start: {reason}")
             return
         if member.jobs:
             message("loomvideo: A worker was lost: its jobs are tried again.")

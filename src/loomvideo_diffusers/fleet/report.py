@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import LoomVideoError
 from ..media.files import lock_beside, write_whole
@@ -68,7 +68,7 @@ class JobReport:
                     self.done.pop(job, None)
                 else:
                     self.done[job] = bytes.fromhex(record["sha256"])
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self.file: TextIO | None = None
 
     def select(self, jobs: "Sequence[JobKind]", verify: bool = False) -> "list[JobKind]":
         """
@@ -113,6 +113,9 @@ class JobReport:
             "ended": round(time.time(), 3),
             "job": self.hash_job(job).hex(),
         }
+        if self.file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
         self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self.file.flush()
         if self.address is not None and time.monotonic() - self.delivered > SECONDS_BETWEEN_DELIVERIES:
@@ -120,7 +123,9 @@ class JobReport:
             self.delivered = time.monotonic()
 
     def close(self) -> None:
-        """Writes the report as Parquet too, if PyArrow is there, and delivers both."""
+        """Writes the report as Parquet too, if PyArrow is there, and delivers both; does nothing if nothing ended."""
+        if self.file is None:
+            return
         self.file.close()
         table = self.path.with_suffix(".parquet")
         with suppress(ImportError):
@@ -155,7 +160,6 @@ def open_report(path: "Location", recipe: str = "") -> Iterator[JobReport]:
             yield from _opened(JobReport(Path(folder) / path.name, recipe, path))
         return
     with lock_beside(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield from _opened(JobReport(path, recipe))
 
 
