@@ -20,7 +20,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from loomvideo_diffusers.errors import LoomVideoError
-from loomvideo_diffusers.fleet.addresses import Address, deliver, fetch, redact, to_location
+from loomvideo_diffusers.fleet.addresses import Address, check_address, deliver, fetch, redact, to_location
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,28 @@ def test_locations(text, location):
 )
 def test_secrets_are_not_shown(text, shown):
     assert redact(text) == shown
+
+
+def test_secrets_are_not_in_errors(monkeypatch, tmp_path):
+    """Libraries name an address without its scheme, or a part of it."""
+    words = "key:the-secret@bucket/a.mp4 does not exist (signature abcdefgh1234, ?sig=abcdefgh1234&n=1)"
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda *_, **__: (_ for _ in ()).throw(OSError(words)))
+    with pytest.raises(OSError, match=r"bucket/a\.mp4 does not exist \(signature \.\.\., \)") as error:
+        fetch(Address("memory://key:the-secret@bucket/a.mp4?sig=abcdefgh1234&n=1"), tmp_path)
+    assert str(error.value).startswith("memory://bucket/a.mp4 cannot be read (OSError: ")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("https://a.example/b.mp4?x", r"^https://a\.example/b\.mp4 cannot be written: choose a bucket"),
+        ("nothing://u:p@a/b.mp4", r"^nothing://a/b\.mp4 cannot be reached"),
+        ("adl://a/b.mp4", "^adl:// needs a package that is not installed: "),
+    ],
+)
+def test_addresses_that_nothing_writes(address, message):
+    with pytest.raises(LoomVideoError, match=message):
+        check_address(Address(address), is_written=True)
 
 
 def test_names():

@@ -19,11 +19,15 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import FIXTURES
 from s3_server import KEYS, serve_s3
 
+from loomvideo_diffusers.errors import LoomVideoError
+from loomvideo_diffusers.fleet import run_jobs_on_ray
+from loomvideo_diffusers.fleet.jobs import EditJob
 from loomvideo_diffusers.fleet.report import read_report
 
 
@@ -101,6 +105,24 @@ def test_ray_takes_no_longer(num_jobs, most, tmp_path):
             f"{len(num_jobs)} workers: plain {seconds[False]:.2f} s a job, Ray {seconds[True]:.2f}: {ratios[-1]:.3f}"
         )
     assert statistics.median(ratios) <= most
+
+
+def refuse(job, files):
+    raise LoomVideoError("It takes no time.")
+
+
+def test_the_driver_keeps_up(tmp_path, monkeypatch):
+    """It hears of many more jobs a second than the 19 that 800 GPUs do."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    shutil.copy(FIXTURES / "cat.mp4", tmp_path / "cat.mp4")
+    jobs = [EditJob(input=tmp_path / "cat.mp4", prompt="a", output=tmp_path / f"{i}.mp4") for i in range(3000)]
+    start = None
+    for result in run_jobs_on_ray(jobs, lambda: None, refuse, cpus=1, workers=2):
+        assert result.error == "It takes no time."
+        start = start or time.monotonic()
+    rate = len(jobs) / (time.monotonic() - start)
+    print(f"the driver hears of {rate:.0f} jobs a second")
+    assert rate > 100
 
 
 def test_memory_of_the_driver(tmp_path, monkeypatch):

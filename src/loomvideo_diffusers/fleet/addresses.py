@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 from urllib.request import url2pathname
 
 from ..errors import LoomVideoError
@@ -77,6 +77,34 @@ def to_location(text: str) -> Path | Address:
 def redact(text: object) -> str:
     """A text without the users, passwords, queries and fragments of the addresses in it, which may be secret."""
     return IN_A_TEXT.sub(r"\1\2", str(text))
+
+
+def _without_secrets(error: Exception, address: Address) -> str:
+    """What an error says, without what is secret in the address, which it may name without its scheme."""
+    said = redact(error)
+    parts = urlsplit(address)
+    for part in (f"{parts.netloc.rpartition('@')[0]}@", f"?{parts.query}"):
+        if len(part) > 1:
+            said = said.replace(part, "")
+    for secret in (parts.password or "", *dict(parse_qsl(parts.query)).values()):
+        if len(secret) >= 8:  # Shorter ones may be words of the sentence.
+            said = said.replace(secret, "...")
+    return said
+
+
+def check_address(address: Address, is_written: bool) -> None:
+    """Raises a LoomVideoError if nothing that is installed reads or writes such addresses."""
+    from fsspec.registry import get_filesystem_class
+
+    scheme = address.partition("://")[0].lower()
+    if is_written and scheme in ("http", "https"):
+        raise LoomVideoError(f"{redact(address)} cannot be written: choose a bucket, such as s3://, or a path.")
+    try:
+        get_filesystem_class(scheme)
+    except ImportError as error:
+        raise LoomVideoError(f"{scheme}:// needs a package that is not installed: {error}") from error
+    except ValueError as error:
+        raise LoomVideoError(f"{redact(address)} cannot be reached ({error}): see its address.") from error
 
 
 def fetch(address: Address, folder: Path) -> Path:
@@ -176,20 +204,26 @@ def _reach(address: Address, done: str, operation: Callable[[Any, str], Result])
         try:
             return operation(*url_to_fs(str(address)))
         except ImportError as error:
-            raise LoomVideoError(f"{shown} needs a package that is not installed: {redact(error)}") from error
+            raise LoomVideoError(f"{shown} needs a package that is not installed: {error}") from error
         except FileNotFoundError as error:
             raise LoomVideoError(f"{shown} is not there.") from error
         except PermissionError as error:
-            raise NotAllowedError(f"{shown} may not be {done} here ({redact(error)}): see who may.") from error
+            raise NotAllowedError(
+                f"{shown} may not be {done} here ({_without_secrets(error, address)}): see who may."
+            ) from error
         except (ValueError, NotImplementedError) as error:
-            raise LoomVideoError(f"{shown} cannot be {done} ({redact(error)}): see its address.") from error
+            raise LoomVideoError(
+                f"{shown} cannot be {done} ({_without_secrets(error, address)}): see its address."
+            ) from error
         except DiskFullError:
             raise
         except Exception as error:  # Each kind of file system has errors of its own.
             kind = type(error).__name__
             if "Credential" in kind:
-                raise NotAllowedError(f"{shown} may not be {done} here ({redact(error)}): see who may.") from error
+                raise NotAllowedError(
+                    f"{shown} may not be {done} here ({_without_secrets(error, address)}): see who may."
+                ) from error
             if pause is None:
-                raise OSError(f"{shown} cannot be {done} ({kind}: {redact(error)})") from error
+                raise OSError(f"{shown} cannot be {done} ({kind}: {_without_secrets(error, address)})") from error
         time.sleep(pause * random.uniform(0.5, 1.5))
     raise AssertionError

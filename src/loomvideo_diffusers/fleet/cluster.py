@@ -223,8 +223,13 @@ class Fleet:
             if not self.waited:
                 time.sleep(SECONDS_BETWEEN_LOOKS)  # All nodes have gone, and others may come.
                 continue
-            ready, _ = self.ray.wait(list(self.waited), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
+            waited = list(self.waited)
+            ready, _ = self.ray.wait(waited, num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
+            if ready:  # and whoever else is, since each call looks at all
+                ready, _ = self.ray.wait(waited, num_returns=len(waited), timeout=0)
             for reference in ready:
+                if reference not in self.waited:
+                    continue  # Its worker was lost a moment ago.
                 for index, result in self.hear(reference):
                     self.num_left -= 1
                     result = replace(
@@ -266,7 +271,7 @@ class Fleet:
         if member.jobs:
             # Towards the end jobs stay for whoever is free first.
             return heapq.heappop(self.queue)[1] if len(self.queue) > len(self.members) else None
-        nodes = {other.node for other in self.members if other.node}
+        nodes = {other.node for other in self.members if other.node} if self.again else set()
         for index, due in self.again.items():
             is_elsewhere = member.node not in self.tried_on[index] or nodes <= set(self.tried_on[index])
             if time.monotonic() >= due and is_elsewhere:

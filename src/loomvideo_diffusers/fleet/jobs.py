@@ -32,7 +32,7 @@ from ..media.encoding import FOOTAGE_SUFFIXES, check_footage_path
 from ..media.records import read_json_records
 from ..media.sequences import has_frame_number, is_sequence, sequence_files
 from ..pipelines.loomvideo_mllm import check_prompt
-from .addresses import Address, fetch, redact, to_location
+from .addresses import Address, check_address, fetch, redact, to_location
 
 
 Location = Path | Address
@@ -103,8 +103,10 @@ class Job:
     def check_files(self) -> None:
         """Raises a LoomVideoError if a file is not there, or the output cannot be written."""
         for file in (self.output, *self.inputs):
-            if isinstance(file, Address) and has_frame_number(file.name):
-                raise LoomVideoError(f"{redact(file)} is an image sequence: keep it on a disk of this machine.")
+            if isinstance(file, Address):
+                check_address(file, is_written=file is self.output)
+                if has_frame_number(file.name):
+                    raise LoomVideoError(f"{redact(file)} is an image sequence: keep it on a disk of this machine.")
         for file in self.inputs:
             if isinstance(file, Path) and not is_sequence(file) and not file.is_file():
                 raise LoomVideoError(f"{file} is not there.")
