@@ -248,6 +248,7 @@ def test_python(document, workplace, model_folder, hub):
         exec(snippet, {} if "trust_remote_code" in snippet else namespace)
     torch._dynamo.reset()
     written = re.findall(r'(?:write_\w+|\.save|export_to_gif|plan_edit)\((?:[^()\n]*, )?"([^"]+\.\w+)"', "".join(code))
+    written += re.findall(r'"output": "([^"]+)"', "".join(code))
     assert [name for name in written if not Path(name).exists()] == []
 
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Files elsewhere, at addresses such as `s3://bucket/clip.mp4`, which fsspec reads and writes."""
 
+import os
 import random
 import re
 import secrets
@@ -65,8 +66,11 @@ class Address(str):
         return Path(self.name).suffix
 
 
-def to_location(text: str) -> Path | Address:
+def to_location(place: str | os.PathLike) -> Path | Address:
     """A path, also of a `file://` address, or the address of a file elsewhere."""
+    if isinstance(place, Address):
+        return place
+    text = os.fspath(place)
     if not SCHEME.match(text):
         return Path(text)
     if text.startswith("file://"):

@@ -16,6 +16,7 @@
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,7 +49,7 @@ def _check_words(words: str) -> str:
 def _to_location(value: object) -> Location:
     if not isinstance(value, (str, Path)):
         raise LoomVideoError("Input should be a valid string")
-    location = to_location(value) if isinstance(value, str) else value
+    location = to_location(value)
     if not location.name or "\0" in str(location):
         raise LoomVideoError("it must be the name of a file")
     return location
@@ -193,14 +194,14 @@ def _shown(value: Any) -> Any:
     return redact(value) if isinstance(value, Address) else value
 
 
-def read_jobs(path: Location, kind: type[JobKind] = EditJob) -> list[JobKind]:  # type: ignore[assignment]
+def read_jobs(path: str | os.PathLike, kind: type[JobKind] = EditJob) -> list[JobKind]:  # type: ignore[assignment]
     """
     Reads a file with a job on each line, a `.json` with a list of them, a `.csv` or a `.parquet`.
 
     In a `.csv`, the first line names the columns, and several references are a JSON list.
 
     Args:
-        path: the file.
+        path: the file, or its address.
         kind: `EditJob` or `GenerationJob`.
 
     Raises:
@@ -208,6 +209,7 @@ def read_jobs(path: Location, kind: type[JobKind] = EditJob) -> list[JobKind]:  
             be written, or writes one that another job reads or writes. Files at addresses are looked for later.
         OSError: if the file is at an address and cannot be read now.
     """
+    path = to_location(path)
     jobs: list[JobKind] = []
     written: dict[Any, str] = {}
     read: dict[Any, str] = {}

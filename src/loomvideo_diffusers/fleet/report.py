@@ -15,6 +15,7 @@
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections import Counter, defaultdict
@@ -28,7 +29,7 @@ from ..errors import LoomVideoError
 from ..media.files import lock_beside, write_whole
 from ..media.records import read_json_records
 from ..media.sequences import is_sequence, sequence_files
-from .addresses import Address, deliver, fetch, redact
+from .addresses import Address, deliver, fetch, redact, to_location
 
 
 if TYPE_CHECKING:
@@ -137,20 +138,21 @@ class JobReport:
 
 
 @contextmanager
-def open_report(path: "Location", recipe: str = "") -> Iterator[JobReport]:
+def open_report(path: str | os.PathLike, recipe: str = "") -> Iterator[JobReport]:
     """
     Opens a report, or begins one. In the end it is written as Parquet beside it too, if PyArrow is installed.
 
     A report at an address is kept on this machine until then, and delivered every few minutes.
 
     Args:
-        path: the file, ending in `.jsonl`.
+        path: the file or its address, ending in `.jsonl`.
         recipe: whatever the results depend on besides the jobs, such as the model and its settings.
 
     Raises:
         LoomVideoError: if it is no report, cannot be written, or another run is writing it.
         OSError: if its address cannot be reached now.
     """
+    path = to_location(path)
     if path.suffix != ".jsonl" or (isinstance(path, Address) and not path.endswith(".jsonl")):
         raise LoomVideoError(f"{redact(path)} must end in .jsonl.")
     if isinstance(path, Address):
@@ -170,7 +172,7 @@ def _opened(report: JobReport) -> Iterator[JobReport]:
         report.close()
 
 
-def read_report(path: "Location") -> list[Record]:
+def read_report(path: str | os.PathLike) -> list[Record]:
     """
     Reads a report, as JSON lines or Parquet. Of a job that was run again, the last result counts.
 
@@ -178,6 +180,7 @@ def read_report(path: "Location") -> list[Record]:
         LoomVideoError: if it is not there, or no report.
         OSError: if its address cannot be reached now.
     """
+    path = to_location(path)
     if isinstance(path, Address):
         with TemporaryDirectory(prefix="loomvideo-") as folder:
             return read_report(fetch(path, Path(folder)))
