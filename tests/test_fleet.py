@@ -14,6 +14,7 @@
 """Many jobs on a real Ray cluster, with files on a real S3 server."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from loomvideo_diffusers import cli
 from loomvideo_diffusers.fleet.report import read_report
 from loomvideo_diffusers.fleet.work import hash_output
 from loomvideo_diffusers.media import read_comment, read_image, read_video
+from loomvideo_diffusers.nano import MODEL
 
 
 OPTIONS = ["--height", "64", "--width", "64", "--steps", "1", "--frames", "5"]
@@ -36,13 +38,13 @@ OPTIONS = ["--height", "64", "--width", "64", "--steps", "1", "--frames", "5"]
 
 @pytest.fixture
 def cluster(bucket, monkeypatch):
-    """The address of a cluster of three nodes, the head, on which nothing runs, and two with a CPU each; and these."""
+    """A cluster of a head, on which nothing runs, and two nodes, each with a CPU and what it takes for a GPU."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     options = {"object_store_memory": 80_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **options})
-    nodes = [cluster.add_node(num_cpus=1, **options) for _ in range(2)]
+    nodes = [cluster.add_node(num_cpus=1, num_gpus=1, **options) for _ in range(2)]
     yield cluster, nodes
     cluster.shutdown()
 
@@ -72,7 +74,7 @@ def test_a_node_dies(cluster, bucket, tmp_path):
     bucket.pipe_file("shop/jobs.jsonl", "\n".join(map(json.dumps, jobs)).encode())
     report, log = tmp_path / "report.jsonl", tmp_path / "log"
     command = [sys.executable, "-m", "loomvideo_diffusers", "edit", "--jobs", "s3://shop/jobs.jsonl", *OPTIONS]
-    command += ["--ray", cluster.address, "--cpus", "1", "--report", str(report)]
+    command += ["--ray", cluster.address, "--report", str(report)]
     with open(log, "w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file)
     while not report.exists() or report.read_text().count("\n") < 2:
@@ -100,6 +102,39 @@ def test_a_node_dies(cluster, bucket, tmp_path):
     said = log.read_text() + report.read_text() + (read_comment(tmp_path / "out/00.mp4") or "")
     assert "edit s3://shop/in/cat.mp4 " in said
     assert not any(secret in said for secret in KEYS.values() if secret != KEYS["AWS_DEFAULT_REGION"])
+
+
+def test_no_cluster(tmp_path, capsys):
+    job = {"input": str(FIXTURES / "coffee.jpg"), "prompt": "a", "output": str(tmp_path / "a.png")}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(job))
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        assert cli.main(["edit", "--jobs", str(tmp_path / "jobs.jsonl"), "--ray", address]) == 2
+        assert (
+            f"No cluster answers at {address} ([Errno 111] Connection refused): see --ray." in capsys.readouterr().err
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["jobs.jsonl"]
+
+
+@pytest.mark.slow
+def test_no_worker(tmp_path, capfd):
+    """What no worker can do is said once, and nothing is left."""
+    job = {"input": str(FIXTURES / "coffee.jpg"), "prompt": "a", "output": str(tmp_path / "a.png")}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(job))
+    shutil.copytree(MODEL, tmp_path / "broken")
+    (tmp_path / "broken/transformer/diffusion_pytorch_model.safetensors").unlink()
+    command = ["edit", "--jobs", str(tmp_path / "jobs.jsonl"), "--ray"]
+    for options, message in (
+        (["--cpus", "1", "--model", str(tmp_path / "broken")], "No worker can start: Error no file named"),
+        (
+            ["--cpus", "5000"],
+            "No node of the cluster has 5000 CPUS: give fewer --cpus, or --workers if nodes are to come.",
+        ),
+    ):
+        assert cli.main([*command, *options]) == 2
+        said = capfd.readouterr().err
+        assert said.count(message) == 1
+        assert said.splitlines()[-1].startswith(f"loomvideo: error: {message}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "jobs.jsonl"]
 
 
 def read_frames(path):

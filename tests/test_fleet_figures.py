@@ -107,16 +107,16 @@ def test_ray_takes_no_longer(num_jobs, most, tmp_path):
     assert statistics.median(ratios) <= most
 
 
-def refuse(job, files):
-    raise LoomVideoError("It takes no time.")
-
-
 def test_the_driver_keeps_up(tmp_path, monkeypatch):
     """It hears of many more jobs a second than the 19 that 800 GPUs do."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     shutil.copy(FIXTURES / "cat.mp4", tmp_path / "cat.mp4")
     jobs = [EditJob(input=tmp_path / "cat.mp4", prompt="a", output=tmp_path / f"{i}.mp4") for i in range(3000)]
     start = None
+
+    def refuse(job, files):
+        raise LoomVideoError("It takes no time.")
+
     for result in run_jobs_on_ray(jobs, lambda: None, refuse, cpus=1, workers=2):
         assert result.error == "It takes no time."
         start = start or time.monotonic()

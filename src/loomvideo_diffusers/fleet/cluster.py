@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LOOKS = 2.0
 
+# Options of an actor, and what they are called of a node
+RAY_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
+
 # One that runs, and one that is fetched or delivered meanwhile
 JOBS_AT_HAND = 2
 
@@ -341,14 +344,15 @@ class Fleet:
 
 def room_for(node: dict[str, float], resources: dict[str, int]) -> int:
     """How many workers fit on a node."""
-    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
-    return min(int(node.get(names[option], 0) // count) for option, count in resources.items())
+    return min(int(node.get(RAY_NAMES[option], 0) // count) for option, count in resources.items() if count)
 
 
 def check_room(nodes: Iterable[dict[str, float]], resources: dict[str, int]) -> None:
     """Raises a LoomVideoError if no worker fits on any node."""
     if not any(room_for(node, resources) for node in nodes):
-        what = " and ".join(f"{count} {option.removeprefix('num_').upper()}" for option, count in resources.items())
+        what = " and ".join(
+            f"{count} {RAY_NAMES[option]}{'s' if count > 1 else ''}" for option, count in resources.items()
+        )
         raise LoomVideoError(
             f"No node of the cluster has {what}: give fewer --cpus, or --workers if nodes are to come."
         )
