@@ -22,7 +22,7 @@ def main() -> None:
     settings = configparser.ConfigParser()
     settings.read(Path(__file__).parent.parent / "setup.cfg")
     requirements = settings["options"]["install_requires"].split()
-    for extra in ("app", "train", "nano", "quantization", "test"):
+    for extra in ("app", "train", "nano", "quantization", "ray", "test"):
         requirements += settings["options.extras_require"][extra].split()
     lowest = (re.fullmatch(r"([\w.-]+)>=([\w.]+)(,.*)?", requirement) for requirement in requirements)
     print("\n".join(sorted({f"{match[1]}=={match[2]}" for match in lowest if match})))

@@ -277,6 +277,7 @@ for module in (sys.modules[type(part).__module__] for part in (pipe, pipe.transf
 """
 
 
+@pytest.mark.slow
 def test_repositories_of_different_code(hub, folder, tmp_path):
     """Neither takes or changes the code of the other, and each is saved with all of its own, loaded or not."""
     transformer = LoomVideoTransformer3DModel.from_pretrained(folder, subfolder="transformer")

@@ -111,7 +111,7 @@ def test_callbacks_see_and_replace_latents(edit, pipe, tmp_path):
         assert {shape[2] for _, shape in seen} == {frames}
     seen.clear()
     generation = {"num_frames": 5, "height": 32, "width": 64, "num_inference_steps": 2}
-    plan_generation("blue", tmp_path / "new.mp4", **generation).run(pipe, note)
+    plan_generation("blue", tmp_path / "new.mp4", **generation).run(pipe, callback_on_step_end=note)
     assert [shape[2] for _, shape in seen] == [2, 2]
 
     clip.run(edit, callback_on_step_end=clear)

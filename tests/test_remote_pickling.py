@@ -112,6 +112,7 @@ def execute(tmp_path):
     return execute
 
 
+@pytest.mark.slow
 def test_other_processes_unpickle_it(model_folder, execute, tmp_path):
     execute(PICKLES, model_folder, tmp_path / "pipe.pickle")
     execute(UNPICKLES, tmp_path / "pipe.pickle", model_folder, tmp_path / "saved")

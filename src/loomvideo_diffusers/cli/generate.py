@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
     if arguments.jobs is not None:
         return run_jobs(arguments)
-    missing = [name for name in ("prompt", "output") if getattr(arguments, name) is None]
+    needed = {"prompt": arguments.prompt, "-o/--output": arguments.output}
+    missing = [name for name, value in needed.items() if value is None]
     if missing:
         raise LoomVideoError(f"the following arguments are required: {', '.join(missing)}")
     check_no_job_options(arguments)
