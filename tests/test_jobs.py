@@ -149,8 +149,11 @@ def test_verification(do, tmp_path):
     assert len(re.findall(r"Wrote \S+: as it was", do("--verify")[1])) == 1
     assert (tmp_path / "night.mp4").read_bytes() == before
     assert (tmp_path / "cup.mp4").exists()
+    report = (tmp_path / "jobs.report.jsonl").read_bytes()
     said = do("--verify")[1]
     assert len(re.findall(r"Wrote \S+: as it was", said)) == 3
+    lines = (tmp_path / "jobs.report.jsonl").read_bytes().removeprefix(report).splitlines()
+    assert [Path(json.loads(line)["output"]).name for line in lines] == ["none.mp4"]
 
 
 def test_reports(do, jobs, tmp_path, capsys):
@@ -473,3 +476,14 @@ def test_jobs_and_more(tmp_path, capsys):
     assert "the following arguments are required: output" in capsys.readouterr().err
     assert cli.main(["edit", "--jobs", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl" in capsys.readouterr().err
+
+
+def test_a_report_at_an_address(do, bucket, monkeypatch):
+    """It is delivered as lines and as Parquet, and the next run goes on from it; what may not be read is not new."""
+    address = "memory://bucket/reports/r.jsonl"
+    assert "3 of 4 jobs are done" not in do("--report", address)[1]
+    assert {"/bucket/reports/r.jsonl", "/bucket/reports/r.parquet"} <= set(bucket.store)
+    assert f"3 of 4 jobs are done: see {address}." in do("--report", address)[1]
+    assert len(read_report(address)) == 4
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
+    assert f"{address} may not be read here (no): see who may." in do("--report", address)[1]

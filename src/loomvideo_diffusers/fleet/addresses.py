@@ -46,6 +46,10 @@ PAUSES = (0.5, 2, 8)
 Result = TypeVar("Result")
 
 
+class NotThereError(LoomVideoError):
+    """There is no such file."""
+
+
 class NotAllowedError(LoomVideoError):
     """This machine may not read or write a file; another might."""
 
@@ -210,7 +214,7 @@ def _reach(address: Address, done: str, operation: Callable[[Any, str], Result])
         except ImportError as error:
             raise LoomVideoError(f"{shown} needs a package that is not installed: {error}") from error
         except FileNotFoundError as error:
-            raise LoomVideoError(f"{shown} is not there.") from error
+            raise NotThereError(f"{shown} is not there.") from error
         except PermissionError as error:
             raise NotAllowedError(
                 f"{shown} may not be {done} here ({_without_secrets(error, address)}): see who may."

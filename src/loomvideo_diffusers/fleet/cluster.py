@@ -53,12 +53,12 @@ class RemoteWorker:
 
     def start(self, load: "Load", plan: Plan, disk: float | None, folder: str) -> str:
         """Loads the pipeline. Returns the node's id. Relative paths are those of the driver, which is in `folder`."""
+        import ray
+
         with suppress(OSError):
             os.chdir(folder)
         with without_bars():
             self.worker = Worker(load(), plan, disk)
-        import ray
-
         return ray.get_runtime_context().get_node_id()
 
     def do(self, job: Job) -> JobResult:

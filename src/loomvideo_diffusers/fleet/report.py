@@ -29,7 +29,7 @@ from ..errors import LoomVideoError
 from ..media.files import lock_beside, write_whole
 from ..media.records import read_json_records
 from ..media.sequences import is_sequence, sequence_files
-from .addresses import Address, deliver, fetch, redact, to_location
+from .addresses import Address, NotThereError, deliver, fetch, redact, to_location
 
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ class JobReport:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()
 
     def add(self, result: "JobResult") -> None:
-        """Writes what became of a job."""
+        """Writes what became of a job, unless its output is as the report says already."""
+        if result.was_there:
+            return
         job = result.job
         record = {
             "output": redact(job.output),
@@ -157,7 +159,7 @@ def open_report(path: str | os.PathLike, recipe: str = "") -> Iterator[JobReport
         raise LoomVideoError(f"{redact(path)} must end in .jsonl.")
     if isinstance(path, Address):
         with TemporaryDirectory(prefix="loomvideo-") as folder:
-            with suppress(LoomVideoError):  # It is a new one.
+            with suppress(NotThereError):  # It is a new one.
                 fetch(path, Path(folder))
             yield from _opened(JobReport(Path(folder) / path.name, recipe, path))
         return

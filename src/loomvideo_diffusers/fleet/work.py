@@ -62,6 +62,7 @@ class JobResult:
         seconds: how long each stage took.
         attempts: how many times it was tried.
         node: the machine that did it.
+        was_there: whether the output was there already, with the hash that it should have.
     """
 
     job: Job
@@ -76,6 +77,7 @@ class JobResult:
     seconds: dict[str, float] = field(default_factory=dict)
     attempts: int = 1
     node: str = ""
+    was_there: bool = False
 
 
 def plan_job(job: Job, files: Files, **options: Any) -> EditPlan | GenerationPlan:
@@ -164,7 +166,7 @@ class Worker:
         if sha256 != job.sha256:
             return None
         report = Report({redact(job.output): "as it was"})
-        return JobResult(job, report, sha256=sha256, num_bytes=num_bytes)
+        return JobResult(job, report, sha256=sha256, num_bytes=num_bytes, was_there=True)
 
     def _negative_prompt(self, plan: EditPlan | GenerationPlan) -> "torch.Tensor | None":
         """Encodes what all jobs are to avoid once."""
