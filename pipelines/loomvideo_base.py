@@ -15,7 +15,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
@@ -31,7 +31,7 @@ from diffusers.video_processor import VideoProcessor
 from transformers import Qwen3VLModel, Qwen3VLProcessor
 
 from .loomvideo_errors import LoomVideoInputError
-from .loomvideo_guidance import BRANCHES, BranchCaches, guidance_coefficients, guided_steps
+from .loomvideo_guidance import BRANCHES, BranchCaches, check_sigmas, guidance_coefficients, guided_steps
 from .loomvideo_mllm import (
     DEFAULT_NEGATIVE_PROMPT,
     NEGATIVE_PROMPT_PREFIX,
@@ -265,9 +265,17 @@ class LoomVideoBase:
         guidance_scale: float,
         guidance_scale_visual: float,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        sigmas: Sequence[float] | None = None,
     ) -> None:
         """Checks the steps and the guidance of a call, and that the scheduler can follow a flow."""
         check_count("num_inference_steps", num_inference_steps)
+        if sigmas is not None:
+            check_sigmas(sigmas)
+            if "sigmas" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+                raise LoomVideoInputError(
+                    f"{type(self.scheduler).__name__} takes no `sigmas`: choose another scheduler, such as "
+                    "FlowMatchEulerDiscreteScheduler, or only `num_inference_steps`."
+                )
         for name, scale in (("guidance_scale", guidance_scale), ("guidance_scale_visual", guidance_scale_visual)):
             if not isinstance(scale, Real) or not math.isfinite(scale):
                 raise LoomVideoInputError(f"`{name}` must be a finite number, but is {scale}.")
@@ -539,11 +547,15 @@ class LoomVideoBase:
         with self.use("transformer", alone=scales_loras), self.use("scheduler"):
             yield
 
-    def prepare_timesteps(self, num_inference_steps: int) -> torch.Tensor:
+    def prepare_timesteps(self, num_inference_steps: int, sigmas: Sequence[float] | None = None) -> torch.Tensor:
         """Sets the scheduler for a call, in a `with pipe.denoising():`, and returns its timesteps."""
         if not lock_of(self.scheduler).is_mine:
             raise RuntimeError("The scheduler may be in another thread's use: call this in `with pipe.denoising():`.")
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        device = self._execution_device
+        if sigmas is None:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+        else:
+            self.scheduler.set_timesteps(sigmas=np.array(sigmas, np.float64), device=device)
         self._num_timesteps = len(self.scheduler.timesteps)
         return self.scheduler.timesteps
 

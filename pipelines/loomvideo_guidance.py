@@ -15,9 +15,13 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import torch
+
+from .loomvideo_errors import LoomVideoInputError
 
 
 # Guidance's branches: the name of each one's hidden states, and whether it sees the source and the references.
@@ -114,3 +118,13 @@ class BranchCaches:
     def nbytes(self) -> int:
         """The memory that all of it takes, in bytes."""
         return sum(cache.nbytes for cache in (*self.tokens.values(), *(cache for _, cache in self.branches.values())))
+
+
+def check_sigmas(sigmas: Any) -> None:
+    """Raises a LoomVideoInputError if these are no noise levels to pass through, one after the other."""
+    are_numbers = isinstance(sigmas, (list, tuple)) and sigmas and all(isinstance(sigma, Real) for sigma in sigmas)
+    if not are_numbers or not sigmas[0] <= 1 or not sigmas[-1] > 0 or any(a <= b for a, b in pairwise(sigmas)):
+        raise LoomVideoInputError(
+            "`sigmas` must be a list of falling numbers above 0 and at most 1, such as [1.0, 0.75, 0.5, 0.25], but is "
+            f"{sigmas}."
+        )

@@ -121,6 +121,7 @@ class LoomVideoPipeline(
         width: int | None,
         num_frames: int | None,
         num_inference_steps: int,
+        sigmas: list[float] | None,
         guidance_scale: float,
         guidance_scale_visual: float,
         num_videos_per_prompt: int,
@@ -138,7 +139,7 @@ class LoomVideoPipeline(
         self.check_components("transformer", "scheduler", *([] if output_type == "latent" else ["vae"]))
         batch_size = self.check_prompts(prompt, negative_prompt, given)
         self.check_size(height, width, num_frames, window_frames, window_overlap)
-        self.check_sampling(num_inference_steps, guidance_scale, guidance_scale_visual, guidance_interval)
+        self.check_sampling(num_inference_steps, guidance_scale, guidance_scale_visual, guidance_interval, sigmas)
         self.check_outputs(
             batch_size, num_videos_per_prompt, generator, output_type, callback_on_step_end_tensor_inputs
         )
@@ -245,6 +246,7 @@ class LoomVideoPipeline(
         width: int | None = None,
         num_frames: int = 81,
         num_inference_steps: int = 50,
+        sigmas: list[float] | None = None,
         guidance_scale: float = 5.0,
         guidance_scale_visual: float = 1.5,
         num_videos_per_prompt: int = 1,
@@ -284,6 +286,9 @@ class LoomVideoPipeline(
                 Number of frames, 4k + 1, at 24 a second.
             num_inference_steps (`int`, defaults to 50):
                 Denoising steps.
+            sigmas (`list[float]`, *optional*):
+                Noise levels of the steps, falling, above 0 and at most 1, in place of `num_inference_steps`, for
+                schedulers whose `set_timesteps` takes them. The scheduler's shift is applied to them.
             guidance_scale (`float`, defaults to 5.0):
                 How much the words count, `s_t` of the paper's cascaded guidance. Guidance is off when neither scale is
                 above 1.
@@ -348,6 +353,7 @@ class LoomVideoPipeline(
             width=width,
             num_frames=num_frames,
             num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
             guidance_scale=guidance_scale,
             guidance_scale_visual=guidance_scale_visual,
             num_videos_per_prompt=num_videos_per_prompt,
@@ -388,7 +394,7 @@ class LoomVideoPipeline(
 
         # 5. Denoise
         with self.denoising():
-            timesteps = self.prepare_timesteps(num_inference_steps)
+            timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
             latents = self.denoise(
                 latents=latents,
                 timesteps=timesteps,

@@ -130,6 +130,7 @@ class LoomVideoEditPipeline(
         width: int | None,
         num_frames: int | None,
         num_inference_steps: int,
+        sigmas: list[float] | None,
         guidance_scale: float,
         guidance_scale_visual: float,
         num_videos_per_prompt: int,
@@ -148,7 +149,7 @@ class LoomVideoEditPipeline(
         self.check_components("vae", "transformer", "scheduler")
         batch_size = self.check_prompts(prompt, negative_prompt, given)
         self.check_size(height, width, num_frames, window_frames, window_overlap)
-        self.check_sampling(num_inference_steps, guidance_scale, guidance_scale_visual, guidance_interval)
+        self.check_sampling(num_inference_steps, guidance_scale, guidance_scale_visual, guidance_interval, sigmas)
         self.check_outputs(
             batch_size, num_videos_per_prompt, generator, output_type, callback_on_step_end_tensor_inputs
         )
@@ -286,6 +287,7 @@ class LoomVideoEditPipeline(
         width: int | None = None,
         num_frames: int | None = None,
         num_inference_steps: int = 50,
+        sigmas: list[float] | None = None,
         guidance_scale: float = 2.5,
         guidance_scale_visual: float = 1.5,
         num_videos_per_prompt: int = 1,
@@ -331,6 +333,9 @@ class LoomVideoEditPipeline(
                 How many frames to edit, 4k + 1; by default as many as the source has.
             num_inference_steps (`int`, defaults to 50):
                 Denoising steps.
+            sigmas (`list[float]`, *optional*):
+                Noise levels of the steps, falling, above 0 and at most 1, in place of `num_inference_steps`, for
+                schedulers whose `set_timesteps` takes them. The scheduler's shift is applied to them.
             guidance_scale (`float`, defaults to 2.5):
                 How much the words count, `s_t` of the paper's cascaded guidance. Guidance is off when neither scale is
                 above 1.
@@ -397,6 +402,7 @@ class LoomVideoEditPipeline(
             width=width,
             num_frames=num_frames,
             num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
             guidance_scale=guidance_scale,
             guidance_scale_visual=guidance_scale_visual,
             num_videos_per_prompt=num_videos_per_prompt,
@@ -437,7 +443,7 @@ class LoomVideoEditPipeline(
 
         # 5. Denoise
         with self.denoising():
-            timesteps = self.prepare_timesteps(num_inference_steps)
+            timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
             latents = self.denoise(
                 latents=latents,
                 timesteps=timesteps,

@@ -15,6 +15,7 @@
 
 import itertools
 import json
+import os
 import re
 import socket
 import subprocess
@@ -508,11 +509,11 @@ def test_ten_visitors_at_once(address, tmp_path):
 
 
 def test_the_command(tmp_path):
-    """It says where the page is, and when it is told to end, removes all files, and ends well."""
-    command = [Path(sys.executable).parent / "loomvideo", "app"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**__import__("os").environ, "TMPDIR": str(tmp_path)}
-    ) as server:
+    """It says where it is, and when told to end, in the background too, removes all files and ends well."""
+    loomvideo = Path(sys.executable).parent / "loomvideo"
+    command = ["sh", "-c", 'trap "" INT; exec "$0" app', loomvideo]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         address = server.stdout.readline().split()[-1]
         assert httpx.get(address).status_code == 200
         assert list(tmp_path.glob("loomvideo-*"))

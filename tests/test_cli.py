@@ -279,9 +279,10 @@ def test_options_reach_the_model(model_folder, pipe, tmp_path):
     for index, (options, settings) in enumerate(
         (
             ([], {}),
-            (["--cpu-offload", "--device", "cpu"], {}),
+            (["--offload", "model", "--device", "cpu"], {}),
             (["--seed", 4], {"seed": 4}),
             (["--steps", 3], {"num_inference_steps": 3}),
+            (["--sigmas", 1, 0.4], {"sigmas": [1.0, 0.4]}),
             (["--guidance-scale", 9], {"guidance_scale": 9.0}),
             (["--negative-prompt", "a dog"], {"negative_prompt": "a dog"}),
             (["--reference", REFERENCE], {"reference_images": [read_image(REFERENCE)]}),

@@ -14,6 +14,7 @@
 """The pipelines as users of diffusers know pipelines. What they compute is tested in test_golden.py."""
 
 import re
+from functools import partial
 
 import accelerate
 import numpy as np
@@ -33,6 +34,7 @@ from diffusers.hooks import apply_group_offloading
 from diffusers.models.attention_dispatch import AttentionBackendName
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline
+from loomvideo_diffusers.pipelines.loomvideo_errors import LoomVideoInputError
 from loomvideo_diffusers.pipelines.loomvideo_guidance import guidance_coefficients
 from loomvideo_diffusers.pipelines.loomvideo_mllm import DEFAULT_NEGATIVE_PROMPT
 
@@ -490,6 +492,34 @@ def test_schedulers(scheduler, pipe):
     pipe.scheduler = scheduler
     actual = pipe("a cat", generator=generator(), **inputs).frames
     assert (actual - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_sigmas(pipe, edit, clip):
+    """Those that the scheduler would choose itself give the same result, others another, in their number of steps."""
+    inputs = SMALL | {"num_frames": 5, "num_inference_steps": 4, "output_type": "latent"}
+    own = np.linspace(1, 1 / 1000, 5)[:-1].tolist()
+    for call in (partial(pipe, "a cat"), partial(edit, "make it blue", video=clip[:5])):
+        expected = call(generator=generator(), **inputs).frames
+        assert torch.equal(
+            call(generator=generator(), **inputs | {"num_inference_steps": 50}, sigmas=own).frames, expected
+        )
+        assert not torch.equal(call(generator=generator(), **inputs, sigmas=[1.0, 0.5]).frames, expected)
+    assert pipe.num_timesteps == 2
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    pipe("a cat", generator=generator(), **inputs, sigmas=[1.0, 0.8, 0.1])
+    assert torch.allclose(pipe.scheduler.sigmas, torch.tensor([1.0, 0.8, 0.1, 0.0]))
+
+
+@pytest.mark.parametrize("sigmas", [[], [0.5, 1.0], [1.0, 1.0], [1.5, 1.0], [1.0, 0.0], ["1"], 0.5, [float("nan")]])
+def test_wrong_sigmas(sigmas, pipe):
+    with pytest.raises(LoomVideoInputError, match="`sigmas` must be a list of falling numbers above 0 and at most 1"):
+        pipe("a cat", **SMALL, sigmas=sigmas)
+
+
+def test_schedulers_without_sigmas(pipe):
+    pipe.scheduler = FlowMatchHeunDiscreteScheduler(shift=5.0)
+    with pytest.raises(LoomVideoInputError, match="FlowMatchHeunDiscreteScheduler takes no `sigmas`: choose another"):
+        pipe("a cat", **SMALL, sigmas=[1.0, 0.5])
 
 
 def test_from_pipe_shares_weights_as_they_are(model_folder, clip):

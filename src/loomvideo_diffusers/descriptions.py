@@ -27,6 +27,7 @@ OPTIONS_OF_SETTINGS = {
     "height": "height",
     "width": "width",
     "steps": "num_inference_steps",
+    "sigmas": "sigmas",
     "guidance_scale": "guidance_scale",
     "guidance_scale_visual": "guidance_scale_visual",
     "window": "window_frames",
@@ -63,7 +64,7 @@ def describe_result(command: str, options: Mapping[str, Any], settings: Any) -> 
         if name in ("input", "prompt"):
             words.append(str(value))
         else:
-            listed = value if isinstance(value, list) else [] if value is True else [value]
+            listed = list(value) if isinstance(value, (list, tuple)) else [] if value is True else [value]
             given += [f"--{name.replace('_', '-')}", *map(str, listed)]
     description = {
         "command": shlex.join(words + given),

@@ -25,7 +25,7 @@ class LoomVideoError(ValueError):
 def one_line(error: BaseException) -> str | None:
     """What to tell the user about an error that they can fix, in one line; None about a mistake in the code."""
     if is_out_of_memory(error):
-        return "the memory is not enough: choose a smaller --window, --height and --width, or --cpu-offload."
+        return "the memory is not enough: choose a smaller --window, --height and --width, or --offload blocks."
     if isinstance(error, (LoomVideoError, OSError)) or _is_input_error(error):
         return " ".join(str(error).split()) or type(error).__name__
     return None

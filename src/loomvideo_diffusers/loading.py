@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import nano
+from .acceleration import NO_LEVERS, Levers
 from .errors import LoomVideoError, is_out_of_memory
 from .progress import message, progress_bar, stage
 
@@ -51,7 +52,7 @@ def load_pipeline(
     device: str | None = None,
     dtype: "torch.dtype | str | None" = None,
     max_memory: float | None = None,
-    cpu_offload: bool = False,
+    levers: Levers = NO_LEVERS,
 ) -> Pipeline:
     """
     Loads a pipeline, with one progress bar at a time.
@@ -65,11 +66,11 @@ def load_pipeline(
         dtype: of the weights, or its name; by default float32 on a CPU, and bfloat16 elsewhere.
         max_memory: let what would take more gigabytes of the device's memory fail. On a CPU the bound is on the whole
             process, for as long as it runs, and works on Linux alone.
-        cpu_offload: keep only the model that is running on the device.
+        levers: what makes it faster or smaller, such as `Levers(compile=True)`.
 
     Raises:
-        LoomVideoError, LoomVideoInputError: if the model or a LoRA cannot be loaded, the device is not there, or its
-            memory cannot be bounded.
+        LoomVideoError, LoomVideoInputError: if the model or a LoRA cannot be loaded, the device is not there or cannot
+            do what is asked for, or its memory cannot be bounded.
         OSError: if a repository cannot be read.
     """
     import torch
@@ -81,17 +82,14 @@ def load_pipeline(
     check_loras(model, loras, lora_partial)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    pipe = _load_model(pipeline_class, model, dtype)
+    pipe = _load_model(pipeline_class, model, dtype=dtype, **levers.loading_options(device, dtype))
     pipe.progress_bar = partial(progress_bar, desc="Denoising")
     for lora in loras:
         pipe.load_lora_weights(lora, allow_partial=lora_partial)
     if len(loras) > 1:
         pipe.set_adapters([name for names in pipe.get_list_adapters().values() for name in names])
     try:
-        if cpu_offload:
-            pipe.enable_model_cpu_offload(device=device)
-        else:
-            pipe.to(device)
+        levers.apply(pipe, device)
     except NotImplementedError as error:  # what PyTorch raises for a layer that was given no weights
         raise LoomVideoError(f"{model} lacks the weights of some layers: convert or download it again.") from error
     return pipe
@@ -173,13 +171,13 @@ def check_loras(model: str, loras: Sequence[str], allow_partial: bool = False) -
             message(f"loomvideo: {left_out}")
 
 
-def _load_model(pipeline_class: type[Pipeline], model: str, dtype: "torch.dtype") -> Pipeline:
+def _load_model(pipeline_class: type[Pipeline], model: str, **options: Any) -> Pipeline:
     from safetensors import SafetensorError
 
     try:
         # While a repository is downloaded, the Hub's own bars show how far that is.
         with stage("Loading the model") if os.path.isdir(model) else nullcontext():
-            return pipeline_class.from_pretrained(model, dtype=dtype)
+            return pipeline_class.from_pretrained(model, **options)
     except (SafetensorError, ValueError, RuntimeError) as error:
         # What files can cause that are damaged, or are not those of this model
         if is_out_of_memory(error):

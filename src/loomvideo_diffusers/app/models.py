@@ -17,6 +17,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from ..acceleration import NO_LEVERS
 from ..errors import LoomVideoError
 from ..loading import check_loras, find_model, load_pipeline
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
@@ -39,6 +40,7 @@ class Models:
         self.names = tuple(models)
         self.loras = tuple(loras)
         self.options = options
+        self.levers = options.get("levers", NO_LEVERS)
         for model in models:
             check_loras(find_model(model), loras, options.get("lora_partial", False))
         self._lock = threading.Lock()

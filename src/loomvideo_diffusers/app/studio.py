@@ -272,7 +272,7 @@ class Studio:
             return edit_pipeline_of(pipe) if isinstance(plan, EditPlan) else pipe
 
         # With offloading, a sketch would send the transformer away, and fetch it again.
-        return work(plan, load, folder, result, is_watched and not self.models.options.get("cpu_offload"))
+        return work(plan, load, folder, result, is_watched and self.models.levers.offload is None)
 
 
 def _title(kind: str, prompt: str) -> str:

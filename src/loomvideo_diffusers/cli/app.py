@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LoomVideoError
-from ..loading import DTYPES
-from .common import add_command, finite, silence_libraries
+from .common import add_command, add_machine_options, finite, machine_options, silence_libraries
 
 
 def add_parser(commands: Any) -> None:
@@ -45,9 +44,7 @@ def add_parser(commands: Any) -> None:
     option("--max-megabytes", type=finite, default=500, metavar="N", help="size of a file (default: 500)")
     option("--max-seconds", type=finite, default=60, metavar="N", help="length of a clip (default: 60)")
     option("--max-megapixels", type=finite, default=9, metavar="N", help="size of a frame in millions (default: 9)")
-    option("--device", metavar="DEVICE", help="default: the first available of cuda, mps and cpu")
-    option("--dtype", choices=DTYPES, help="default: bfloat16, or float32 on cpu")
-    option("--cpu-offload", action="store_true", help="keep only the model that is running on the device")
+    add_machine_options(command)
     command.set_defaults(function=run)
 
 
@@ -59,15 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
     from ..app import Limits, Models, launch
 
     silence_libraries()
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # Both end it in the same way, files removed.
-    models = Models(
-        arguments.model,
-        arguments.lora,
-        lora_partial=arguments.lora_partial,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        cpu_offload=arguments.cpu_offload,
-    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Both signals end it in the same way, files removed.
+    models = Models(arguments.model, arguments.lora, lora_partial=arguments.lora_partial, **machine_options(arguments))
     with suppress(KeyboardInterrupt):
         launch(
             models,

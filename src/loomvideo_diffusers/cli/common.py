@@ -20,9 +20,11 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..acceleration import CACHES, OFFLOADS, SCHEDULERS, Levers
 from ..defaults import complete_settings
 from ..descriptions import OPTIONS_OF_SETTINGS, describe_result
 from ..loading import DTYPES, find_model
@@ -89,6 +91,7 @@ def add_sampling_options(command: argparse.ArgumentParser, output: str, frames: 
     option("--window", type=int, metavar="N", help="frames to denoise at once, 4k + 1; bounds memory (default: 121)")
     option("--overlap", type=int, metavar="N", help="frames that windows share, 4k (default: a quarter of a window)")
     option("--steps", type=int, metavar="N", help="denoising steps (default: the model's own, or 50)")
+    option("--sigmas", nargs="+", type=finite, metavar="S", help="noise levels from 1 down, in place of --steps")
     option(
         "--guidance-scale",
         type=finite,
@@ -102,10 +105,28 @@ def add_sampling_options(command: argparse.ArgumentParser, output: str, frames: 
         help="weight of the source and the references (default: the model's own, or 1.5)",
     )
     option("--seed", type=seed, metavar="N", help="seed of the noise (default: random)")
+    add_machine_options(command)
+
+
+def add_machine_options(command: argparse.ArgumentParser) -> None:
+    """Adds the options that say on what, how fast and in how much memory a pipeline runs."""
+    option = command.add_argument_group("speed and memory").add_argument
     option("--device", metavar="DEVICE", help="default: the first available of cuda, mps and cpu")
     option("--dtype", choices=DTYPES, help="default: bfloat16, or float32 on cpu")
+    option("--compile", action="store_true", help="compile the transformer: a slow first step, and faster others")
+    option(
+        "--quantize",
+        nargs="+",
+        default=[],
+        metavar="KIND[:PART]",
+        help="float8, int8 or nf4 weights, of both large models or as in float8:transformer nf4:mllm",
+    )
+    option("--attention", metavar="BACKEND", help="attention of Diffusers: native, flash, sage, xformers, ...")
+    option("--cache", choices=CACHES, help="skip what hardly changes from step to step: faster, an approximation")
+    option("--offload", choices=OFFLOADS, help="keep on the device only the model, or the blocks, that are running")
+    option("--cpu-offload", dest="offload", action="store_const", const="model", help=argparse.SUPPRESS)
+    option("--scheduler", choices=SCHEDULERS, help="default: the model's own, unipc")
     option("--max-memory", type=gigabytes, metavar="GB", help="stop instead of using more memory of the device")
-    option("--cpu-offload", action="store_true", help="keep only the model that is running on the device")
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -121,14 +142,17 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def loading_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `load_pipeline`."""
+    loras = {"loras": arguments.lora, "lora_partial": arguments.lora_partial}
+    return {"model": arguments.model} | loras | machine_options(arguments)
+
+
+def machine_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those arguments of `load_pipeline` that `add_machine_options` adds."""
     return {
-        "model": arguments.model,
-        "loras": arguments.lora,
-        "lora_partial": arguments.lora_partial,
         "device": arguments.device,
         "dtype": arguments.dtype,
         "max_memory": arguments.max_memory,
-        "cpu_offload": arguments.cpu_offload,
+        "levers": Levers(**{field.name: getattr(arguments, field.name) for field in fields(Levers)}),
     }
 
 

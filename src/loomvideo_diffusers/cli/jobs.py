@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Where and how jobs are run, which results do not depend on
 OF_THE_RUN = ("jobs", "ray", "cpus", "workers", "attempts", "disk", "report", "verify")
-OF_THE_MACHINE = ("device", "max_memory", "cpu_offload")
+OF_THE_MACHINE = ("device", "max_memory", "offload")
 
 
 def add_job_options(command: argparse.ArgumentParser, columns: str) -> None:

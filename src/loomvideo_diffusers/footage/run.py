@@ -97,6 +97,7 @@ def call_arguments(settings: SamplingSettings) -> dict[str, Any]:
         "height": settings.height,
         "width": settings.width,
         "num_inference_steps": settings.num_inference_steps,
+        "sigmas": settings.sigmas,
         "guidance_scale": settings.guidance_scale,
         "guidance_scale_visual": settings.guidance_scale_visual,
         "window_frames": settings.window_frames,
@@ -194,7 +195,7 @@ def _denoise(
     height, width, num_steps = placement.height, placement.width, settings.num_inference_steps
     pipe.check_components("text_encoder", "processor", "vae", "transformer", "scheduler")
     pipe.check_size(height, width, num_frames, settings.window_frames, settings.window_overlap)
-    pipe.check_sampling(num_steps, settings.guidance_scale, settings.guidance_scale_visual)
+    pipe.check_sampling(num_steps, settings.guidance_scale, settings.guidance_scale_visual, sigmas=settings.sigmas)
     pipe.begin_call(settings.guidance_scale, settings.guidance_scale_visual, {"scale": settings.lora_scale})
     generator = torch.Generator().manual_seed(settings.seed)
     latents = pipe.prepare_latents(1, num_frames, height, width, generator, None, settings.window_frames)
@@ -218,7 +219,7 @@ def _denoise(
 
     num_done = 0
     with pipe.denoising():
-        timesteps = pipe.prepare_timesteps(num_steps)
+        timesteps = pipe.prepare_timesteps(num_steps, settings.sigmas)
         if state is not None:
             latents, num_done = state.latents, state.num_done
             vars(pipe.scheduler).update(state.scheduler_attributes)

@@ -14,6 +14,7 @@
 """The settings of an edit and of a generation, checked when they are made."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -38,6 +39,7 @@ class SamplingSettings:
         seed: seed of the noise, from 0 to 2^63 - 1.
         height, width: size of the model's frame in pixels, both or neither.
         num_inference_steps: denoising steps.
+        sigmas: noise levels of the steps, falling, in (0, 1], in place of their number.
         guidance_scale: weight of the prompt.
         guidance_scale_visual: weight of the source and the references.
         window_frames: the most frames that are denoised at once, 4k + 1.
@@ -56,6 +58,7 @@ class SamplingSettings:
     height: int | None = None
     width: int | None = None
     num_inference_steps: int = 50
+    sigmas: Sequence[float] | None = None
     guidance_scale: float = 5.0
     guidance_scale_visual: float = 1.5
     window_frames: int = 121
@@ -63,8 +66,11 @@ class SamplingSettings:
     lora_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        from ..pipelines.loomvideo_guidance import check_sigmas
         from ..pipelines.loomvideo_mllm import check_prompt
 
+        if self.sigmas is not None:
+            check_sigmas(self.sigmas)
         check_prompt(self.prompt)
         if self.negative_prompt is not None:
             check_prompt(self.negative_prompt, "The negative prompt", may_be_blank=True)

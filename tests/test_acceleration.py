@@ -1,0 +1,125 @@
+# Copyright 2026 The LoomVideo for Diffusers authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What makes a pipeline faster or smaller, by one word each."""
+
+import json
+
+import pytest
+import torch
+from diffusers import UniPCMultistepScheduler
+
+from loomvideo_diffusers import LoomVideoPipeline, cli
+from loomvideo_diffusers.acceleration import SCHEDULERS, Levers
+from loomvideo_diffusers.errors import LoomVideoError
+from loomvideo_diffusers.loading import load_pipeline
+from loomvideo_diffusers.media import read_comment
+
+
+SMALL = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 6, "output_type": "latent"}
+
+
+@pytest.fixture
+def generate(model_folder):
+    """Latents of a small video by a pipeline with some levers."""
+
+    def generate(**levers):
+        pipe = load_pipeline(LoomVideoPipeline, str(model_folder), device="cpu", levers=Levers(**levers))
+        pipe.set_progress_bar_config(disable=True)
+        return pipe("a cat", generator=torch.Generator().manual_seed(0), **SMALL).frames
+
+    return generate
+
+
+def difference(one, other):
+    """The norm of the difference, as a share of the other's."""
+    return ((one - other).norm() / other.norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("levers", "least", "most"),
+    [
+        ({"attention": "_native_math"}, 0, 1e-4),
+        ({"offload": "model"}, 0, 1e-5),
+        ({"offload": "blocks"}, 0, 1e-5),
+        ({"offload": "blocks", "attention": "_native_math"}, 0, 1e-4),
+        ({"quantize": "int8"}, 1e-4, 0.1),
+        ({"quantize": ["int8:transformer"]}, 1e-4, 0.1),
+        ({"quantize": ["int8:mllm"]}, 1e-5, 0.1),
+        ({"cache": "taylorseer"}, 1e-4, 0.3),
+        ({"cache": "first-block"}, 0, 0.3),
+        ({"scheduler": "euler"}, 1e-4, 0.5),
+        ({"scheduler": "heun"}, 1e-4, 0.5),
+        ({"scheduler": "dpm++"}, 1e-4, 0.5),
+        ({"scheduler": "unipc"}, 0, 1e-6),
+    ],
+    ids=str,
+)
+def test_levers(levers, least, most, generate):
+    """Each does what it says, and changes the result by no more than it may."""
+    assert least <= difference(generate(**levers), generate()) <= most
+
+
+@pytest.mark.slow
+def test_compiled(generate):
+    assert difference(generate(compile=True), generate()) < 1e-4
+
+
+def test_schedulers_follow_the_same_flow(model_folder):
+    own = UniPCMultistepScheduler.from_pretrained(model_folder, subfolder="scheduler")
+    for name in SCHEDULERS:
+        pipe = load_pipeline(LoomVideoPipeline, str(model_folder), device="cpu", levers=Levers(scheduler=name))
+        assert type(pipe.scheduler).__name__ == SCHEDULERS[name]
+        assert pipe.scheduler.config.get("flow_shift", pipe.scheduler.config.get("shift")) == own.config.flow_shift
+
+
+@pytest.mark.parametrize(
+    ("levers", "message"),
+    [
+        ({"cache": "magic"}, "`cache` must be first-block or taylorseer, but is magic."),
+        ({"offload": "disk"}, "`offload` must be model or blocks, but is disk."),
+        ({"scheduler": "ddim"}, "`scheduler` must be unipc or euler or heun or dpm++, but is ddim."),
+        (
+            {"quantize": "int4"},
+            "`quantize` must be float8 or int8 or nf4, and for one part go on with :transformer",
+        ),
+        ({"quantize": "int8:vae"}, "or :mllm, but is int8:vae."),
+        ({"quantize": ["int8", "nf4:mllm"]}, "`quantize` names the mllm twice: say one kind for it."),
+        ({"cache": "taylorseer", "compile": True}, "TaylorSeer cannot be compiled"),
+        ({"quantize": "float8"}, "float8 is slower than bfloat16 unless compiled: add --compile"),
+        ({"quantize": "float8", "compile": True}, "cpu does not multiply in float8: choose int8"),
+        ({"quantize": "nf4"}, "nf4 needs a card with CUDA, and the device is cpu: choose int8."),
+        ({"attention": "magic"}, "The attention magic cannot be used here: "),
+        ({"attention": "flash"}, "The attention flash cannot be used here: "),
+    ],
+)
+def test_what_cannot_be(levers, message, generate):
+    with pytest.raises(LoomVideoError) as error:
+        generate(**levers)
+    assert message in str(error.value)
+    assert str(error.value).count("\n") == 0
+
+
+def test_on_the_command_line(model_folder, tmp_path, capsys):
+    """They are in the command that a result states."""
+    arguments = ["generate", "a cat", "-o", str(tmp_path / "a.png"), "--model", str(model_folder), "--steps", "2"]
+    arguments += ["--height", "64", "--width", "64", "--cpu-offload", "--scheduler", "euler", "--sigmas", "1", "0.5"]
+    assert cli.main([*arguments, "--device", "cpu", "--attention", "native"]) == 0
+    command = json.loads(read_comment(tmp_path / "a.png"))["command"]
+    for words in ("--offload model", "--scheduler euler", "--sigmas 1.0 0.5", "--attention native"):
+        assert words in command
+    assert "compile" not in command
+    assert "quantize" not in command
+    capsys.readouterr()
+    assert cli.main([*arguments, "--compile", "--cache", "taylorseer"]) == 2
+    assert "TaylorSeer cannot be compiled" in capsys.readouterr().err
