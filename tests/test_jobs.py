@@ -302,8 +302,9 @@ def line(**changes) -> str:
 
 
 @pytest.fixture
-def bucket(tmp_path):
+def bucket(tmp_path, monkeypatch):
     """What is at `memory://bucket/`: a clip and an image."""
+    monkeypatch.chdir(tmp_path)  # Reports of lists at addresses are written there.
     MemoryFileSystem.store.clear()
     memory = fsspec.filesystem("memory")
     memory.put_file(str(FIXTURES / "cat.mp4"), "/bucket/in/cat.mp4")
