@@ -127,7 +127,7 @@ def test_no_worker(tmp_path, capfd):
         (["--cpus", "1", "--model", str(tmp_path / "broken")], "No worker can start: Error no file named"),
         (
             ["--cpus", "5000"],
-            "No node of the cluster has 5000 CPUS: give fewer --cpus, or --workers if nodes are to come.",
+            "No node of the cluster has 5000 CPUs: give fewer --cpus, or --workers if nodes are to come.",
         ),
     ):
         assert cli.main([*command, *options]) == 2
