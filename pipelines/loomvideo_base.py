@@ -501,38 +501,43 @@ class LoomVideoBase:
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
     @torch.no_grad()
-    def encode_in_chunks(self, frames: Iterable[np.ndarray]) -> torch.Tensor:
+    def encode_in_chunks(self, frames: Iterable[np.ndarray], chunk_size: int = 1) -> torch.Tensor:
         """
         Encodes a clip as `prepare_clip_latents` does, but while its frames come in, so that only a few are in memory.
         With the VAE's tiling, whose tiles are of the whole clip, all frames are.
 
         Args:
             frames: 4k + 1 of uint8, `[H, W, 3]`.
+            chunk_size: how many latent frames to encode at once, after the first alone: more take more memory, and on
+                a GPU less time.
 
         Returns:
             Normalized latents, float32 `[1, C, T, h, w]`.
         """
+        check_count("chunk_size", chunk_size)
         if self.vae.use_tiling:
             return self.encode_pixels(to_pixel_values(list(frames)))
-        return encode_in_chunks(self.vae, frames, self._execution_device)
+        return encode_in_chunks(self.vae, frames, self._execution_device, chunk_size)
 
     @torch.no_grad()
-    def decode_in_chunks(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+    def decode_in_chunks(self, latents: torch.Tensor, chunk_size: int = 1) -> Iterator[torch.Tensor]:
         """
-        Decodes latents as `decode_latents` does, but a latent frame at a time, so that memory does not grow with the
-        length. With the VAE's tiling, whose tiles are of the whole clip, all frames come at once.
+        Decodes latents as `decode_latents` does, but some latent frames at a time, so that memory does not grow with
+        the length. With the VAE's tiling, whose tiles are of the whole clip, all frames come at once.
 
         Args:
             latents: normalized, `[B, C, T, h, w]`.
+            chunk_size: as for `encode_in_chunks`.
 
         Yields:
-            The frames of each latent frame, `[B, 3, f, H, W]` in [-1, 1], one of the first and then four each.
+            The frames of each chunk, `[B, 3, f, H, W]` in [-1, 1]: one of the first latent frame, four of each other.
         """
+        check_count("chunk_size", chunk_size)
         if self.vae.use_tiling:
             with self.use("vae"):
                 yield decode(self.vae, latents)
         else:
-            yield from decode_in_chunks(self.vae, latents)
+            yield from decode_in_chunks(self.vae, latents, chunk_size)
 
     # Denoising
 

@@ -14,6 +14,7 @@
 """Pixels to latents and back, by the Wan VAE: whole clips, or a few frames at a time."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from types import ModuleType
 
 import numpy as np
@@ -40,7 +41,9 @@ def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     return vae.decode(_denormalize(vae, latents), return_dict=False)[0]
 
 
-def encode_in_chunks(vae: AutoencoderKLWan, frames: Iterable[np.ndarray], device: torch.device) -> torch.Tensor:
+def encode_in_chunks(
+    vae: AutoencoderKLWan, frames: Iterable[np.ndarray], device: torch.device, chunk_size: int = 1
+) -> torch.Tensor:
     """
     Encodes a clip while its frames come in, as `encode` does.
 
@@ -48,6 +51,7 @@ def encode_in_chunks(vae: AutoencoderKLWan, frames: Iterable[np.ndarray], device
         vae: without tiling.
         frames: 4k + 1 of uint8, `[H, W, 3]`.
         device: where the VAE runs.
+        chunk_size: how many latent frames to encode at once, after the first alone.
 
     Returns:
         Normalized latents, float32 `[1, C, T, h, w]`.
@@ -55,38 +59,36 @@ def encode_in_chunks(vae: AutoencoderKLWan, frames: Iterable[np.ndarray], device
     wan = _import_wan()
     feature_cache = _make_feature_cache(vae.encoder, wan)
     latents: list[torch.Tensor] = []
-    chunk: list[np.ndarray] = []
-    for frame in frames:
-        chunk.append(frame)
-        if len(chunk) < (vae.config.scale_factor_temporal if latents else 1):
-            continue
+    frames = iter(frames)
+    while chunk := list(islice(frames, chunk_size * vae.config.scale_factor_temporal if latents else 1)):
         pixel_values = to_pixel_values(chunk).to(device, vae.dtype)
         if vae.config.patch_size is not None:
             pixel_values = wan.patchify(pixel_values, patch_size=vae.config.patch_size)
         _onload(vae)
         encoded = vae.encoder(pixel_values, feat_cache=feature_cache, feat_idx=[0])
         latents.append(_normalize(vae, vae.quant_conv(encoded).chunk(2, dim=1)[0]))
-        chunk = []
     return torch.cat(latents, dim=2)
 
 
-def decode_in_chunks(vae: AutoencoderKLWan, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+def decode_in_chunks(vae: AutoencoderKLWan, latents: torch.Tensor, chunk_size: int = 1) -> Iterator[torch.Tensor]:
     """
-    Decodes normalized latents `[B, C, T, h, w]` a latent frame at a time, as `decode` does.
+    Decodes normalized latents `[B, C, T, h, w]` some latent frames at a time, as `decode` does.
 
     Args:
         vae: without tiling.
         latents: normalized, `[B, C, T, h, w]`.
+        chunk_size: how many latent frames to decode at once, after the first alone.
 
     Yields:
-        The frames of each latent frame, `[B, 3, f, H, W]` in [-1, 1], one of the first and then four each.
+        The frames of each chunk, `[B, 3, f, H, W]` in [-1, 1]: one of the first latent frame, and four of each other.
     """
     wan = _import_wan()
     feature_cache = _make_feature_cache(vae.decoder, wan)
-    for index in range(latents.shape[2]):
+    for start in (0, *range(1, latents.shape[2], chunk_size)):
         _onload(vae)
-        latent_frame = vae.post_quant_conv(_denormalize(vae, latents[:, :, index : index + 1]))
-        frames = vae.decoder(latent_frame, feat_cache=feature_cache, feat_idx=[0], first_chunk=index == 0)
+        chunk = latents[:, :, start : start + chunk_size if start else 1]
+        chunk = vae.post_quant_conv(_denormalize(vae, chunk))
+        frames = vae.decoder(chunk, feat_cache=feature_cache, feat_idx=[0], first_chunk=start == 0)
         if vae.config.patch_size is not None:
             frames = wan.unpatchify(frames, patch_size=vae.config.patch_size)
         yield frames.clamp(-1, 1)

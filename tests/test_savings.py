@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from conftest import call_inputs, case_names, transformer_inputs
@@ -180,6 +181,20 @@ def test_decoding_in_chunks(edit, clip):
     video = edit.video_processor.postprocess_video(torch.cat(chunks, dim=2), output_type="pt")
     assert torch.allclose(video, expected, atol=1e-5)
     assert torch.equal(edit.decode_latents(latents, "pt"), expected)
+
+
+@pytest.mark.parametrize(("chunk_size", "lengths"), [(2, [1, 8, 8]), (3, [1, 12, 4]), (9, [1, 16])])
+def test_larger_chunks(chunk_size, lengths, edit, clip):
+    """Chunks of any size give the same, and so do clips that end within one."""
+    clip = np.concatenate([clip, clip[:8]])
+    latents = edit.encode_in_chunks(clip)
+    assert torch.allclose(edit.encode_in_chunks(clip, chunk_size), latents, atol=1e-5)
+    chunks = list(edit.decode_in_chunks(latents, chunk_size))
+    assert [chunk.shape[2] for chunk in chunks] == lengths
+    expected = torch.cat(list(edit.decode_in_chunks(latents)), dim=2)
+    assert torch.allclose(torch.cat(chunks, dim=2), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="`chunk_size` must be a positive integer"):
+        edit.encode_in_chunks(clip, 0)
 
 
 def test_encoding_in_chunks(edit, clip):
