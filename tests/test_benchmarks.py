@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import approximations
+from benchmarks import approximations, gpu
 from benchmarks.baselines import concatenated_step
 from benchmarks.levers import make_table
 from benchmarks.operations import count_operations
@@ -203,3 +203,25 @@ def test_published_page():
     assert len(files) >= 5
     for file in files:
         assert file.name.startswith(f"{read_result(file).date}-")
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [["limits", "vae", "memory"], pytest.param(["forwards", "edit"], marks=pytest.mark.slow)],  # which compile
+    ids=" ".join,
+)
+def test_what_is_run_on_a_gpu(sections, tmp_path, capsys):
+    """At small sizes on a CPU: each section has rows with times, which are written after each."""
+    gpu.main(["--small", "--device", "cpu", "--json", str(tmp_path / "gpu.json"), "--only", *sections])
+    result = read_result(tmp_path / "gpu.json")
+    assert list(result.measured) == sections
+    assert len(result.tables) == len(sections)
+    for rows in result.measured.values():
+        assert all(value > 0 for row in rows for name, value in row.items() if "seconds" in name)
+    if "memory" in sections:
+        assert [row["way"] for row in result.measured["memory"]][:3] == [
+            "resident",
+            "--offload model",
+            "--offload blocks",
+        ]
+        assert {row["memory"] for row in result.measured["vae"]} == {"contiguous", "channels_last_3d"}
