@@ -23,8 +23,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 HEAD = """# Measurements
 
 Speed and memory, as measured. In a checkout, `python -m benchmarks`, `python -m benchmarks.levers`,
-`python -m benchmarks.approximations` and, on a GPU, `python -m benchmarks.gpu` measure anew, the last in eight minutes without
-weights or a network. Each writes a dated file into `benchmarks/results`, from which `make benchmarks` makes this page.
+`python -m benchmarks.approximations` and, on a GPU, `python -m benchmarks.gpu` measure anew, the last in eight
+minutes without weights or a network. Each writes a dated file into `benchmarks/results`, from which `make benchmarks`
+makes this page.
 
 ![Times of steps](benchmarks.png)
 """

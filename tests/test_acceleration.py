@@ -14,6 +14,7 @@
 """What makes a pipeline faster or smaller, by one word each."""
 
 import json
+from itertools import combinations
 
 import pytest
 import torch
@@ -73,6 +74,47 @@ def test_levers(levers, least, most, generate):
 @pytest.mark.slow
 def test_compiled(generate):
     assert difference(generate(compile=True), generate()) < 1e-4
+
+
+KINDS = {
+    "attention": {"attention": "_native_math"},
+    "model": {"offload": "model"},
+    "blocks": {"offload": "blocks"},
+    "int8": {"quantize": "int8"},
+    "first-block": {"cache": "first-block"},
+    "taylorseer": {"cache": "taylorseer"},
+    "compile": {"compile": True},
+}
+REFUSED = [{"taylorseer", "compile"}]
+
+
+@pytest.fixture(scope="module")
+def singles():
+    """The differences of single levers, as they are asked for."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param(one, other, marks=[] if (one, other) in [("blocks", "int8")] else [pytest.mark.slow])
+        for one, other in combinations(KINDS, 2)
+        if not KINDS[one].keys() & KINDS[other].keys()
+    ],
+)
+def test_pairs(one, other, singles, generate):
+    """Two levers change the result by no more than each alone, added up, or refuse."""
+    if {one, other} in REFUSED:
+        with pytest.raises(LoomVideoError, match="cannot be"):
+            Levers(**KINDS[one] | KINDS[other])
+        return
+    if not singles:
+        singles["plain"] = generate()
+    for name in (one, other):
+        if name not in singles:
+            singles[name] = difference(generate(**KINDS[name]), singles["plain"])
+    both = difference(generate(**KINDS[one] | KINDS[other]), singles["plain"])
+    assert both <= (singles[one] + singles[other]) * 1.01 + 1e-5
 
 
 def test_schedulers_follow_the_same_flow(model_folder):

@@ -33,6 +33,7 @@ from ..pipelines.loomvideo_guidance import divide_into_windows
 from ..pipelines.loomvideo_mllm import PROMPT_PREFIXES
 from ..pipelines.loomvideo_sharing import one_call_at_a_time
 from ..progress import Stopwatch, progress_bar, stage
+from .overlap import beside, read_ahead
 from .plan import EditPlan, Report
 from .resume import ResumeFile
 from .settings import SamplingSettings
@@ -254,9 +255,8 @@ def _encode_clip(pipe: LoomVideoEditPipeline, plan: EditPlan) -> tuple[torch.Ten
     seen = {}
 
     def frames() -> Iterator[np.ndarray]:
-        read = progress_bar(read_model_frames(footage), desc="Reading frames", total=num_frames)
-        for index, pixels in enumerate(read):
-            placed = placement.place(pixels)
+        read = read_ahead(map(placement.place, read_model_frames(footage)))
+        for index, placed in enumerate(progress_bar(read, desc="Reading frames", total=num_frames)):
             if index in indices:
                 seen[index] = placed
             yield placed
@@ -278,10 +278,11 @@ def _write_clip(pipe: LoomVideoEditPipeline, plan: EditPlan, latents: torch.Tens
         output = stack.enter_context(write_footage(plan.output, footage, plan.comment))
         if plan.compare is not None:
             compare = stack.enter_context(write_footage(plan.compare, footage, plan.comment))
+        later = stack.enter_context(beside())
         for index, (before, after) in enumerate(_results(pipe, plan, latents)):
-            output.write(after)
+            later(output.write, after)
             if plan.compare is not None:
-                compare.write(convert_pixels(np.hstack([before, after]), plan.compare.pixel_format))
+                later(compare.write, convert_pixels(np.hstack([before, after]), plan.compare.pixel_format))
             if index in chosen:
                 for row, pixels in zip(sheet, (before, after)):
                     row.append(convert_pixels(pixels, "rgb24"))
@@ -302,7 +303,7 @@ def _results(
     frames: Iterator[np.ndarray]
     dtype = np.uint16 if pixel_format in (PIXEL_FORMATS[True, False], PIXEL_FORMATS[True, True]) else np.uint8
     if plan.needs_source_pixels:
-        frames = (convert_pixels(pixels, pixel_format) for pixels in read_frames(footage))
+        frames = read_ahead(convert_pixels(pixels, pixel_format) for pixels in read_frames(footage))
     else:
         frames = iter([np.zeros((footage.height, footage.width, 3), dtype)] * len(footage.times))
     edited = _decode(pipe, latents, dtype)
