@@ -73,8 +73,6 @@ class Levers:
             if value is not None and value not in choices:
                 raise LoomVideoError(f"`{name}` must be {' or '.join(choices)}, but is {value}.")
         self.quantizations()
-        if self.compile and self.cache == "taylorseer":
-            raise LoomVideoError("TaylorSeer cannot be compiled: choose --cache first-block, or leave out --compile.")
         if self.quantizations().get("transformer") == "float8" and not self.compile:
             raise LoomVideoError("float8 is slower than bfloat16 unless compiled: add --compile, or choose int8.")
 
@@ -131,7 +129,8 @@ class Levers:
             pipe.transformer.enable_cache(_cache_config(self.cache))
         self._bring(pipe, device)
         if self.compile:
-            pipe.transformer.compile_repeated_blocks(fullgraph=True)
+            # Hooks of blocks are Python, at which the graph breaks.
+            pipe.transformer.compile_repeated_blocks(fullgraph=self.cache is None and self.offload != "blocks")
 
     def _bring(self, pipe: "LoomVideoPipeline | LoomVideoEditPipeline", device: str) -> None:
         if self.offload == "model":
