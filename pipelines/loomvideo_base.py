@@ -59,8 +59,6 @@ class LoomVideoTransformer3DModel(Protocol):
 
     def cache_context(self, name: str) -> AbstractContextManager: ...
 
-    def prepare_attention_mask(self, mask: torch.Tensor | None) -> torch.Tensor | None: ...
-
     def _reset_stateful_cache(self) -> None: ...
 
     def __call__(self, hidden_states: torch.Tensor, timestep: torch.Tensor, **inputs: Any) -> Any: ...
@@ -602,8 +600,6 @@ class LoomVideoBase:
             name: self._place_embeds(tensor, mask, latents.device)
             for (name, _), tensor, mask in zip(BRANCHES.values(), embeds[::2], embeds[1::2])
         }
-        for _, mask in conditions.values():
-            self.transformer.prepare_attention_mask(mask)  # before the first step, if the backend takes none
         source_latents = None if source_latents is None else source_latents.to(dtype)
         reference_latents = [reference.to(dtype) for reference in reference_latents]
         has_visual_input = source_latents is not None or bool(reference_latents)

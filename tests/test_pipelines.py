@@ -31,7 +31,6 @@ from diffusers import (
 )
 from diffusers.callbacks import PipelineCallback
 from diffusers.hooks import apply_group_offloading
-from diffusers.models.attention_dispatch import AttentionBackendName
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline
 from loomvideo_diffusers.pipelines.loomvideo_errors import LoomVideoInputError
@@ -376,20 +375,6 @@ def test_callback_replaces_embeds_of_a_padded_batch(pipe):
         assert_close(batch[index : index + 1], expected.frames, atol=1e-4)
     with pytest.raises(ValueError, match="must return their mask too"):
         pipe([short, long], callback_on_step_end=replace({"prompt_embeds": embeds}), **inputs)
-
-
-def test_prompts_of_unequal_length_need_a_mask(pipe, record_branches):
-    """An attention backend that takes none is refused before the first step; prompts of equal length need none."""
-    calls = record_branches(pipe)
-    for block in pipe.transformer.blocks:
-        block.attn2.processor._attention_backend = AttentionBackendName.FLASH
-    with pytest.raises(ValueError, match="attention by `flash` does not take"):
-        pipe(["a cat", "a dog that sits on a very long yellow sofa"], **SMALL | {"num_frames": 1})
-    assert calls == []
-    for block in pipe.transformer.blocks:
-        block.attn2.processor._attention_backend = AttentionBackendName.NATIVE
-    pipe(["a cat", "a dog that sits on a very long yellow sofa"], **SMALL | {"num_frames": 1})
-    assert len(calls) == 4
 
 
 def test_seed_of_a_stochastic_scheduler(pipe):

@@ -29,6 +29,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from loomvideo_diffusers import LoomVideoTransformer3DModel
+from loomvideo_diffusers.models import transformer_loomvideo
 from loomvideo_diffusers.models.transformer_loomvideo import LoomVideoRotaryPosEmbed
 
 
@@ -147,28 +148,38 @@ def test_attention_backends(backend, transformer, inputs):
     torch.testing.assert_close(run(transformer, **padded(inputs, 5)), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("backend", list(AttentionBackendName))
-def test_backends_that_take_no_mask(backend, transformer, inputs):
-    """They are those that Diffusers says take none; and it is said before any block runs."""
-    tokens, mask = torch.randn(1, 4, 2, 8), torch.ones(1, 1, 1, 4, dtype=torch.bool)
-    reason = ""
-    try:
-        _AttentionBackendRegistry._backends[backend](tokens, tokens, tokens, attn_mask=mask)
-    except Exception as error:
-        reason = str(error)
-    takes_none = "attn_mask" in reason
-    _AttentionBackendRegistry.set_active_backend(backend)
-    mask = torch.tensor([[True, False]])
-    if not takes_none:
-        assert transformer.prepare_attention_mask(mask).dtype == torch.bool
-        return
-    ran = []
-    transformer.blocks[0].register_forward_pre_hook(lambda *_: ran.append(True))
-    for call in (lambda: transformer.prepare_attention_mask(mask), lambda: run(transformer, **padded(inputs, 5))):
-        with pytest.raises(ValueError, match=f"attention by `{backend.value}` does not take: call `set_attention"):
-            call()
-    assert not ran
-    assert transformer.prepare_attention_mask(None) is None
+@pytest.mark.parametrize("has_cache", [False, True])
+@pytest.mark.parametrize("side", ["left", "right", "within"])
+def test_no_kernel_sees_a_mask(side, has_cache, transformer, monkeypatch):
+    """Prompts of unequal length give in one batch what they give alone, wherever the padding is, without a mask."""
+    long = {name: value for name, value in transformer_inputs("transformer_edit").items() if torch.is_tensor(value)}
+    prompt = long["encoder_hidden_states"][:1]
+    long = {name: value[:1] for name, value in long.items()}
+    short = long | {"encoder_hidden_states": prompt[:, :, :5] + 1}
+    num_tokens = prompt.shape[2]
+    of_sides = {"left": range(num_tokens - 5, num_tokens), "right": range(5), "within": range(num_tokens)[-9::2]}
+    places = list(of_sides[side])
+    padded_prompt = torch.full_like(prompt, 1e4)
+    padded_prompt[:, :, places] = short["encoder_hidden_states"]
+    mask = torch.ones(2, num_tokens, dtype=torch.bool)
+    mask[1] = False
+    mask[1, places] = True
+    batch = {name: torch.cat([value, value]) for name, value in long.items()}
+    batch |= {"encoder_hidden_states": torch.cat([prompt, padded_prompt]), "encoder_attention_mask": mask}
+    expected = [run(transformer, **inputs) for inputs in (long, short)]
+    dispatch, masks = transformer_loomvideo.dispatch_attention_fn, []
+
+    def record(*arguments, attn_mask=None, **options):
+        masks.append(attn_mask)
+        return dispatch(*arguments, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(transformer_loomvideo, "dispatch_attention_fn", record)
+    kv_cache = transformer.create_kv_cache() if has_cache else None
+    for _ in range(2):
+        torch.testing.assert_close(
+            run(transformer, **batch, kv_cache=kv_cache), torch.cat(expected), atol=1e-5, rtol=0
+        )
+    assert set(masks) == {None}
 
 
 @pytest.mark.skipif(is_xformers_available(), reason="xformers is installed")
@@ -369,11 +380,6 @@ def test_single_file_errors(tmp_path):
             "models._modeling_parallel.ContextParallelInput",
             lambda model: model._cp_plan,
             r"no known context parallelism \(.*\): pass a `cp_plan`, or install diffusers 0.42",
-        ),
-        (
-            "models.attention_dispatch._AttentionBackendRegistry",
-            lambda model: model.prepare_attention_mask(torch.tensor([[True, False]])),
-            r"no known attention backends \(.*\): pass one prompt at a time, or install diffusers 0.42",
         ),
     ],
 )

@@ -18,6 +18,7 @@ import math
 import os
 import re
 import sys
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ class LoomVideoAttnProcessor:
         attn: "LoomVideoAttention",
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        prompt_lengths: tuple[int, ...] | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: LoomVideoBlockCache | None = None,
     ) -> torch.Tensor:
@@ -116,15 +117,15 @@ class LoomVideoAttnProcessor:
             query = apply_rotary_emb(query, *rotary_emb)
             key = apply_rotary_emb(key, *rotary_emb)
 
-        hidden_states = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            # Every rank holds all MLLM tokens, so only self-attention has to gather its keys.
-            parallel_config=None if attn.is_cross_attention else self._parallel_config,
-        )
+        # Every rank holds all MLLM tokens, so only self-attention has to gather its keys.
+        parallel_config = None if attn.is_cross_attention else self._parallel_config
+        attend = partial(dispatch_attention_fn, backend=self._attention_backend, parallel_config=parallel_config)
+        if prompt_lengths is None:
+            hidden_states = attend(query, key, value)
+        else:
+            # Sample by sample without its padding, since the fastest kernels take no mask
+            samples = zip(query.split(1), key.split(1), value.split(1), prompt_lengths)
+            hidden_states = torch.cat([attend(q, k[:, :length], v[:, :length]) for q, k, v, length in samples])
         hidden_states = hidden_states.flatten(2, 3).type_as(query)
         hidden_states = attn.to_out[0](hidden_states)
         return attn.to_out[1](hidden_states)
@@ -285,7 +286,7 @@ class LoomVideoTransformerBlock(nn.Module):
         temb: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
         num_video_tokens: int | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
+        prompt_lengths: tuple[int, ...] | None = None,
         kv_cache: LoomVideoBlockCache | None = None,
     ) -> torch.Tensor:
         tables = [(self.scale_shift_table + temb.float()).chunk(6, dim=1)]
@@ -302,7 +303,7 @@ class LoomVideoTransformerBlock(nn.Module):
 
         # 2. Cross-attention
         norm_hidden_states = self.norm2(hidden_states.float()).type_as(hidden_states)
-        attn_output = self.attn2(norm_hidden_states, encoder_hidden_states, encoder_attention_mask, kv_cache=kv_cache)
+        attn_output = self.attn2(norm_hidden_states, encoder_hidden_states, prompt_lengths, kv_cache=kv_cache)
         hidden_states = hidden_states + attn_output
 
         # 3. Feed-forward
@@ -310,6 +311,26 @@ class LoomVideoTransformerBlock(nn.Module):
         norm_hidden_states = _modulate(norm_hidden_states, scale_ffn, shift_ffn, num_video_tokens)
         ffn_output = self.ffn(norm_hidden_states.type_as(hidden_states))
         return _add_gated(hidden_states, ffn_output, gate_ffn, num_video_tokens)
+
+
+def _move_padding(
+    encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None, kv_cache: LoomVideoKVCache | None
+) -> tuple[torch.Tensor, tuple[int, ...] | None]:
+    """
+    Moves padding behind the tokens of each prompt, whose order cross-attention does not see.
+
+    Returns:
+        The hidden states, and how many tokens each prompt has.
+    """
+    if mask is None:
+        return encoder_hidden_states, None
+    if kv_cache is not None and kv_cache.prompt_lengths is not None:
+        return encoder_hidden_states, kv_cache.prompt_lengths
+    lengths = tuple(mask.sum(dim=1).tolist())
+    if kv_cache is not None:
+        kv_cache.prompt_lengths = lengths
+    order = (~mask).int().argsort(dim=1, stable=True)
+    return encoder_hidden_states.take_along_dim(order[:, None, :, None], dim=2), lengths
 
 
 def _modulate(
@@ -446,31 +467,6 @@ class LoomVideoTransformer3DModel(
             "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
         }
 
-    def prepare_attention_mask(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """
-        Returns a mask of tokens, bool `[B, L]`, in the shape that the attention backend takes.
-
-        Raises:
-            ValueError: if it takes none.
-        """
-        if mask is None:
-            return None
-        try:
-            from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-        except ImportError as error:
-            advice = "pass one prompt at a time, or install diffusers 0.42"
-            raise ImportError(f"This diffusers has no known attention backends ({error}): {advice}.") from error
-        first_block: Any = self.blocks[0]
-        backend = first_block.attn2.processor._attention_backend
-        name = (backend or _AttentionBackendRegistry.get_active_backend()[0]).value
-        if "varlen" not in name and any(kernel in name for kernel in ("flash", "sage", "aiter", "xla")):
-            raise ValueError(
-                f"Prompts of unequal length in one batch need a mask, which attention by `{name}` does not take: call "
-                '`set_attention_backend("native")`, or pass one prompt at a time.'
-            )
-        # Torch's own kernels broadcast masks of four dimensions; the others take [B, L].
-        return mask[:, None, None] if "native" in name or name == "flex" else mask
-
     def create_kv_cache(self, tokens: LoomVideoTokenCache | None = None) -> LoomVideoKVCache:
         """
         Makes an empty cache for `forward`: one for each guidance branch and call, the same at every step. `tokens` are
@@ -532,7 +528,7 @@ class LoomVideoTransformer3DModel(
             )
         if source_hidden_states is not None and source_scale is None:
             raise ValueError("`source_hidden_states` needs a `source_scale`: pass the timestep over 1000.")
-        attention_mask = self.prepare_attention_mask(encoder_attention_mask)
+        encoder_hidden_states, prompt_lengths = _move_padding(encoder_hidden_states, encoder_attention_mask, kv_cache)
 
         batch_size, _, num_frames, height, width = hidden_states.shape
         patch_frames, patch_height, patch_width = self.config.patch_size
@@ -577,7 +573,7 @@ class LoomVideoTransformer3DModel(
             block_cache = None if kv_cache is None else kv_cache.blocks[index]
             is_kept = block_cache is not None and block_cache.key is not None
             mllm_tokens = None if is_kept else run(self.mllm_embedder, encoder_hidden_states[:, index])
-            arguments = (block_temb, cache.rotary, cache.num_video_tokens, attention_mask, block_cache)
+            arguments = (block_temb, cache.rotary, cache.num_video_tokens, prompt_lengths, block_cache)
             tokens = run(block, tokens, mllm_tokens, *arguments)
 
         # 4. Output. References are cut off after the projection, when context parallelism has gathered all tokens.

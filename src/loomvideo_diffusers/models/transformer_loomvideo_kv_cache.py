@@ -50,6 +50,8 @@ class LoomVideoKVCache:
     def __init__(self, num_layers: int, tokens: LoomVideoTokenCache | None = None):
         self.blocks = [LoomVideoBlockCache() for _ in range(num_layers)]
         self.tokens = LoomVideoTokenCache() if tokens is None else tokens
+        # Of a batch whose prompts are padded
+        self.prompt_lengths: tuple[int, ...] | None = None
 
     @property
     def nbytes(self) -> int:
