@@ -491,6 +491,7 @@ def test_sketches_show_what_becomes_of_it(tmp_path):
     assert errors[1] < errors[0] < 12
 
 
+@pytest.mark.slow
 def test_ten_visitors_at_once(address, tmp_path):
     """None of their runs is lost, and nobody gets another's."""
 

@@ -122,6 +122,7 @@ assert np.abs(results[0] - results[1]).max() < 1e-5  # weights at other addresse
 """
 
 
+@pytest.mark.slow
 def test_nano_without_the_package(tmp_path):
     """The package's model has no code; saved by the package it has, and so has what is saved from there."""
     with pytest.raises(AttributeError, match="LoomVideoPipeline"):
