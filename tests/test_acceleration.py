@@ -146,6 +146,12 @@ def test_what_cannot_be(levers, message, generate):
     assert str(error.value).count("\n") == 0
 
 
+def test_no_compiler(generate, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(LoomVideoError, match=r"^Compiling needs a C\+\+ compiler, and there is none: install g\+\+"):
+        generate(compile=True)
+
+
 def test_on_the_command_line(model_folder, tmp_path, capsys):
     """They are in the command that a result states."""
     arguments = ["generate", "a cat", "-o", str(tmp_path / "a.png"), "--model", str(model_folder), "--steps", "2"]

@@ -13,6 +13,8 @@
 # limitations under the License.
 """What makes a pipeline faster or smaller, by one word each."""
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,6 +101,9 @@ class Levers:
         Raises:
             LoomVideoError: if the device cannot do what is asked for, or a package for it is not installed.
         """
+        compilers = (os.environ.get("CXX", "g++"), "clang++", "cc", "cl")
+        if self.compile and not any(map(shutil.which, compilers)):
+            raise LoomVideoError("Compiling needs a C++ compiler, and there is none: install g++, or leave it out.")
         kinds = self.quantizations()
         if not kinds:
             return {}
