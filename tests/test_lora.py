@@ -367,6 +367,7 @@ def test_pickled_files_have_to_be_named(lora_pipe, saved, tmp_path):
         lora_pipe.load_lora_weights(tmp_path / "evil.bin")
 
 
+@pytest.mark.slow
 def test_remote_code(edit, model_folder, saved, clip, tmp_path):
     """A folder's own code loads LoRAs too."""
     latents = np.random.default_rng(0).standard_normal((1, 8, 3, 4, 4), dtype=np.float32)
