@@ -35,7 +35,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from loomvideo_diffusers import cli
 from loomvideo_diffusers.errors import LoomVideoError
-from loomvideo_diffusers.fleet import ClipEditor
+from loomvideo_diffusers.fleet import ClipEditor, addresses
+from loomvideo_diffusers.fleet import report as fleet_report
 from loomvideo_diffusers.fleet.jobs import EditJob, read_jobs
 from loomvideo_diffusers.fleet.report import read_report
 from loomvideo_diffusers.fleet.run import run_jobs
@@ -139,6 +140,8 @@ def test_a_second_run_does_what_is_not_done(do, jobs, tmp_path):
     assert do()[1].count("\n") == 1
     assert outputs_in(do("--steps", "2")[1]) == ["blue.png", "cup.mp4", "new.png", "night.mp4", "none.mp4"]
     assert do("--steps", "2", "--cpu-offload")[1].startswith("loomvideo: 5 of 5 jobs are done")
+    # What was made before that is no longer there.
+    assert outputs_in(do()[1]) == ["blue.png", "cup.mp4", "new.png", "night.mp4", "none.mp4"]
 
 
 def test_verification(do, tmp_path):
@@ -485,6 +488,19 @@ def test_a_report_at_an_address(do, bucket, monkeypatch):
     assert "3 of 4 jobs are done" not in do("--report", address)[1]
     assert {"/bucket/reports/r.jsonl", "/bucket/reports/r.parquet"} <= set(bucket.store)
     assert f"3 of 4 jobs are done: see {address}." in do("--report", address)[1]
+    assert len(read_report(address)) == 4
+    monkeypatch.setattr(fleet_report, "SECONDS_BETWEEN_DELIVERIES", 0)
+    monkeypatch.setattr(addresses, "PAUSES", ())
+    put_file, errors = MemoryFileSystem.put_file, [OSError("the line is down")]
+
+    def fail_once(*arguments, **options):
+        if errors:
+            raise errors.pop()
+        put_file(*arguments, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", fail_once)
+    said = do("--report", address)[1]
+    assert f"{address} cannot be written (OSError: the line is down): the report is kept here meanwhile." in said
     assert len(read_report(address)) == 4
     monkeypatch.setattr(MemoryFileSystem, "info", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
     assert f"{address} may not be read here (no): see who may." in do("--report", address)[1]

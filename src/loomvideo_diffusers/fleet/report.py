@@ -29,6 +29,7 @@ from ..errors import LoomVideoError
 from ..media.files import lock_beside, write_whole
 from ..media.records import read_json_records
 from ..media.sequences import is_sequence, sequence_files
+from ..progress import message
 from .addresses import Address, NotThereError, deliver, fetch, redact, to_location
 
 
@@ -59,16 +60,15 @@ class JobReport:
         self.recipe = recipe
         self.address = address
         self.delivered = time.monotonic()
-        # The hashes of jobs that are done, and of their outputs, as bytes, which are shorter than digits
-        self.done: dict[bytes, bytes] = {}
+        # Of each output, what was made last: the hash of the job and that of the file, as bytes, which are short
+        self.done: dict[str, tuple[bytes, bytes]] = {}
         if path.exists():
             _drop_torn_line(path)
             for record in _read_lines(path):
-                job = bytes.fromhex(record["job"])
                 if record["error"]:
-                    self.done.pop(job, None)
+                    self.done.pop(record["output"], None)
                 else:
-                    self.done[job] = bytes.fromhex(record["sha256"])
+                    self.done[record["output"]] = bytes.fromhex(record["job"]), bytes.fromhex(record["sha256"])
         self.file: TextIO | None = None
 
     def select(self, jobs: "Sequence[JobKind]", verify: bool = False) -> "list[JobKind]":
@@ -81,10 +81,11 @@ class JobReport:
         """
         selected = []
         for job in jobs:
-            sha256 = self.done.get(self.hash_job(job))
-            if sha256 is not None and verify:
+            hash_of_job, sha256 = self.done.get(redact(job.output), (b"", b""))
+            is_done = hash_of_job == self.hash_job(job)
+            if is_done and verify:
                 job.sha256 = sha256.hex()
-            if sha256 is None or verify or not _is_there(job.output):
+            if not is_done or verify or not _is_there(job.output):
                 selected.append(job)
         return selected
 
@@ -122,8 +123,11 @@ class JobReport:
         self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self.file.flush()
         if self.address is not None and time.monotonic() - self.delivered > SECONDS_BETWEEN_DELIVERIES:
-            deliver(self.path, self.address)
             self.delivered = time.monotonic()
+            try:
+                deliver(self.path, self.address)
+            except OSError as error:
+                message(f"loomvideo: {error}: the report is kept here meanwhile.")
 
     def close(self) -> None:
         """Writes the report as Parquet too, if PyArrow is there, and delivers both; does nothing if nothing ended."""
