@@ -184,6 +184,10 @@ def test_reports(do, jobs, tmp_path, capsys):
 def test_what_is_no_report(do, jobs, tmp_path):
     for name, content, message in (
         ("a.jsonl", '{"a": 1}\n', "a.jsonl:1 is not what became of a job: name a report, or a new file."),
+        # Nor is anything of a list lost, with or without an end of its last line
+        ("b.jsonl", line(), "b.jsonl:1 is not what became of a job: name a report, or a new file."),
+        ("c.jsonl", line().rstrip(), "c.jsonl:1 is not what became of a job: name a report, or a new file."),
+        ("d.jsonl", "my notes", "d.jsonl:1 is not what became of a job: name a report, or a new file."),
         ("a.txt", "", "a.txt must end in .jsonl."),
     ):
         (tmp_path / name).write_text(content)
@@ -502,5 +506,9 @@ def test_a_report_at_an_address(do, bucket, monkeypatch):
     said = do("--report", address)[1]
     assert f"{address} cannot be written (OSError: the line is down): the report is kept here meanwhile." in said
     assert len(read_report(address)) == 4
+    errors += [OSError("the line is down")] * 3
+    kept = re.search(r"The report is kept as (\S+)\.$", do("--report", address)[1].strip())
+    assert len(read_report(kept[1])) == 4
+    errors.clear()
     monkeypatch.setattr(MemoryFileSystem, "info", lambda *_, **__: (_ for _ in ()).throw(PermissionError("no")))
     assert f"{address} may not be read here (no): see who may." in do("--report", address)[1]

@@ -17,17 +17,17 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import LoomVideoError
 from ..media.files import lock_beside, write_whole
-from ..media.records import read_json_records
 from ..media.sequences import is_sequence, sequence_files
 from ..progress import message
 from .addresses import Address, NotThereError, deliver, fetch, redact, to_location
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from .work import JobResult
 
 Record = dict[str, Any]
+
+# How each line begins
+LINE_START = '{"output": "'
 
 SECONDS_BETWEEN_DELIVERIES = 300
 ROWS_AT_ONCE = 50_000
@@ -63,7 +66,6 @@ class JobReport:
         # Of each output, what was made last: the hash of the job and that of the file, as bytes, which are short
         self.done: dict[str, tuple[bytes, bytes]] = {}
         if path.exists():
-            _drop_torn_line(path)
             for record in _read_lines(path):
                 if record["error"]:
                     self.done.pop(record["output"], None)
@@ -119,7 +121,9 @@ class JobReport:
         }
         if self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            is_torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
             self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+            self.file.write("\n" if is_torn else "")
         self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self.file.flush()
         if self.address is not None and time.monotonic() - self.delivered > SECONDS_BETWEEN_DELIVERIES:
@@ -137,10 +141,16 @@ class JobReport:
         table = self.path.with_suffix(".parquet")
         with suppress(ImportError):
             write_whole(table, lambda file: _write_parquet(self.path, file))
-        if self.address is not None:
+        if self.address is None:
+            return
+        try:
             deliver(self.path, self.address)
             if table.exists():
                 deliver(table, Address(self.address.removesuffix(".jsonl") + ".parquet"))
+        except (LoomVideoError, OSError) as error:
+            kept = Path(tempfile.mkdtemp(prefix="loomvideo-report-")) / self.path.name
+            shutil.copy(self.path, kept)
+            raise LoomVideoError(f"{error} The report is kept as {kept}.") from error
 
 
 @contextmanager
@@ -162,20 +172,14 @@ def open_report(path: str | os.PathLike, recipe: str = "") -> Iterator[JobReport
     if path.suffix != ".jsonl" or (isinstance(path, Address) and not path.endswith(".jsonl")):
         raise LoomVideoError(f"{redact(path)} must end in .jsonl.")
     if isinstance(path, Address):
-        with TemporaryDirectory(prefix="loomvideo-") as folder:
+        with tempfile.TemporaryDirectory(prefix="loomvideo-") as folder:
             with suppress(NotThereError):  # It is a new one.
                 fetch(path, Path(folder))
-            yield from _opened(JobReport(Path(folder) / path.name, recipe, path))
+            with closing(JobReport(Path(folder) / path.name, recipe, path)) as report:
+                yield report
         return
-    with lock_beside(path):
-        yield from _opened(JobReport(path, recipe))
-
-
-def _opened(report: JobReport) -> Iterator[JobReport]:
-    try:
+    with lock_beside(path), closing(JobReport(path, recipe)) as report:
         yield report
-    finally:
-        report.close()
 
 
 def read_report(path: str | os.PathLike) -> list[Record]:
@@ -188,7 +192,7 @@ def read_report(path: str | os.PathLike) -> list[Record]:
     """
     path = to_location(path)
     if isinstance(path, Address):
-        with TemporaryDirectory(prefix="loomvideo-") as folder:
+        with tempfile.TemporaryDirectory(prefix="loomvideo-") as folder:
             return read_report(fetch(path, Path(folder)))
     if path.suffix != ".parquet":
         return list({record["output"]: record for record in _read_lines(path)}.values())
@@ -204,21 +208,25 @@ def read_report(path: str | os.PathLike) -> list[Record]:
 
 
 def _read_lines(path: Path) -> Iterator[Record]:
-    for where, record in read_json_records(path):
-        yield _check_record(record, where)
+    """Yields the records of a file, but not what a killed run left of a line."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    if line.startswith(LINE_START) or LINE_START.startswith(line.rstrip()):
+                        continue
+                    record = None
+                yield _check_record(record, f"{path}:{number}")
+    except OSError as error:
+        raise LoomVideoError(f"{path} cannot be read ({error.strerror}): name a report.") from error
 
 
 def _check_record(record: Any, where: object) -> Record:
     if not isinstance(record, dict) or not {"output", "sha256", "seconds", "error", "job"} <= record.keys():
         raise LoomVideoError(f"{where} is not what became of a job: name a report, or a new file.")
     return record
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Drops what a killed run wrote of a line."""
-    with open(path, "r+b") as file:
-        data = file.read()
-        file.truncate(data.rfind(b"\n") + 1)
 
 
 def _is_there(output: "Location") -> bool:
