@@ -506,8 +506,7 @@ class LoomVideoBase:
 
         Args:
             frames: 4k + 1 of uint8, `[H, W, 3]`.
-            chunk_size: how many latent frames to encode at once, after the first alone: more take more memory, and on
-                a GPU less time.
+            chunk_size: how many latent frames to encode at once, after the first alone: more take more memory.
 
         Returns:
             Normalized latents, float32 `[1, C, T, h, w]`.

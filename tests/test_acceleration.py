@@ -19,6 +19,7 @@ from itertools import combinations
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
+from diffusers.hooks.group_offloading import _is_group_offload_enabled
 
 from loomvideo_diffusers import LoomVideoPipeline, cli
 from loomvideo_diffusers.acceleration import SCHEDULERS, Levers
@@ -74,6 +75,35 @@ def test_levers(levers, least, most, generate):
 @pytest.mark.slow
 def test_compiled(generate):
     assert difference(generate(compile=True), generate()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("levers", "is_so"),
+    [
+        ({"attention": "_native_math"}, lambda pipe: attention_of(pipe) == "_native_math"),
+        ({"cache": "first-block"}, lambda pipe: pipe.transformer.is_cache_enabled),
+        ({"cache": "taylorseer"}, lambda pipe: pipe.transformer.is_cache_enabled),
+        ({"offload": "model"}, lambda pipe: hasattr(pipe.text_encoder, "_hf_hook")),
+        ({"offload": "blocks"}, lambda pipe: all(map(is_offloaded, (pipe.transformer, pipe.text_encoder)))),
+        ({"compile": True}, lambda pipe: all(block._compiled_call_impl for block in pipe.transformer.blocks)),
+    ],
+    ids=str,
+)
+def test_what_levers_do(levers, is_so, model_folder):
+    """Also where the result is the same with and without."""
+    pipes = [
+        load_pipeline(LoomVideoPipeline, str(model_folder), device="cpu", levers=Levers(**chosen))
+        for chosen in ({}, levers)
+    ]
+    assert [bool(is_so(pipe)) for pipe in pipes] == [False, True]
+
+
+def attention_of(pipe):
+    return pipe.transformer.blocks[0].attn1.processor._attention_backend
+
+
+def is_offloaded(model):
+    return any(_is_group_offload_enabled(module) for module in model.modules())
 
 
 KINDS = {
