@@ -87,7 +87,7 @@ def test_compiled(generate):
         ({"offload": "blocks"}, lambda pipe: all(map(is_offloaded, (pipe.transformer, pipe.text_encoder)))),
         ({"compile": True}, lambda pipe: all(block._compiled_call_impl for block in pipe.transformer.blocks)),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_what_levers_do(levers, is_so, model_folder):
     """Also where the result is the same with and without."""
