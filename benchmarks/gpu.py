@@ -38,6 +38,7 @@ from transformers import AutoConfig, Qwen3VLModel, Qwen3VLProcessor
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoTransformer3DModel
 from loomvideo_diffusers.acceleration import Levers
+from loomvideo_diffusers.memory import CallSize, Counted, MemoryPlan, Parts, plan_memory
 from loomvideo_diffusers.nano import MODEL
 
 from .baselines import concatenated_step, published_blocks, published_step
@@ -46,6 +47,8 @@ from .results import Result, Table, default_file, today, write_result
 
 
 NUM_REPETITIONS = 3
+# In gigabytes
+CARDS = (8, 12, 16, 24, 40, 80)
 NUM_STEPS = 50  # of an edit, to which fewer are extrapolated
 FEW_STEPS = 4
 PROMPT = "Make the street a rainy night with neon lights."
@@ -128,13 +131,14 @@ class Bench:
     Args:
         sizes: of the models and of what they are given.
         device: a torch device.
+        dtype: of the weights; by default bfloat16 on a GPU and float32 on a CPU.
     """
 
-    def __init__(self, sizes: Sizes, device: str):
+    def __init__(self, sizes: Sizes, device: str, dtype: torch.dtype | None = None):
         self.sizes = sizes
         self.device = device
         self.is_cuda = device.startswith("cuda")
-        self.dtype = torch.bfloat16 if self.is_cuda else torch.float32
+        self.dtype = dtype or (torch.bfloat16 if self.is_cuda else torch.float32)
 
     def measure(self, call: Callable[[], Any], num_repetitions: int = NUM_REPETITIONS) -> dict[str, float]:
         """Calls once, and then some times: the median of the seconds, and the peak of the memory in GB."""
@@ -187,6 +191,7 @@ class Bench:
         for part, changes in ((config.text_config, self.sizes.text), (config.vision_config, self.sizes.vision)):
             for name, value in changes.items():
                 setattr(part, name, value)
+        config.dtype = config.text_config.dtype = config.vision_config.dtype = self.dtype
         with self.making():
             text_encoder = Qwen3VLModel(config).eval().requires_grad_(False)
         pipe = LoomVideoEditPipeline(
@@ -198,6 +203,11 @@ class Bench:
         )
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def make_parts(self) -> Parts:
+        """What memory is counted of."""
+        pipe = Bench(self.sizes, "meta", self.dtype).make_pipeline()
+        return Parts(pipe.transformer, pipe.text_encoder, pipe.vae, pipe.processor)
 
     def make_inputs(self, shape: tuple[int, int, int, int, int]) -> dict[str, Any]:
         """Of a forward of one branch of an edit."""
@@ -347,34 +357,47 @@ def _exhaust(make: Callable[[], Iterator[torch.Tensor]]) -> None:
 
 
 def measure_memory(bench: Bench) -> list[dict[str, Any]]:
-    """Edits of few steps, extrapolated, with what makes the models fit smaller cards."""
-    ways: dict[str, tuple[Levers, bool]] = {
-        "resident": (Levers(), False),
-        "--offload model": (Levers(offload="model"), False),
-        "--offload blocks": (Levers(offload="blocks"), False),
-        "int8": (Levers(), True),
-        "int8 --offload model": (Levers(offload="model"), True),
-    }
-    rows, clip = [], bench.make_clip()
-    for way, (levers, is_quantized) in ways.items():
-        pipe = bench.make_pipeline()
-        if is_quantized:
-            quantize_(pipe.transformer.blocks, Int8WeightOnlyConfig())
-            quantize_(pipe.text_encoder.language_model.layers, Int8WeightOnlyConfig())
-        pipe.to("cpu")
-        levers.apply(pipe, bench.device)
-        seconds = {}
-        for num_steps in (1, FEW_STEPS):
-            result = bench.measure(partial(_edit_in_chunks, pipe, clip, num_steps), 1)
-            seconds[num_steps] = result["seconds"]
-        a_step = (seconds[FEW_STEPS] - seconds[1]) / (FEW_STEPS - 1)
-        rows.append(
-            {"way": way, "seconds of 50 steps": seconds[1] + (NUM_STEPS - 1) * a_step, "a step": a_step}
-            | {"gigabytes": result["gigabytes"]}
-        )
-        del pipe
-        free()
+    """Edits of few steps, extrapolated, as `--memory` fits them to cards, and what it counted."""
+    parts, clip = bench.make_parts(), bench.make_clip()
+    size = CallSize(bench.sizes.edit[1], bench.sizes.edit[2], bench.sizes.edit[0], prompt=PROMPT)
+    ways: dict[str, tuple[MemoryPlan, bool]] = {}
+    for is_quantized in (False, True):
+        counted = Counted(parts, size, Levers(quantize="int8") if is_quantized else Levers())
+        for offload in (None, "model"):
+            name = f"{'int8, ' * is_quantized}{'resident' if offload is None else '--offload model'}"
+            ways[name] = (MemoryPlan(offload, 1, counted.stages(offload, 1)), is_quantized)
+    for gigabytes in CARDS if bench.is_cuda else CARDS[:1]:
+        ways[f"--memory {gigabytes}"] = (plan_memory(parts, gigabytes, size, Levers()), False)
+    rows: list[dict[str, Any]] = []
+    measured: dict[tuple[str | None, int, bool], dict[str, Any]] = {}
+    for way, (plan, is_quantized) in ways.items():
+        key = (plan.offload, plan.chunk_size, is_quantized)
+        if key not in measured:
+            measured[key] = _measure_plan(bench, plan, is_quantized, clip)
+        row = {"way": way, "offload": str(plan.offload), "at once": plan.chunk_size}
+        rows.append(row | measured[key] | {"counted": plan.peak / 1e9})
     return rows
+
+
+def _measure_plan(bench: Bench, plan: MemoryPlan, is_quantized: bool, clip: np.ndarray) -> dict[str, Any]:
+    """A step, and 50 of them with all that is around them."""
+    pipe = bench.make_pipeline()
+    if is_quantized:
+        quantize_(pipe.transformer.blocks, Int8WeightOnlyConfig())
+        quantize_(pipe.text_encoder.language_model.layers, Int8WeightOnlyConfig())
+    pipe.to("cpu")
+    Levers(offload=plan.offload).apply(pipe, bench.device)
+    pipe.vae_chunk_size = plan.chunk_size
+    seconds = {}
+    for num_steps in (1, FEW_STEPS):
+        result = bench.measure(partial(_edit_in_chunks, pipe, clip, num_steps), 1)
+        seconds[num_steps] = result["seconds"]
+    a_step = (seconds[FEW_STEPS] - seconds[1]) / (FEW_STEPS - 1)
+    del pipe
+    free()
+    return {"seconds of 50 steps": seconds[1] + (NUM_STEPS - 1) * a_step, "a step": a_step} | {
+        "gigabytes": result["gigabytes"]
+    }
 
 
 def _edit_in_chunks(pipe: LoomVideoEditPipeline, clip: np.ndarray, num_steps: int) -> None:

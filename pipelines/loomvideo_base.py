@@ -64,6 +64,14 @@ class LoomVideoTransformer3DModel(Protocol):
     def __call__(self, hidden_states: torch.Tensor, timestep: torch.Tensor, **inputs: Any) -> Any: ...
 
 
+class LoomVideoTinyDecoder(Protocol):
+    """What a pipeline uses of a decoder that takes the place of the VAE's."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor: ...
+
+    def decode_in_chunks(self, latents: torch.Tensor, chunk_size: int = 1) -> Iterator[torch.Tensor]: ...
+
+
 class LoomVideoBase:
     """
     Goes before `DiffusionPipeline` in the bases of a pipeline.
@@ -77,6 +85,11 @@ class LoomVideoBase:
     vae: AutoencoderKLWan
     transformer: LoomVideoTransformer3DModel
     scheduler: SchedulerMixin
+
+    # What decodes in place of the VAE, if it is set
+    vae_decoder: LoomVideoTinyDecoder | None = None
+    # How many latent frames the VAE takes at once where clips are encoded and decoded in chunks
+    vae_chunk_size = 1
 
     # Of `DiffusionPipeline`
     _execution_device: torch.device
@@ -494,30 +507,35 @@ class LoomVideoBase:
         """Decodes normalized latents `[B, C, T, h, w]`, or returns them as they are for `output_type="latent"`."""
         if output_type == "latent":
             return latents
-        with self.use("vae"):
-            video = decode(self.vae, latents)
+        if self.vae_decoder is not None:
+            video = self.vae_decoder.decode(latents)
+        else:
+            with self.use("vae"):
+                video = decode(self.vae, latents)
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
     @torch.no_grad()
-    def encode_in_chunks(self, frames: Iterable[np.ndarray], chunk_size: int = 1) -> torch.Tensor:
+    def encode_in_chunks(self, frames: Iterable[np.ndarray], chunk_size: int | None = None) -> torch.Tensor:
         """
         Encodes a clip as `prepare_clip_latents` does, but while its frames come in, so that only a few are in memory.
         With the VAE's tiling, whose tiles are of the whole clip, all frames are.
 
         Args:
             frames: 4k + 1 of uint8, `[H, W, 3]`.
-            chunk_size: how many latent frames to encode at once, after the first alone: more take more memory.
+            chunk_size: how many latent frames to encode at once, after the first alone: more take more memory. By
+                default the pipeline's `vae_chunk_size`, which is 1.
 
         Returns:
             Normalized latents, float32 `[1, C, T, h, w]`.
         """
+        chunk_size = self.vae_chunk_size if chunk_size is None else chunk_size
         check_count("chunk_size", chunk_size)
         if self.vae.use_tiling:
             return self.encode_pixels(to_pixel_values(list(frames)))
         return encode_in_chunks(self.vae, frames, self._execution_device, chunk_size)
 
     @torch.no_grad()
-    def decode_in_chunks(self, latents: torch.Tensor, chunk_size: int = 1) -> Iterator[torch.Tensor]:
+    def decode_in_chunks(self, latents: torch.Tensor, chunk_size: int | None = None) -> Iterator[torch.Tensor]:
         """
         Decodes latents as `decode_latents` does, but some latent frames at a time, so that memory does not grow with
         the length. With the VAE's tiling, whose tiles are of the whole clip, all frames come at once.
@@ -529,8 +547,11 @@ class LoomVideoBase:
         Yields:
             The frames of each chunk, `[B, 3, f, H, W]` in [-1, 1]: one of the first latent frame, four of each other.
         """
+        chunk_size = self.vae_chunk_size if chunk_size is None else chunk_size
         check_count("chunk_size", chunk_size)
-        if self.vae.use_tiling:
+        if self.vae_decoder is not None:
+            yield from self.vae_decoder.decode_in_chunks(latents, chunk_size)
+        elif self.vae.use_tiling:
             with self.use("vae"):
                 yield decode(self.vae, latents)
         else:

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Files of LoRAs: which one it is in a folder or a repository, and what it holds."""
+"""Files of tensors, LoRAs most of all: which one it is in a folder or a repository, and what it holds."""
 
 import json
 import os
@@ -40,21 +40,8 @@ PEFT_CONFIG = "adapter_config.json"
 
 def read_lora_file(source: str, options: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
     """The tensors of a LoRA as the file has them, and the settings in its metadata or in `adapter_config.json`."""
-    weight_name, use_safetensors = options.get("weight_name"), options.get("use_safetensors")
-    is_pickled = (weight_name or source).endswith(PICKLE_SUFFIXES) if use_safetensors is None else not use_safetensors
-    folder = Path(source, options.get("subfolder") or "")
-    if Path(source).is_file():
-        path = Path(source)
-        siblings = _weights_among(os.listdir(path.parent), is_pickled)
-    elif Path(source).is_dir():
-        names = [path.name for path in folder.glob("*") if path.is_file()]
-        if weight_name is not None and Path(folder, weight_name).is_file():
-            names.append(weight_name)  # which may be in a folder within
-        name, siblings = _choose(names, weight_name, is_pickled)
-        path = folder / name
-    else:
-        path, siblings = _download(source, weight_name, is_pickled, options)
-    state_dict, metadata = _read_tensors(path, is_pickled)
+    path, siblings, is_pickled = find_file(source, options)
+    state_dict, metadata = read_tensors(path, is_pickled)
     text: str | bytes | None = metadata.get(LORA_ADAPTER_METADATA_KEY)
     config = path.parent / PEFT_CONFIG
     # Among other files it may be another's.
@@ -75,7 +62,30 @@ def read_lora_file(source: str, options: dict[str, Any]) -> tuple[dict[str, torc
     return state_dict, settings
 
 
-def _read_tensors(path: Path, is_pickled: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def find_file(source: str, options: dict[str, Any]) -> tuple[Path, list[str], bool]:
+    """
+    Finds the one file of tensors that a file, a folder, a repository or OWNER/NAME/FILE names.
+
+    Returns:
+        The file, the names of all of its kind beside it, and whether they are pickled.
+    """
+    weight_name, use_safetensors = options.get("weight_name"), options.get("use_safetensors")
+    is_pickled = (weight_name or source).endswith(PICKLE_SUFFIXES) if use_safetensors is None else not use_safetensors
+    folder = Path(source, options.get("subfolder") or "")
+    if Path(source).is_file():
+        path = Path(source)
+        return path, _weights_among(os.listdir(path.parent), is_pickled), is_pickled
+    if Path(source).is_dir():
+        names = [path.name for path in folder.glob("*") if path.is_file()]
+        if weight_name is not None and Path(folder, weight_name).is_file():
+            names.append(weight_name)  # which may be in a folder within
+        name, siblings = _choose(names, weight_name, is_pickled)
+        return folder / name, siblings, is_pickled
+    path, siblings = _download(source, weight_name, is_pickled, options)
+    return path, siblings, is_pickled
+
+
+def read_tensors(path: Path, is_pickled: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a file, and a safetensors file's metadata."""
     is_safetensors = path.suffix == SUFFIX
     if not is_safetensors and not is_pickled:
@@ -107,7 +117,7 @@ def _weights_among(names: Iterable[str], is_pickled: bool) -> list[str]:
 
 
 def _choose(names: list[str], weight_name: str | None, is_pickled: bool) -> tuple[str, list[str]]:
-    """The file of the LoRA in a folder, and all of the wanted kind that are beside it."""
+    """The file in a folder, and all of the wanted kind that are beside it."""
     candidates = _weights_among(names, is_pickled)
     if weight_name is not None:
         if weight_name not in names:
@@ -120,8 +130,8 @@ def _choose(names: list[str], weight_name: str | None, is_pickled: bool) -> tupl
         raise LoomVideoInputError(f"it holds several files, {', '.join(candidates)}: name one of them.")
     if not candidates:
         pickled = _weights_among(names, True)
-        advice = f"name its {pickled[0]} to load a pickled file" if pickled else "name the file of a LoRA"
-        raise LoomVideoInputError(f"it has no pytorch_lora_weights.safetensors or other safetensors file: {advice}.")
+        advice = f"name its {pickled[0]} to load a pickled file" if pickled else "name a file"
+        raise LoomVideoInputError(f"it has no safetensors file: {advice}.")
     return candidates[0], candidates
 
 

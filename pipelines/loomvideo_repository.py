@@ -58,6 +58,8 @@ class LoomVideoHubMixin(Pipeline):
     """
 
     transformer: Any
+    vae_decoder: Any
+    vae_chunk_size: int
 
     # Where the installed package keeps its transformer, as (module, class): set by the package. With it a folder's own
     # code is never run, so no `trust_remote_code` is needed.
@@ -98,6 +100,8 @@ class LoomVideoHubMixin(Pipeline):
         dtype = kwargs.pop("dtype", dtype)
         options = {"default_options": pipeline.config.get("default_options")}
         new_pipeline = cls(**(pipeline.components | options | kwargs))
+        for name in ("vae_decoder", "vae_chunk_size"):
+            setattr(new_pipeline, name, getattr(pipeline, name, getattr(cls, name)))
         return new_pipeline if dtype is None else new_pipeline.to(dtype=dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:

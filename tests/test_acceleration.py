@@ -54,6 +54,7 @@ def difference(one, other):
         ({"attention": "_native_math"}, 0, 1e-4),
         ({"offload": "model"}, 0, 1e-5),
         ({"offload": "blocks"}, 0, 1e-5),
+        ({"offload": "blocks:mllm"}, 0, 1e-5),
         ({"offload": "blocks", "attention": "_native_math"}, 0, 1e-4),
         ({"quantize": "int8"}, 1e-4, 0.1),
         ({"quantize": ["int8:transformer"]}, 1e-4, 0.1),
@@ -85,6 +86,7 @@ def test_compiled(generate):
         ({"cache": "taylorseer"}, lambda pipe: pipe.transformer.is_cache_enabled),
         ({"offload": "model"}, lambda pipe: hasattr(pipe.text_encoder, "_hf_hook")),
         ({"offload": "blocks"}, lambda pipe: all(map(is_offloaded, (pipe.transformer, pipe.text_encoder)))),
+        ({"offload": "blocks:mllm"}, lambda pipe: is_offloaded(pipe.text_encoder) and hasattr(pipe.vae, "_hf_hook")),
         ({"compile": True}, lambda pipe: all(block._compiled_call_impl for block in pipe.transformer.blocks)),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -110,6 +112,7 @@ KINDS = {
     "attention": {"attention": "_native_math"},
     "model": {"offload": "model"},
     "blocks": {"offload": "blocks"},
+    "blocks:mllm": {"offload": "blocks:mllm"},
     "int8": {"quantize": "int8"},
     "first-block": {"cache": "first-block"},
     "taylorseer": {"cache": "taylorseer"},
@@ -154,7 +157,7 @@ def test_schedulers_follow_the_same_flow(model_folder):
     ("levers", "message"),
     [
         ({"cache": "magic"}, "`cache` must be first-block or taylorseer, but is magic."),
-        ({"offload": "disk"}, "`offload` must be model or blocks, but is disk."),
+        ({"offload": "disk"}, "`offload` must be model or blocks:mllm or blocks, but is disk."),
         ({"scheduler": "ddim"}, "`scheduler` must be unipc or euler or heun or dpm++, but is ddim."),
         (
             {"quantize": "int4"},

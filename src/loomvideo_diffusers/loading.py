@@ -16,14 +16,16 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import nano
-from .acceleration import NO_LEVERS, Levers
+from .acceleration import NO_LEVERS, OFFLOADS, Levers
+from .defaults import read_default_options
 from .errors import LoomVideoError, is_out_of_memory
 from .progress import message, progress_bar, stage
 
@@ -32,6 +34,8 @@ from .progress import message, progress_bar, stage
 if TYPE_CHECKING:
     import torch
 
+    from .memory import CallSize
+    from .models.tiny_decoder import LoomVideoTinyDecoder
     from .pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 
 Pipeline = TypeVar("Pipeline", "LoomVideoPipeline", "LoomVideoEditPipeline")
@@ -52,6 +56,9 @@ def load_pipeline(
     device: str | None = None,
     dtype: "torch.dtype | str | None" = None,
     max_memory: float | None = None,
+    vae_decoder: str | None = None,
+    memory: float | None = None,
+    size: "CallSize | None" = None,
     levers: Levers = NO_LEVERS,
 ) -> Pipeline:
     """
@@ -66,6 +73,10 @@ def load_pipeline(
         dtype: of the weights, or its name; by default float32 on a CPU, and bfloat16 elsewhere.
         max_memory: let what would take more gigabytes of the device's memory fail. On a CPU the bound is on the whole
             process, for as long as it runs, and works on Linux alone.
+        vae_decoder: a tiny decoder in place of the VAE's own, see `load_vae_decoder`.
+        memory: choose `levers.offload`, and how much the VAE does at once, so that calls are as fast as they can be
+            in so many gigabytes of the device's memory. What is chosen is printed.
+        size: of the calls that are to fit; by default what the model makes by default, or 121 frames of 480 x 832.
         levers: what makes it faster or smaller, such as `Levers(compile=True)`.
 
     Raises:
@@ -82,7 +93,26 @@ def load_pipeline(
     check_loras(model, loras, lora_partial)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    tiny_decoder, chunk_size = None, 1
+    if vae_decoder is not None:
+        from diffusers import AutoencoderKLWan
+
+        tiny_decoder = load_vae_decoder(vae_decoder, AutoencoderKLWan.load_config(model, subfolder="vae")).to(dtype)
+    if memory is not None:
+        from .memory import CallSize, load_parts, plan_memory
+
+        if levers.offload is not None:
+            raise LoomVideoError("--memory chooses what to offload: leave out --offload, or --memory.")
+        if size is None:
+            names, options = ("height", "width", "num_frames", "window_frames"), read_default_options(model)
+            size = CallSize(**{name: options[name] for name in names if name in options})
+        offloads = () if device == "cpu" else OFFLOADS
+        plan = plan_memory(load_parts(model, dtype, tiny_decoder), memory, size, levers, offloads)
+        message(f"loomvideo: {plan.describe()}")
+        levers, chunk_size = replace(levers, offload=plan.offload), plan.chunk_size
     pipe = _load_model(pipeline_class, model, dtype=dtype, **levers.loading_options(device, dtype))
+    pipe.vae_chunk_size = chunk_size
+    pipe.vae_decoder = tiny_decoder
     pipe.progress_bar = partial(progress_bar, desc="Denoising")
     for lora in loras:
         pipe.load_lora_weights(lora, allow_partial=lora_partial)
@@ -169,6 +199,36 @@ def check_loras(model: str, loras: Sequence[str], allow_partial: bool = False) -
         left_out = LoomVideoPipeline.check_lora_weights(lora, transformer, allow_partial=allow_partial)
         if left_out:
             message(f"loomvideo: {left_out}")
+
+
+def load_vae_decoder(source: str, vae_config: Mapping[str, Any]) -> "LoomVideoTinyDecoder":
+    """
+    Loads a tiny decoder, to be set as `pipe.vae_decoder`.
+
+    Args:
+        source: a file, folder or repository of weights of the TAEHV family, such as `taew2_2.safetensors`;
+            OWNER/NAME/FILE names one of several in a repository. `nano` is that of the nano in the package.
+        vae_config: configuration of the VAE whose latents it is to decode.
+
+    Raises:
+        LoomVideoError: if it cannot be read, is no such decoder, or is one of other latents.
+    """
+    from .models.tiny_decoder import LoomVideoTinyDecoder
+    from .pipelines.loomvideo_lora_files import find_file, read_tensors
+
+    try:
+        path, _, is_pickled = find_file(str(nano.TINY_DECODER) if source == "nano" else source, {})
+        tensors, _ = read_tensors(path, is_pickled)
+        factors = (vae_config["scale_factor_spatial"], vae_config["scale_factor_temporal"])
+        tiny_decoder = LoomVideoTinyDecoder.from_tensors(tensors, *factors)
+        if tiny_decoder.latent_channels != vae_config["z_dim"]:
+            raise LoomVideoError(
+                f"it decodes latents of {tiny_decoder.latent_channels} channels, but the model's have "
+                f"{vae_config['z_dim']}."
+            )
+    except ValueError as error:
+        raise LoomVideoError(f"{source} cannot be used as a decoder: {str(error).removesuffix('.')}.") from error
+    return tiny_decoder
 
 
 def _load_model(pipeline_class: type[Pipeline], model: str, **options: Any) -> Pipeline:

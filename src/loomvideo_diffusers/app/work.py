@@ -27,13 +27,12 @@ import PIL.Image
 
 from ..errors import one_line
 from ..footage import EditPlan, GenerationPlan, Report
+from ..footage.watching import Watch
 from ..media import read_image, read_video, write_image, write_whole
 from ..progress import Progress, observed_by
 
 
 if TYPE_CHECKING:
-    import torch
-
     from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 
 # In the folder of a run. They are files because a run may be in another process than the page.
@@ -45,9 +44,8 @@ CANCEL_FILE = "cancel"
 
 POSTER_HEIGHT = 240
 
-# How often at most it is told how far a run is, and after how many steps what becomes of it
+# How often at most it is told how far a run is
 SECONDS_BETWEEN_REPORTS = 0.2
-STEPS_BETWEEN_SKETCHES = 4
 
 
 class Cancelled(Exception):
@@ -88,7 +86,7 @@ def work(
     Returns:
         What came of it; None if it was cancelled.
     """
-    callback = Sketcher(folder) if has_sketches else None
+    callback = Watch(partial(_write_sketch, folder), num_latent_frames=1) if has_sketches else None
     try:
         with observed_by(Reporter(folder)):
             report = plan.run(load(), callback_on_step_end=callback)
@@ -146,31 +144,9 @@ def read_progress(folder: Path) -> dict[str, Any]:
         return {}
 
 
-class Sketcher:
-    """
-    A callback that decodes the first frame of what a run is becoming, every few steps.
-
-    Between two steps the latents move along the velocity, so that where they are heading to is known:
-    `x_0 = x_i - sigma_i * (x_i - x_(i-1)) / (sigma_i - sigma_(i-1))` (architecture: Parts, flow prediction).
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.latents: torch.Tensor | None = None
-        self.sigma = 0.0
-
-    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        before, sigma_before = self.latents, self.sigma
-        self.latents = tensors["latents"][:1, :, :1].clone()
-        self.sigma = float(pipe.scheduler.sigmas[pipe.scheduler.step_index])
-        is_due = (step + 1) % STEPS_BETWEEN_SKETCHES == 0 and self.sigma not in (0, sigma_before)
-        if before is not None and is_due:
-            velocity = (self.latents - before) / (self.sigma - sigma_before)
-            frame = pipe.decode_latents(self.latents - self.sigma * velocity, "np")[0, 0]
-            # Each has a name of its own, since browsers keep what they have seen.
-            path = self.folder / SKETCH_FILES.replace("*", f"{step + 1:04d}")
-            write_image(path, (frame.clip(0, 1) * 255).round().astype(np.uint8))
-        return {}
+def _write_sketch(folder: Path, step: int, frames: np.ndarray) -> None:
+    # Each has a name of its own, since browsers keep what they have seen.
+    write_image(folder / SKETCH_FILES.replace("*", f"{step:04d}"), frames[0])
 
 
 def _show(plan: EditPlan | GenerationPlan, folder: Path, result: Path) -> None:

@@ -22,12 +22,17 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..acceleration import CACHES, OFFLOADS, SCHEDULERS, Levers
 from ..defaults import complete_settings
 from ..descriptions import OPTIONS_OF_SETTINGS, describe_result
 from ..loading import DTYPES, find_model
+
+
+if TYPE_CHECKING:
+    from ..footage import EditPlan, GenerationPlan
+    from ..footage.watching import Watch
 
 
 def seed(text: str) -> int:
@@ -105,6 +110,7 @@ def add_sampling_options(command: argparse.ArgumentParser, output: str, frames: 
         help="weight of the source and the references (default: the model's own, or 1.5)",
     )
     option("--seed", type=seed, metavar="N", help="seed of the noise (default: random)")
+    option("--watch", type=Path, metavar="FILE", help="video or image of what it is becoming, anew every 4 steps")
     add_machine_options(command)
 
 
@@ -123,10 +129,30 @@ def add_machine_options(command: argparse.ArgumentParser) -> None:
     )
     option("--attention", metavar="BACKEND", help="attention of Diffusers: native, flash, sage, xformers, ...")
     option("--cache", choices=CACHES, help="skip what hardly changes from step to step: faster, an approximation")
-    option("--offload", choices=OFFLOADS, help="keep on the device only the model, or the blocks, that are running")
+    option(
+        "--memory",
+        type=gigabytes,
+        metavar="GB",
+        help="choose what to offload, and how much the VAE does at once, to fit a card of so much",
+    )
+    option(
+        "--offload",
+        choices=OFFLOADS,
+        help="keep on the device only the model, or the blocks, that are running; or do so with the MLLM's blocks",
+    )
     option("--cpu-offload", dest="offload", action="store_const", const="model", help=argparse.SUPPRESS)
     option("--scheduler", choices=SCHEDULERS, help="default: the model's own, unipc")
-    option("--max-memory", type=gigabytes, metavar="GB", help="stop instead of using more memory of the device")
+    option(
+        "--vae-decoder",
+        metavar="nano|PATH|REPO",
+        help="decode by a tiny decoder (TAEHV) in a fraction of the time and memory, an approximation",
+    )
+    option(
+        "--max-memory",
+        type=gigabytes,
+        metavar="GB",
+        help="stop instead of using more of the device's memory than this",
+    )
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -140,10 +166,14 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return complete_settings(find_model(arguments.model), given)
 
 
-def loading_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `load_pipeline`."""
-    loras = {"loras": arguments.lora, "lora_partial": arguments.lora_partial}
-    return {"model": arguments.model} | loras | machine_options(arguments)
+def loading_options(arguments: argparse.Namespace, plan: "EditPlan | GenerationPlan | None" = None) -> dict[str, Any]:
+    """The arguments of `load_pipeline`, to run a plan, or else any."""
+    options: dict[str, Any] = {"loras": arguments.lora, "lora_partial": arguments.lora_partial}
+    if plan is not None and arguments.memory is not None:
+        from ..memory import size_of
+
+        options["size"] = size_of(plan)
+    return {"model": arguments.model} | options | machine_options(arguments)
 
 
 def machine_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -152,8 +182,30 @@ def machine_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": arguments.device,
         "dtype": arguments.dtype,
         "max_memory": arguments.max_memory,
+        "vae_decoder": arguments.vae_decoder,
+        "memory": arguments.memory,
         "levers": Levers(**{field.name: getattr(arguments, field.name) for field in fields(Levers)}),
     }
+
+
+def watch_of(arguments: argparse.Namespace, *others: Path | None) -> "Watch | None":
+    """
+    The callback that `--watch` asks for.
+
+    Args:
+        arguments: of the command line.
+        others: files that are read or written, which it must not be.
+
+    Raises:
+        LoomVideoError: if there can be no such file.
+    """
+    if arguments.watch is None:
+        return None
+    from ..footage.plan import check_distinct
+    from ..footage.watching import watch_in
+
+    check_distinct([arguments.watch], [path for path in others if path is not None])
+    return watch_in(arguments.watch)
 
 
 def describe(command: str, arguments: argparse.Namespace, settings: Any, given: Mapping[str, Any]) -> str:
@@ -166,7 +218,7 @@ def describe(command: str, arguments: argparse.Namespace, settings: Any, given: 
         settings: of the plan.
         given: values of options that the model, the seed or a job determine.
     """
-    options = {name: value for name, value in vars(arguments).items() if name != "function"}
+    options = {name: value for name, value in vars(arguments).items() if name not in ("function", "watch")}
     return describe_result(command, options | dict(given), settings)
 
 

@@ -34,6 +34,7 @@ from .common import (
     rate,
     settings_of,
     silence_libraries,
+    watch_of,
 )
 from .jobs import add_job_options, check_no_job_options, given_by, run_job_file
 
@@ -85,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..footage import plan_edit
     from ..footage.resume import choose_seed
 
+    watch = watch_of(arguments, arguments.input, *arguments.reference, *map(vars(arguments).get, RESULTS))
     settings, stopwatch = {"seed": choose_seed(arguments.output)} | settings_of(arguments), Stopwatch()
     with stopwatch.stage("read"):
         options = plan_options(arguments, settings) | {"references": arguments.reference}
@@ -94,8 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
         message(f"loomvideo: {note}")
     silence_libraries()
     with stopwatch.stage("load"):
-        pipe = load_pipeline(LoomVideoEditPipeline, **loading_options(arguments))
-    report = plan.run(pipe)
+        pipe = load_pipeline(LoomVideoEditPipeline, **loading_options(arguments, plan))
+    report = plan.run(pipe, callback_on_step_end=watch)
     print_report(report.files, stopwatch.seconds | report.seconds)
     return 0
 

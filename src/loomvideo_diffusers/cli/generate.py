@@ -30,6 +30,7 @@ from .common import (
     print_report,
     settings_of,
     silence_libraries,
+    watch_of,
 )
 from .jobs import add_job_options, check_no_job_options, given_by, run_job_file
 
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..footage import plan_generation
     from ..footage.resume import choose_seed
 
+    watch = watch_of(arguments, arguments.output, *arguments.reference)
     settings, stopwatch = {"seed": choose_seed(None)} | settings_of(arguments), Stopwatch()
     with stopwatch.stage("read"):
         options = plan_options(arguments, settings, arguments.output) | {"references": arguments.reference}
@@ -70,8 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
         plan = replace(plan, comment=describe("generate", arguments, plan.settings, given))
     silence_libraries()
     with stopwatch.stage("load"):
-        pipe = load_pipeline(LoomVideoPipeline, **loading_options(arguments))
-    report = plan.run(pipe)
+        pipe = load_pipeline(LoomVideoPipeline, **loading_options(arguments, plan))
+    report = plan.run(pipe, callback_on_step_end=watch)
     print_report(report.files, stopwatch.seconds | report.seconds)
     return 0
 

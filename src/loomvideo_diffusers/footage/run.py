@@ -84,9 +84,9 @@ def call_pipeline(
     with stopwatch.stage("denoise"), stage("Reading the prompt"):
         latents = pipe(**options, output_type="latent").frames
     with stopwatch.stage("decode"), stage("Decoding"), torch.no_grad():
-        video = pipe.decode_latents(latents, "np")
-    assert isinstance(video, np.ndarray)
-    return video[0]
+        chunks = [pipe.video_processor.postprocess_video(chunk)[0] for chunk in pipe.decode_in_chunks(latents)]
+        pipe.maybe_free_model_hooks()
+    return np.concatenate(chunks)
 
 
 def call_arguments(settings: SamplingSettings) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry, dispatch_attention_fn
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -62,6 +62,9 @@ from .transformer_loomvideo_step_caches import LoomVideoCacheMixin
 # Reference image k (k = 1, 2, ...) sits at time -10k (architecture: Negative temporal RoPE).
 REFERENCE_TIME_STEP = 10
 
+# Attention of PyTorch whose kernels take masks: a whole batch at once, however many samples it has
+MASKED_BACKENDS = ("native", "_native_cudnn", "_native_efficient", "_native_math")
+
 # Modules whose weights are in float32 whatever the precision of the others
 FLOAT32_MODULES = ["rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
 
@@ -90,7 +93,7 @@ class LoomVideoAttnProcessor:
         attn: "LoomVideoAttention",
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
-        prompt_lengths: tuple[int, ...] | None = None,
+        prompt_tokens: torch.Tensor | tuple[int, ...] | None = None,
         rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         kv_cache: LoomVideoBlockCache | None = None,
     ) -> torch.Tensor:
@@ -120,11 +123,10 @@ class LoomVideoAttnProcessor:
         # Every rank holds all MLLM tokens, so only self-attention has to gather its keys.
         parallel_config = None if attn.is_cross_attention else self._parallel_config
         attend = partial(dispatch_attention_fn, backend=self._attention_backend, parallel_config=parallel_config)
-        if prompt_lengths is None:
-            hidden_states = attend(query, key, value)
+        if not isinstance(prompt_tokens, tuple):
+            hidden_states = attend(query, key, value, attn_mask=prompt_tokens)
         else:
-            # Sample by sample without its padding, since the fastest kernels take no mask
-            samples = zip(query.split(1), key.split(1), value.split(1), prompt_lengths)
+            samples = zip(query.split(1), key.split(1), value.split(1), prompt_tokens)
             hidden_states = torch.cat([attend(q, k[:, :length], v[:, :length]) for q, k, v, length in samples])
         hidden_states = hidden_states.flatten(2, 3).type_as(query)
         hidden_states = attn.to_out[0](hidden_states)
@@ -286,7 +288,7 @@ class LoomVideoTransformerBlock(nn.Module):
         temb: torch.Tensor,
         rotary_emb: tuple[torch.Tensor, torch.Tensor],
         num_video_tokens: int | None = None,
-        prompt_lengths: tuple[int, ...] | None = None,
+        prompt_tokens: torch.Tensor | tuple[int, ...] | None = None,
         kv_cache: LoomVideoBlockCache | None = None,
     ) -> torch.Tensor:
         tables = [(self.scale_shift_table + temb.float()).chunk(6, dim=1)]
@@ -303,7 +305,7 @@ class LoomVideoTransformerBlock(nn.Module):
 
         # 2. Cross-attention
         norm_hidden_states = self.norm2(hidden_states.float()).type_as(hidden_states)
-        attn_output = self.attn2(norm_hidden_states, encoder_hidden_states, prompt_lengths, kv_cache=kv_cache)
+        attn_output = self.attn2(norm_hidden_states, encoder_hidden_states, prompt_tokens, kv_cache=kv_cache)
         hidden_states = hidden_states + attn_output
 
         # 3. Feed-forward
@@ -313,17 +315,23 @@ class LoomVideoTransformerBlock(nn.Module):
         return _add_gated(hidden_states, ffn_output, gate_ffn, num_video_tokens)
 
 
-def _move_padding(
-    encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None, kv_cache: LoomVideoKVCache | None
-) -> tuple[torch.Tensor, tuple[int, ...] | None]:
+def _find_prompt_tokens(
+    encoder_hidden_states: torch.Tensor,
+    mask: torch.Tensor | None,
+    backend: str,
+    kv_cache: LoomVideoKVCache | None,
+) -> tuple[torch.Tensor, torch.Tensor | tuple[int, ...] | None]:
     """
-    Moves padding behind the tokens of each prompt, whose order cross-attention does not see.
+    Says which hidden states of a padded batch are no padding, as the backend of attention can be told.
 
     Returns:
-        The hidden states, and how many tokens each prompt has.
+        The hidden states, and a mask, bool `[B, 1, 1, L]`. Most of the fastest kernels take none: for them, padding is
+        moved behind the tokens of each prompt, whose order cross-attention does not see, and it is how many these are.
     """
     if mask is None:
         return encoder_hidden_states, None
+    if backend in MASKED_BACKENDS:
+        return encoder_hidden_states, mask[:, None, None]
     if kv_cache is not None and kv_cache.prompt_lengths is not None:
         return encoder_hidden_states, kv_cache.prompt_lengths
     lengths = tuple(mask.sum(dim=1).tolist())
@@ -467,6 +475,12 @@ class LoomVideoTransformer3DModel(
             "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
         }
 
+    @property
+    def _attention_backend(self) -> str:
+        """What `set_attention_backend` chose, or else what holds for all models."""
+        block: Any = self.blocks[0]
+        return block.attn2.processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+
     def create_kv_cache(self, tokens: LoomVideoTokenCache | None = None) -> LoomVideoKVCache:
         """
         Makes an empty cache for `forward`: one for each guidance branch and call, the same at every step. `tokens` are
@@ -528,7 +542,9 @@ class LoomVideoTransformer3DModel(
             )
         if source_hidden_states is not None and source_scale is None:
             raise ValueError("`source_hidden_states` needs a `source_scale`: pass the timestep over 1000.")
-        encoder_hidden_states, prompt_lengths = _move_padding(encoder_hidden_states, encoder_attention_mask, kv_cache)
+        encoder_hidden_states, prompt_tokens = _find_prompt_tokens(
+            encoder_hidden_states, encoder_attention_mask, self._attention_backend, kv_cache
+        )
 
         batch_size, _, num_frames, height, width = hidden_states.shape
         patch_frames, patch_height, patch_width = self.config.patch_size
@@ -573,7 +589,7 @@ class LoomVideoTransformer3DModel(
             block_cache = None if kv_cache is None else kv_cache.blocks[index]
             is_kept = block_cache is not None and block_cache.key is not None
             mllm_tokens = None if is_kept else run(self.mllm_embedder, encoder_hidden_states[:, index])
-            arguments = (block_temb, cache.rotary, cache.num_video_tokens, prompt_lengths, block_cache)
+            arguments = (block_temb, cache.rotary, cache.num_video_tokens, prompt_tokens, block_cache)
             tokens = run(block, tokens, mllm_tokens, *arguments)
 
         # 4. Output. References are cut off after the projection, when context parallelism has gathered all tokens.

@@ -19,6 +19,9 @@ from pathlib import Path
 # The folder of the trained model, which is part of the package
 MODEL = Path(__file__).parent / "loomvideo-nano"
 
+# A tiny decoder of its latents
+TINY_DECODER = Path(__file__).parent / "tiny_decoder.safetensors"
+
 # What it was trained on: the sides in pixels and the frames of its videos
 SIDE = 96
 NUM_FRAMES = 17

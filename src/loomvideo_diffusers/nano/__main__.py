@@ -24,6 +24,7 @@ from .evaluation import evaluate
 from .export import assemble, load_trained, write_card
 from .joint import train, write_latents
 from .language import train_language
+from .tiny import train_tiny_decoder
 from .untrained import make_untrained
 
 
@@ -41,6 +42,7 @@ def main() -> None:
     pipe = load_trained(untrained, trained)
     write_denoised(pipe, OUTPUT_DIR / "denoised")
     decoder = refine_decoder(autoencoder, OUTPUT_DIR / "denoised", OUTPUT_DIR)
+    tiny_decoder = train_tiny_decoder(decoder, OUTPUT_DIR)
 
     model = OUTPUT_DIR / "loomvideo-nano"
     assemble(pipe, decoder, model)
@@ -55,6 +57,7 @@ def main() -> None:
         model / "samples" / "curves.png",
     )
     write_card(model, results)
+    print(f"Wrote {tiny_decoder}.")
     print(f"Wrote {model}, without code, as the package has it; `save_pretrained` or `loomvideo push` add the code.")
 
 

@@ -13,6 +13,7 @@
 # limitations under the License.
 """Trains LoomVideo-nano's autoencoder on scenes that are drawn as they are needed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,8 +81,8 @@ NUM_MEASURED_CLIPS = 64
 class Batches(Dataset):
     """For each step random scenes in all styles, float32 `[B, 3, F, H, W]` in [-1, 1], and the noise to add."""
 
-    def __init__(self) -> None:
-        self.stages = [stage for stage in STAGES for _ in range(stage.steps)]
+    def __init__(self, stages: Sequence[Stage]):
+        self.stages = [stage for stage in stages for _ in range(stage.steps)]
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -154,10 +155,10 @@ def train_autoencoder(output_dir: Path) -> Path:
         noise = level * torch.randn(latents.shape, generator=generator, device=DEVICE)
         latents = latents + latents.std().detach() * noise
         kl = posterior.kl().sum() / pixels.numel()
-        loss, psnr = _compare(vae.decode(latents).sample, pixels)
+        loss, psnr = compare(vae.decode(latents).sample, pixels)
         return loss + KL_WEIGHT * kl, {"psnr": psnr, "kl": kl.item()}
 
-    fit(vae, Batches(), compute, LEARNING_RATE, result)
+    fit(vae, Batches(STAGES), compute, LEARNING_RATE, result)
     mean, std = measure_latents(vae)
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     replace_folder(result, vae.save_pretrained)
@@ -192,7 +193,7 @@ def refine_decoder(autoencoder: Path, denoised: Path, output_dir: Path) -> Path:
     def compute(batch: tuple[torch.Tensor, torch.Tensor], step: int) -> tuple[torch.Tensor, dict[str, float]]:
         latents, pixels = (part.to(DEVICE) for part in batch)
         latents = (latents * std + mean).to(memory_format=torch.channels_last_3d)
-        loss, psnr = _compare(vae.decode(latents).sample, pixels)
+        loss, psnr = compare(vae.decode(latents).sample, pixels)
         return loss, {"psnr": psnr}
 
     fit(vae, DenoisedBatches(denoised), compute, DECODER_LEARNING_RATE, result)
@@ -201,7 +202,7 @@ def refine_decoder(autoencoder: Path, denoised: Path, output_dir: Path) -> Path:
     return result
 
 
-def _compare(decoded: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, float]:
+def compare(decoded: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The loss between what was decoded and what it should be, and the PSNR in dB."""
     decoded = decoded.float()
     square = F.mse_loss(decoded, pixels)
