@@ -77,8 +77,10 @@ def test_counted_against_a_gpu(released):
     # The prompts that were measured were longer: 3 GB of hidden states, keys and values.
     assert counted.stages(None, 1)["decoding"] == pytest.approx(33.5e9, rel=0.1)
     assert counted.coding["decoding", 1] == pytest.approx(4.7e9, rel=0.1)
+    # A forward alone, of a prompt of 512 tokens
+    states = 30 * 512 * 4096 * 2 - counted.embeds
     forward = counted.stages("blocks", 1)["denoising"] - counted.weights["vae"] - counted.latents - counted.kept
-    assert forward == pytest.approx(2.2e9, rel=0.1)
+    assert forward + states == pytest.approx(2.2e9, rel=0.1)
 
 
 @pytest.mark.parametrize(("kind", "share"), [("int8", 0.53), ("nf4", 0.32)])
