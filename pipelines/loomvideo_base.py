@@ -31,7 +31,14 @@ from diffusers.video_processor import VideoProcessor
 from transformers import Qwen3VLModel, Qwen3VLProcessor
 
 from .loomvideo_errors import LoomVideoInputError
-from .loomvideo_guidance import BRANCHES, BranchCaches, check_sigmas, guidance_coefficients, guided_steps
+from .loomvideo_guidance import (
+    BRANCHES,
+    BranchCaches,
+    check_sigmas,
+    exchange_predictions,
+    guidance_coefficients,
+    guided_steps,
+)
 from .loomvideo_mllm import (
     DEFAULT_NEGATIVE_PROMPT,
     NEGATIVE_PROMPT_PREFIX,
@@ -90,6 +97,9 @@ class LoomVideoBase:
     vae_decoder: LoomVideoTinyDecoder | None = None
     # How many latent frames the VAE takes at once where clips are encoded and decoded in chunks
     vae_chunk_size = 1
+    # Of several processes that share a call, those with a branch of guidance each, and whether this one is to decode
+    branch_group: Any = None
+    is_leader = True
 
     # Of `DiffusionPipeline`
     _execution_device: torch.device
@@ -724,8 +734,11 @@ class LoomVideoBase:
         # Scale-and-Add: the source counts as much as there is noise. The published model takes the rounded timestep
         # for that, and scales an empty source where there is none.
         source_scale = timestep / self.scheduler.config.num_train_timesteps
-        velocity = torch.zeros_like(latents, dtype=torch.float32)
-        for branch, coefficient in coefficients.items():
+        predictions = []
+        for index, branch in enumerate(coefficients):
+            if self.branch_group is not None and index % self.branch_group.size() != self.branch_group.rank():
+                predictions.append(torch.empty_like(latents))
+                continue
             name, sees_visual_input = BRANCHES[branch]
             encoder_hidden_states, encoder_attention_mask = conditions[name]
             if encoder_hidden_states is None:
@@ -749,6 +762,11 @@ class LoomVideoBase:
                     attention_kwargs=self.attention_kwargs,
                     return_dict=False,
                 )[0]
+            predictions.append(prediction)
+        if self.branch_group is not None:
+            exchange_predictions(predictions, self.branch_group)
+        velocity = torch.zeros_like(latents, dtype=torch.float32)
+        for coefficient, prediction in zip(coefficients.values(), predictions):
             velocity += coefficient * prediction.float()
         return velocity
 

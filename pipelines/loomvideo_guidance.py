@@ -90,6 +90,13 @@ def divide_into_windows(
     return [(part, ramp / total[part]) for part in frames]
 
 
+def exchange_predictions(predictions: list[torch.Tensor], group: torch.distributed.ProcessGroup) -> None:
+    """Fills in what other processes of a group predicted: the first branch is the first's, and so on in turn."""
+    for index, prediction in enumerate(predictions):
+        predictions[index] = prediction.contiguous()
+        torch.distributed.broadcast(predictions[index], group_src=index % group.size(), group=group)
+
+
 class BranchCaches:
     """What the transformer keeps over the steps of one call, for each branch: see `LoomVideoKVCache`."""
 

@@ -60,6 +60,8 @@ class LoomVideoHubMixin(Pipeline):
     transformer: Any
     vae_decoder: Any
     vae_chunk_size: int
+    branch_group: Any
+    is_leader: bool
 
     # Where the installed package keeps its transformer, as (module, class): set by the package. With it a folder's own
     # code is never run, so no `trust_remote_code` is needed.
@@ -100,7 +102,7 @@ class LoomVideoHubMixin(Pipeline):
         dtype = kwargs.pop("dtype", dtype)
         options = {"default_options": pipeline.config.get("default_options")}
         new_pipeline = cls(**(pipeline.components | options | kwargs))
-        for name in ("vae_decoder", "vae_chunk_size"):
+        for name in ("vae_decoder", "vae_chunk_size", "branch_group", "is_leader"):
             setattr(new_pipeline, name, getattr(pipeline, name, getattr(cls, name)))
         return new_pipeline if dtype is None else new_pipeline.to(dtype=dtype)
 

@@ -27,6 +27,7 @@ from . import nano
 from .acceleration import NO_LEVERS, OFFLOADS, Levers
 from .defaults import read_default_options
 from .errors import LoomVideoError, is_out_of_memory
+from .parallel import is_leader
 from .progress import message, progress_bar, stage
 
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from .memory import CallSize
     from .models.tiny_decoder import LoomVideoTinyDecoder
+    from .parallel import Processes
     from .pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 
 Pipeline = TypeVar("Pipeline", "LoomVideoPipeline", "LoomVideoEditPipeline")
@@ -59,6 +61,7 @@ def load_pipeline(
     vae_decoder: str | None = None,
     memory: float | None = None,
     size: "CallSize | None" = None,
+    processes: "Processes | None" = None,
     levers: Levers = NO_LEVERS,
 ) -> Pipeline:
     """
@@ -77,6 +80,7 @@ def load_pipeline(
         memory: choose `levers.offload`, and how much the VAE does at once, so that calls are as fast as they can be
             in so many gigabytes of the device's memory. What is chosen is printed.
         size: of the calls that are to fit; by default what the model makes by default, or 121 frames of 480 x 832.
+        processes: those that share its calls.
         levers: what makes it faster or smaller, such as `Levers(compile=True)`.
 
     Raises:
@@ -108,7 +112,8 @@ def load_pipeline(
             size = CallSize(**{name: options[name] for name in names if name in options})
         offloads = () if device == "cpu" else OFFLOADS
         plan = plan_memory(load_parts(model, dtype, tiny_decoder), memory, size, levers, offloads)
-        message(f"loomvideo: {plan.describe()}")
+        if is_leader():
+            message(f"loomvideo: {plan.describe()}")
         levers, chunk_size = replace(levers, offload=plan.offload), plan.chunk_size
     pipe = _load_model(pipeline_class, model, dtype=dtype, **levers.loading_options(device, dtype))
     pipe.vae_chunk_size = chunk_size
@@ -118,6 +123,8 @@ def load_pipeline(
         pipe.load_lora_weights(lora, allow_partial=lora_partial)
     if len(loras) > 1:
         pipe.set_adapters([name for names in pipe.get_list_adapters().values() for name in names])
+    if processes is not None:
+        processes.divide(pipe)
     try:
         levers.apply(pipe, device)
     except NotImplementedError as error:  # what PyTorch raises for a layer that was given no weights

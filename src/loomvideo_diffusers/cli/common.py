@@ -19,20 +19,23 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..acceleration import CACHES, OFFLOADS, SCHEDULERS, Levers
 from ..defaults import complete_settings
 from ..descriptions import OPTIONS_OF_SETTINGS, describe_result
-from ..loading import DTYPES, find_model
+from ..loading import DTYPES, check_device, default_device, find_model
+from ..parallel import KINDS, Division, Processes, check_processes, is_leader
 
 
 if TYPE_CHECKING:
     from ..footage import EditPlan, GenerationPlan
     from ..footage.watching import Watch
+
+Plan = TypeVar("Plan", "EditPlan", "GenerationPlan")
 
 
 def seed(text: str) -> int:
@@ -112,6 +115,7 @@ def add_sampling_options(command: argparse.ArgumentParser, output: str, frames: 
     option("--seed", type=seed, metavar="N", help="seed of the noise (default: random)")
     option("--watch", type=Path, metavar="FILE", help="video or image of what it is becoming, anew every 4 steps")
     add_machine_options(command)
+    add_parallel_option(command)
 
 
 def add_machine_options(command: argparse.ArgumentParser) -> None:
@@ -153,6 +157,34 @@ def add_machine_options(command: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="stop instead of using more of the device's memory than this",
     )
+
+
+def add_parallel_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--parallel",
+        nargs="+",
+        metavar="KIND=N",
+        help=f"share one run over the processes that torchrun started: {', '.join(f'{kind}=N' for kind in KINDS)}",
+    )
+
+
+def plan_together(arguments: argparse.Namespace, make_plan: "Callable[[], Plan]") -> "tuple[Plan, Processes | None]":
+    """
+    Makes a plan; with `--parallel` the leader makes it, and all processes have it.
+
+    Returns:
+        The plan and the processes.
+
+    Raises:
+        LoomVideoError: if the plan cannot be made, or there are not as many processes as `--parallel` asks for.
+    """
+    if arguments.parallel is None:
+        return make_plan(), None
+    division, device = Division.parse(arguments.parallel), check_device(arguments.device or default_device())
+    check_processes(division, device)
+    plan = make_plan() if is_leader() else None
+    processes = Processes(division, device)
+    return processes.share(plan), processes
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -218,7 +250,8 @@ def describe(command: str, arguments: argparse.Namespace, settings: Any, given: 
         settings: of the plan.
         given: values of options that the model, the seed or a job determine.
     """
-    options = {name: value for name, value in vars(arguments).items() if name not in ("function", "watch")}
+    left_out = ("function", "watch", "parallel")
+    options = {name: value for name, value in vars(arguments).items() if name not in left_out}
     return describe_result(command, options | dict(given), settings)
 
 

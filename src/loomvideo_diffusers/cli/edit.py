@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ..descriptions import options_of
 from ..errors import LoomVideoError
 from ..loading import load_pipeline
+from ..parallel import is_leader
 from ..progress import Stopwatch, message
 from .common import (
     add_command,
@@ -30,6 +31,7 @@ from .common import (
     describe,
     finite,
     loading_options,
+    plan_together,
     print_report,
     rate,
     settings_of,
@@ -42,6 +44,7 @@ from .jobs import add_job_options, check_no_job_options, given_by, run_job_file
 if TYPE_CHECKING:
     from ..fleet.jobs import Job
     from ..fleet.work import Files
+    from ..footage import EditPlan
 
 # Options that a job file replaces
 RESULTS = ("output", "contact_sheet", "preview", "compare")
@@ -83,23 +86,32 @@ def run(arguments: argparse.Namespace) -> int:
         raise LoomVideoError(f"the following arguments are required: {', '.join(missing)}")
     check_no_job_options(arguments)
     from .. import LoomVideoEditPipeline
+
+    stopwatch = Stopwatch()
+    with stopwatch.stage("read"):
+        plan, processes = plan_together(arguments, lambda: make_plan(arguments))
+    leads = processes is None or is_leader()
+    silence_libraries()
+    with stopwatch.stage("load"):
+        pipe = load_pipeline(LoomVideoEditPipeline, processes=processes, **loading_options(arguments, plan))
+    report = plan.run(pipe, callback_on_step_end=watch_of(arguments) if leads else None)
+    if leads:
+        print_report(report.files, stopwatch.seconds | report.seconds)
+    return 0
+
+
+def make_plan(arguments: argparse.Namespace) -> "EditPlan":
+    """Plans the edit of the command line, and says what there is to know."""
     from ..footage import plan_edit
     from ..footage.resume import choose_seed
 
-    watch = watch_of(arguments, arguments.input, *arguments.reference, *map(vars(arguments).get, RESULTS))
-    settings, stopwatch = {"seed": choose_seed(arguments.output)} | settings_of(arguments), Stopwatch()
-    with stopwatch.stage("read"):
-        options = plan_options(arguments, settings) | {"references": arguments.reference}
-        plan = plan_edit(arguments.input, arguments.prompt, arguments.output, **options)
-        plan = replace(plan, comment=describe("edit", arguments, plan.settings, options_of(settings)))
+    watch_of(arguments, arguments.input, *arguments.reference, *map(vars(arguments).get, RESULTS))
+    settings = {"seed": choose_seed(arguments.output)} | settings_of(arguments)
+    options = plan_options(arguments, settings) | {"references": arguments.reference}
+    plan = plan_edit(arguments.input, arguments.prompt, arguments.output, **options)
     for note in plan.notes:
         message(f"loomvideo: {note}")
-    silence_libraries()
-    with stopwatch.stage("load"):
-        pipe = load_pipeline(LoomVideoEditPipeline, **loading_options(arguments, plan))
-    report = plan.run(pipe, callback_on_step_end=watch)
-    print_report(report.files, stopwatch.seconds | report.seconds)
-    return 0
+    return replace(plan, comment=describe("edit", arguments, plan.settings, options_of(settings)))
 
 
 def run_jobs(arguments: argparse.Namespace) -> int:

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 from ..descriptions import options_of
 from ..errors import LoomVideoError
 from ..loading import load_pipeline
+from ..parallel import is_leader
 from ..progress import Stopwatch
 from .common import (
     add_command,
     add_sampling_options,
     describe,
     loading_options,
+    plan_together,
     print_report,
     settings_of,
     silence_libraries,
@@ -38,6 +40,7 @@ from .jobs import add_job_options, check_no_job_options, given_by, run_job_file
 if TYPE_CHECKING:
     from ..fleet.jobs import Job, Location
     from ..fleet.work import Files
+    from ..footage import GenerationPlan
 
 
 def add_parser(commands: Any) -> None:
@@ -60,22 +63,31 @@ def run(arguments: argparse.Namespace) -> int:
         raise LoomVideoError(f"the following arguments are required: {', '.join(missing)}")
     check_no_job_options(arguments)
     from .. import LoomVideoPipeline
+
+    stopwatch = Stopwatch()
+    with stopwatch.stage("read"):
+        plan, processes = plan_together(arguments, lambda: make_plan(arguments))
+    leads = processes is None or is_leader()
+    silence_libraries()
+    with stopwatch.stage("load"):
+        pipe = load_pipeline(LoomVideoPipeline, processes=processes, **loading_options(arguments, plan))
+    report = plan.run(pipe, callback_on_step_end=watch_of(arguments) if leads else None)
+    if leads:
+        print_report(report.files, stopwatch.seconds | report.seconds)
+    return 0
+
+
+def make_plan(arguments: argparse.Namespace) -> "GenerationPlan":
+    """Plans the generation of the command line."""
     from ..footage import plan_generation
     from ..footage.resume import choose_seed
 
-    watch = watch_of(arguments, arguments.output, *arguments.reference)
-    settings, stopwatch = {"seed": choose_seed(None)} | settings_of(arguments), Stopwatch()
-    with stopwatch.stage("read"):
-        options = plan_options(arguments, settings, arguments.output) | {"references": arguments.reference}
-        plan = plan_generation(arguments.prompt, arguments.output, **options)
-        given = options_of(settings) | {"frames": plan.settings.num_frames}
-        plan = replace(plan, comment=describe("generate", arguments, plan.settings, given))
-    silence_libraries()
-    with stopwatch.stage("load"):
-        pipe = load_pipeline(LoomVideoPipeline, **loading_options(arguments, plan))
-    report = plan.run(pipe, callback_on_step_end=watch)
-    print_report(report.files, stopwatch.seconds | report.seconds)
-    return 0
+    watch_of(arguments, arguments.output, *arguments.reference)
+    settings = {"seed": choose_seed(None)} | settings_of(arguments)
+    options = plan_options(arguments, settings, arguments.output) | {"references": arguments.reference}
+    plan = plan_generation(arguments.prompt, arguments.output, **options)
+    given = options_of(settings) | {"frames": plan.settings.num_frames}
+    return replace(plan, comment=describe("generate", arguments, plan.settings, given))
 
 
 def run_jobs(arguments: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Where and how jobs are run, which results do not depend on
 OF_THE_RUN = ("jobs", "ray", "cpus", "workers", "attempts", "disk", "report", "verify")
-OF_THE_MACHINE = ("device", "max_memory", "memory", "offload", "watch")
+OF_THE_MACHINE = ("device", "max_memory", "memory", "offload", "watch", "parallel")
 
 
 def add_job_options(command: argparse.ArgumentParser, columns: str) -> None:
@@ -82,8 +82,9 @@ def run_job_file(
     from ..fleet.report import open_report
     from ..fleet.run import run_jobs
 
-    if arguments.watch is not None:
-        raise LoomVideoError("--watch shows one run: leave it out with --jobs.")
+    for name in ("watch", "parallel"):
+        if getattr(arguments, name) is not None:
+            raise LoomVideoError(f"--{name} is for one run: leave it out with --jobs.")
     all_jobs = read_jobs(arguments.jobs, kind)
     report_path = arguments.report or report_beside(arguments.jobs)
     with open_report(report_path, recipe_of(arguments)) as report:

@@ -81,6 +81,8 @@ class GenerationPlan:
         inputs = {"num_frames": settings.num_frames, "callback_on_step_end": callback_on_step_end}
         inputs |= given_negative_prompt(negative_prompt_embeds)
         frames = call_pipeline(pipe, settings, stopwatch, **inputs)
+        if not pipe.is_leader:
+            return Report({})
         with stopwatch.stage("write"):
             if settings.num_frames == 1:
                 write_image(self.output, frames[0], self.comment)

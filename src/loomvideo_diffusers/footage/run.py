@@ -57,11 +57,15 @@ def run_edit(
     if plan.preview is not None:
         with stage("Reading the prompt"):
             sheet = edit_preview(pipe, plan, negative_prompt_embeds, callback_on_step_end)
+        if not pipe.is_leader:
+            return Report({})
         write_image(plan.preview, contact_sheet(list(sheet)), plan.comment)
         return Report({plan.preview: "the source above the result"})
     stopwatch = Stopwatch()
     with stopwatch.stage("edit"):
         sheet = _edit_clip(pipe, plan, negative_prompt_embeds, callback_on_step_end)
+    if sheet is None:
+        return Report({})
     footage = plan.source
     assert isinstance(plan.output, OutputPlan)
     files: dict[Path | str, str] = {
@@ -79,10 +83,17 @@ def run_edit(
 def call_pipeline(
     pipe: LoomVideoPipeline | LoomVideoEditPipeline, settings: SamplingSettings, stopwatch: Stopwatch, **inputs: Any
 ) -> np.ndarray:
-    """Calls a pipeline with settings and other inputs. Returns the frames of the video, `[F, H, W, 3]` in [0, 1]."""
+    """
+    Calls a pipeline with settings and other inputs.
+
+    Returns:
+        The frames of the video, `[F, H, W, 3]` in [0, 1]; none in a process that does not lead.
+    """
     options = call_arguments(settings) | {"generator": torch.Generator().manual_seed(settings.seed)} | inputs
     with stopwatch.stage("denoise"), stage("Reading the prompt"):
         latents = pipe(**options, output_type="latent").frames
+    if not pipe.is_leader:
+        return np.empty((0, 0, 0, 3))
     with stopwatch.stage("decode"), stage("Decoding"), torch.no_grad():
         chunks = [pipe.video_processor.postprocess_video(chunk)[0] for chunk in pipe.decode_in_chunks(latents)]
         pipe.maybe_free_model_hooks()
@@ -127,6 +138,8 @@ def _edit_image(
         negative_prompt_embeds
     )
     frames = call_pipeline(pipe, settings, stopwatch, **inputs)
+    if not pipe.is_leader:
+        return Report({})
     with stopwatch.stage("write"):
         write_image(plan.output, frames[0], plan.comment)
     height, width = frames.shape[1:3]
@@ -170,10 +183,13 @@ def _edit_clip(
     plan: EditPlan,
     negative_prompt_embeds: torch.Tensor | None,
     callback_on_step_end: Callable | None,
-) -> Sheet:
-    """Edits and writes a clip. Returns the frames of the contact sheet."""
+) -> Sheet | None:
+    """Edits and writes a clip. Returns the frames of the contact sheet; None in a process that does not lead."""
     assert isinstance(plan.output, OutputPlan)
     resume = ResumeFile(plan.output.path, plan.digest(), plan.settings.seed)
+    if not pipe.is_leader:
+        _denoise(pipe, plan, resume, negative_prompt_embeds, callback_on_step_end)
+        return None
     with lock_beside(plan.output.path):
         latents = _denoise(pipe, plan, resume, negative_prompt_embeds, callback_on_step_end)
         sheet = _write_clip(pipe, plan, latents)
@@ -229,7 +245,8 @@ def _denoise(
             pipe: LoomVideoEditPipeline, step: int, timestep: torch.Tensor, tensors: dict[str, Any]
         ) -> dict[str, Any]:
             replaced = {} if callback_on_step_end is None else callback_on_step_end(pipe, step, timestep, tensors)
-            resume.write((tensors | replaced)["latents"], num_done + step + 1, pipe.scheduler)
+            if pipe.is_leader:
+                resume.write((tensors | replaced)["latents"], num_done + step + 1, pipe.scheduler)
             return replaced
 
         return pipe.denoise(

@@ -291,6 +291,7 @@ class LoomVideoTransformerBlock(nn.Module):
         prompt_tokens: torch.Tensor | tuple[int, ...] | None = None,
         kv_cache: LoomVideoBlockCache | None = None,
     ) -> torch.Tensor:
+        dtype = hidden_states.dtype
         tables = [(self.scale_shift_table + temb.float()).chunk(6, dim=1)]
         if num_video_tokens is not None:
             # References have no noise level: their time embedding is zero, which is not the embedding of time zero.
@@ -299,8 +300,8 @@ class LoomVideoTransformerBlock(nn.Module):
 
         # 1. Self-attention
         norm_hidden_states = self.norm1(hidden_states.float())
-        norm_hidden_states = _modulate(norm_hidden_states, scale_msa, shift_msa, num_video_tokens)
-        attn_output = self.attn1(norm_hidden_states.type_as(hidden_states), rotary_emb=rotary_emb)
+        norm_hidden_states = _modulate(norm_hidden_states, scale_msa, shift_msa, num_video_tokens, dtype)
+        attn_output = self.attn1(norm_hidden_states, rotary_emb=rotary_emb)
         hidden_states = _add_gated(hidden_states, attn_output, gate_msa, num_video_tokens)
 
         # 2. Cross-attention
@@ -310,8 +311,8 @@ class LoomVideoTransformerBlock(nn.Module):
 
         # 3. Feed-forward
         norm_hidden_states = self.norm3(hidden_states.float())
-        norm_hidden_states = _modulate(norm_hidden_states, scale_ffn, shift_ffn, num_video_tokens)
-        ffn_output = self.ffn(norm_hidden_states.type_as(hidden_states))
+        norm_hidden_states = _modulate(norm_hidden_states, scale_ffn, shift_ffn, num_video_tokens, dtype)
+        ffn_output = self.ffn(norm_hidden_states)
         return _add_gated(hidden_states, ffn_output, gate_ffn, num_video_tokens)
 
 
@@ -346,12 +347,13 @@ def _modulate(
     scales: tuple[torch.Tensor, ...],
     shifts: tuple[torch.Tensor, ...],
     num_video_tokens: int | None,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Scales and shifts the video's tokens by one row, and those of the references, if there are any, by another."""
-    modulated = torch.addcmul(shifts[0], hidden_states, 1 + scales[0])
+    modulated = _add_product(shifts[0], hidden_states, 1 + scales[0], dtype)
     if num_video_tokens is not None:
         references = hidden_states[:, num_video_tokens:]
-        modulated[:, num_video_tokens:] = torch.addcmul(shifts[1], references, 1 + scales[1])
+        modulated[:, num_video_tokens:] = _add_product(shifts[1], references, 1 + scales[1], dtype)
     return modulated
 
 
@@ -359,12 +361,23 @@ def _add_gated(
     hidden_states: torch.Tensor, output: torch.Tensor, gates: tuple[torch.Tensor, ...], num_video_tokens: int | None
 ) -> torch.Tensor:
     """Adds a layer's output, times one row for the video's tokens and another for those of the references."""
-    hidden_states_float, output = hidden_states.float(), output.float()
-    added = torch.addcmul(hidden_states_float, output, gates[0])
+    added = _add_product(hidden_states, output, gates[0], hidden_states.dtype)
     if num_video_tokens is not None:
-        references = hidden_states_float[:, num_video_tokens:]
-        added[:, num_video_tokens:] = torch.addcmul(references, output[:, num_video_tokens:], gates[1])
-    return added.type_as(hidden_states)
+        references = hidden_states[:, num_video_tokens:]
+        added[:, num_video_tokens:] = _add_product(
+            references, output[:, num_video_tokens:], gates[1], hidden_states.dtype
+        )
+    return added
+
+
+def _add_product(
+    hidden_states: torch.Tensor, one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """`hidden_states + one * other`, computed in float32, in the size of `one`."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or one.device.type not in ("cpu", "cuda", "meta"):
+        return torch.addcmul(hidden_states.float(), one.float(), other).to(dtype)
+    # The same numbers in one pass, which casts what it reads and writes
+    return torch.addcmul(hidden_states, one, other, out=torch.empty_like(one, dtype=dtype))
 
 
 class LoomVideoTransformer3DModel(
