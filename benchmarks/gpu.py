@@ -328,12 +328,17 @@ def _timed(bench: Bench, name: str, method: Callable, seconds: dict[str, float])
 def measure_vae(bench: Bench) -> list[dict[str, Any]]:
     """Encoding and decoding a clip in each way."""
     from loomvideo_diffusers.pipelines import loomvideo_vae as chunks
+    from loomvideo_diffusers.pipelines.loomvideo_vae_layers import compile_norms, use_fast_layers
 
     vae, clip, device = bench.make_vae(), bench.make_clip(), torch.device(bench.device)
     pixel_values = chunks.to_pixel_values(list(clip)).to(device, bench.dtype)
     rows = []
-    for memory_format in ("contiguous", "channels_last_3d"):
-        if memory_format == "channels_last_3d":
+    for layers in ("Diffusers' layers", "contiguous", "channels_last_3d", "compiled norms"):
+        if layers == "contiguous":
+            use_fast_layers(vae)
+        elif layers == "compiled norms":
+            compile_norms(vae)
+        elif layers == "channels_last_3d":
             for layer in vae.modules():
                 if isinstance(layer, torch.nn.Conv3d):
                     layer.to(memory_format=torch.channels_last_3d)
@@ -347,7 +352,7 @@ def measure_vae(bench: Bench) -> list[dict[str, Any]]:
             ways[f"decode in chunks of {size}"] = partial(
                 _exhaust, partial(chunks.decode_in_chunks, vae, latents, size)
             )
-        rows += [{"way": way, "memory": memory_format} | bench.measure(call, 1) for way, call in ways.items()]
+        rows += [{"way": way, "layers": layers} | bench.measure(call, 1) for way, call in ways.items()]
     return rows
 
 

@@ -50,6 +50,7 @@ from .loomvideo_mllm import (
 )
 from .loomvideo_sharing import hold, lock_of
 from .loomvideo_vae import decode, decode_in_chunks, encode, encode_in_chunks, to_pixel_values
+from .loomvideo_vae_layers import use_fast_layers
 
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
@@ -133,6 +134,8 @@ class LoomVideoBase:
         self.register_modules(
             text_encoder=text_encoder, processor=processor, vae=vae, transformer=transformer, scheduler=scheduler
         )
+        if vae is not None:
+            use_fast_layers(vae)
         self.vae_scale_factor_temporal = self.vae.config.scale_factor_temporal if vae is not None else 4
         self.vae_scale_factor_spatial = self.vae.config.scale_factor_spatial if vae is not None else 16
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)

@@ -72,6 +72,7 @@ from .loomvideo_sharing import one_call_at_a_time
 from .loomvideo_lora_files import read_lora_file  # noqa: F401 isort: skip
 from .loomvideo_lora_weights import prepare_lora  # noqa: F401 isort: skip
 from .loomvideo_vae import encode, decode  # noqa: F401 isort: skip
+from .loomvideo_vae_layers import use_fast_layers  # noqa: F401 isort: skip
 
 if TYPE_CHECKING:
     from .transformer.transformer_loomvideo_kv_cache import LoomVideoKVCache  # type: ignore[import-not-found]  # noqa: F401

@@ -126,7 +126,10 @@ class Processes:
         """
         from diffusers import ContextParallelConfig
 
+        from .parallel_vae import divide_vae
+
         pipe.is_leader = is_leader()
+        divide_vae(pipe.vae, self.mesh._flatten().get_group())
         if self.division.branches > 1:
             pipe.branch_group = self.mesh["branches"].get_group()
         if self.mesh["ring", "ulysses"].size() == 1:

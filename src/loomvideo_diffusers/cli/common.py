@@ -234,10 +234,10 @@ def watch_of(arguments: argparse.Namespace, *others: Path | None) -> "Watch | No
     if arguments.watch is None:
         return None
     from ..footage.plan import check_distinct
-    from ..footage.watching import watch_in
+    from ..footage.watching import Watch, watch_in
 
     check_distinct([arguments.watch], [path for path in others if path is not None])
-    return watch_in(arguments.watch)
+    return watch_in(arguments.watch) if is_leader() else Watch(lambda step, frames: None)
 
 
 def describe(command: str, arguments: argparse.Namespace, settings: Any, given: Mapping[str, Any]) -> str:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from ..descriptions import options_of
 from ..errors import LoomVideoError
 from ..loading import load_pipeline
-from ..parallel import is_leader
 from ..progress import Stopwatch
 from .common import (
     add_command,
@@ -67,12 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
     stopwatch = Stopwatch()
     with stopwatch.stage("read"):
         plan, processes = plan_together(arguments, lambda: make_plan(arguments))
-    leads = processes is None or is_leader()
     silence_libraries()
     with stopwatch.stage("load"):
         pipe = load_pipeline(LoomVideoPipeline, processes=processes, **loading_options(arguments, plan))
-    report = plan.run(pipe, callback_on_step_end=watch_of(arguments) if leads else None)
-    if leads:
+    report = plan.run(pipe, callback_on_step_end=watch_of(arguments))
+    if pipe.is_leader:
         print_report(report.files, stopwatch.seconds | report.seconds)
     return 0
 

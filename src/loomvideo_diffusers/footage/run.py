@@ -83,17 +83,10 @@ def run_edit(
 def call_pipeline(
     pipe: LoomVideoPipeline | LoomVideoEditPipeline, settings: SamplingSettings, stopwatch: Stopwatch, **inputs: Any
 ) -> np.ndarray:
-    """
-    Calls a pipeline with settings and other inputs.
-
-    Returns:
-        The frames of the video, `[F, H, W, 3]` in [0, 1]; none in a process that does not lead.
-    """
+    """Calls a pipeline with settings and other inputs. Returns the frames of the video, `[F, H, W, 3]` in [0, 1]."""
     options = call_arguments(settings) | {"generator": torch.Generator().manual_seed(settings.seed)} | inputs
     with stopwatch.stage("denoise"), stage("Reading the prompt"):
         latents = pipe(**options, output_type="latent").frames
-    if not pipe.is_leader:
-        return np.empty((0, 0, 0, 3))
     with stopwatch.stage("decode"), stage("Decoding"), torch.no_grad():
         chunks = [pipe.video_processor.postprocess_video(chunk)[0] for chunk in pipe.decode_in_chunks(latents)]
         pipe.maybe_free_model_hooks()
@@ -188,7 +181,9 @@ def _edit_clip(
     assert isinstance(plan.output, OutputPlan)
     resume = ResumeFile(plan.output.path, plan.digest(), plan.settings.seed)
     if not pipe.is_leader:
-        _denoise(pipe, plan, resume, negative_prompt_embeds, callback_on_step_end)
+        latents = _denoise(pipe, plan, resume, negative_prompt_embeds, callback_on_step_end)
+        for _ in pipe.decode_in_chunks(latents):
+            pass  # It is the leader's to write.
         return None
     with lock_beside(plan.output.path):
         latents = _denoise(pipe, plan, resume, negative_prompt_embeds, callback_on_step_end)
