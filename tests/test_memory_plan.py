@@ -73,16 +73,12 @@ def test_cards(released):
 
 
 def test_counted_against_a_gpu(released):
-    """Within 10% of what was measured on an H100 of edits of 97 frames at 480p, everything there or block by block."""
+    """Within 10% of what was measured on an H100 of an edit of 97 frames at 480p, with Diffusers' layers in the VAE."""
     with_layers_of_diffusers = replace(released, vae=Bench(RELEASED, "meta", torch.bfloat16).make_vae())
     counted = Counted(with_layers_of_diffusers, CallSize(num_frames=97), Levers())
     # The prompts that were measured were longer: 3 GB of hidden states, keys and values.
     assert counted.stages(None, 1)["decoding"] == pytest.approx(33.5e9, rel=0.1)
     assert counted.coding["decoding", 1] == pytest.approx(4.7e9, rel=0.1)
-    # A forward alone, of a prompt of 512 tokens
-    states = 30 * 512 * 4096 * 2 - counted.embeds
-    forward = counted.stages("blocks", 1)["denoising"] - counted.weights["vae"] - counted.latents - counted.kept
-    assert forward + states == pytest.approx(2.2e9, rel=0.1)
 
 
 @pytest.mark.parametrize(("kind", "share"), [("int8", 0.53), ("nf4", 0.32)])

@@ -38,9 +38,9 @@ def divide_vae(vae: "AutoencoderKLWan", group: dist.ProcessGroup) -> None:
 
     rows = Rows(group)
     scale = vae.config.scale_factor_spatial // (vae.config.patch_size or 1)
-    vae.encoder.forward = partial(_run_coder, rows, scale, vae.encoder.forward)
-    vae.decoder.forward = partial(_run_coder, rows, 1, vae.decoder.forward)
-    for coder in (vae.encoder, vae.decoder):
+    coders: list[tuple[Any, int]] = [(vae.encoder, scale), (vae.decoder, 1)]
+    for coder, rows_of_one in coders:
+        coder.forward = partial(_run_coder, rows, rows_of_one, coder.forward)
         for layer in coder.modules():
             if isinstance(layer, nn.ZeroPad2d):
                 layer.forward = partial(_pad, rows, layer.forward)
