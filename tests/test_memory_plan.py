@@ -73,7 +73,7 @@ def test_cards(released):
 
 
 def test_counted_against_a_gpu(released):
-    """Within 10% of what was measured on an H100 of an edit of 97 frames at 480p, with Diffusers' layers in the VAE."""
+    """Within 10% of what was measured on an H100: an edit of 97 frames at 480p, the VAE with Diffusers' layers."""
     with_layers_of_diffusers = replace(released, vae=Bench(RELEASED, "meta", torch.bfloat16).make_vae())
     counted = Counted(with_layers_of_diffusers, CallSize(num_frames=97), Levers())
     # The prompts that were measured were longer: 3 GB of hidden states, keys and values.

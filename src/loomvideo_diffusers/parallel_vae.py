@@ -34,20 +34,28 @@ def divide_vae(vae: "AutoencoderKLWan", group: dist.ProcessGroup) -> None:
     Each convolution gets the rows beside its own from its neighbors, and attention all of them, so that the result is
     that of one process. Pictures with fewer rows of latents than there are processes are not divided.
     """
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock
-
     rows = Rows(group)
     scale = vae.config.scale_factor_spatial // (vae.config.patch_size or 1)
     coders: list[tuple[Any, int]] = [(vae.encoder, scale), (vae.decoder, 1)]
     for coder, rows_of_one in coders:
         coder.forward = partial(_run_coder, rows, rows_of_one, coder.forward)
         for layer in coder.modules():
-            if isinstance(layer, nn.ZeroPad2d):
-                layer.forward = partial(_pad, rows, layer.forward)
-            elif isinstance(layer, WanAttentionBlock):
-                layer.forward = partial(_attend, rows, layer.forward)
-            elif isinstance(layer, (nn.Conv2d, nn.Conv3d)) and layer.kernel_size[-2] > 1 and layer.stride[-2] == 1:
-                layer.forward = partial(_convolve, rows, layer.forward)
+            divided = _divided(layer)
+            if divided is not None:
+                layer.forward = partial(divided, rows, layer.forward)
+
+
+def _divided(layer: nn.Module) -> Callable | None:
+    """What a layer that looks beyond a pixel does instead."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock
+
+    if isinstance(layer, nn.ZeroPad2d):
+        return _pad
+    if isinstance(layer, WanAttentionBlock):
+        return _attend
+    if isinstance(layer, (nn.Conv2d, nn.Conv3d)) and layer.kernel_size[-2] > 1 and layer.stride[-2] == 1:
+        return _convolve
+    return None
 
 
 class Rows:
