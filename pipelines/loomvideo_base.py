@@ -67,7 +67,7 @@ class LoomVideoTransformer3DModel(Protocol):
 
     def cache_context(self, name: str) -> AbstractContextManager: ...
 
-    def _reset_stateful_cache(self) -> None: ...
+    def prepare_cache(self, num_inference_steps: int) -> None: ...
 
     def __call__(self, hidden_states: torch.Tensor, timestep: torch.Tensor, **inputs: Any) -> Any: ...
 
@@ -638,8 +638,7 @@ class LoomVideoBase:
         has_visual_input = source_latents is not None or bool(reference_latents)
         windows = [(frames, weights.to(latents.device).view(-1, 1, 1)) for frames, weights in windows]
         caches = BranchCaches(self.transformer.create_kv_cache) if use_kv_cache else None
-        # What a call that was broken off has left there
-        self.transformer._reset_stateful_cache()
+        self.transformer.prepare_cache(len(self.scheduler.timesteps))
 
         scheduler = self.scheduler
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters

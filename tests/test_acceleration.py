@@ -16,13 +16,15 @@
 import json
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import MagCacheConfig, UniPCMultistepScheduler
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 
 from loomvideo_diffusers import LoomVideoPipeline, cli
 from loomvideo_diffusers.acceleration import SCHEDULERS, Levers
+from loomvideo_diffusers.calibration import read_ratios
 from loomvideo_diffusers.errors import LoomVideoError
 from loomvideo_diffusers.loading import load_pipeline
 from loomvideo_diffusers.media import read_comment
@@ -145,6 +147,40 @@ def test_pairs(one, other, singles, generate):
     assert both <= (singles[one] + singles[other]) * 1.01 + 1e-5
 
 
+def test_calibration(pipe, model_folder, tmp_path, capsys):
+    """It measures what MagCache's own calibration prints, and a call of any length uses it."""
+    ratios_file = tmp_path / "ratios.json"
+    arguments = ["calibrate", "a cat", "-o", str(ratios_file), "--model", str(model_folder), "--steps", "6"]
+    assert cli.main([*arguments, "--height", "64", "--width", "64", "--frames", "5", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == f"Wrote {ratios_file}: 6 steps, for --cache magcache:{ratios_file}.\n"
+    ratios = read_ratios(ratios_file)
+    pipe.transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=6))
+    pipe("a cat", generator=torch.Generator().manual_seed(5), **SMALL)
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("[1.0")]
+    assert len(printed) == 2
+    assert ratios == pytest.approx(np.mean(printed, axis=0).tolist(), rel=0.05)
+    pipe.transformer.disable_cache()
+
+    levers = Levers(cache=f"magcache:{ratios_file}")
+    pipe = load_pipeline(LoomVideoPipeline, str(model_folder), device="cpu", levers=levers)
+    calls = []
+    pipe.transformer.blocks[-1].attn1.register_forward_hook(lambda *arguments: calls.append(1))
+    for num_steps in (6, 12):
+        calls.clear()
+        pipe("a cat", **SMALL | {"num_inference_steps": num_steps})
+        hooks = pipe.transformer.blocks[0]._diffusers_hook.hooks.values()
+        assert [hook.config.num_inference_steps for hook in hooks] == [num_steps]
+        assert len(calls) < 2 * num_steps
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"mag_ratios": []}', '{"mag_ratios": [1, NaN]}', '{"mag_ratios": 1}'])
+def test_what_are_no_ratios(content, tmp_path):
+    (tmp_path / "ratios.json").write_text(content)
+    for name in ("ratios.json", "nothing.json"):
+        with pytest.raises(LoomVideoError, match=f"{name} holds no ratios for MagCache: write it by `loomvideo cali"):
+            Levers(cache=f"magcache:{tmp_path / name}")
+
+
 def test_schedulers_follow_the_same_flow(model_folder):
     own = UniPCMultistepScheduler.from_pretrained(model_folder, subfolder="scheduler")
     for name in SCHEDULERS:
@@ -156,7 +192,7 @@ def test_schedulers_follow_the_same_flow(model_folder):
 @pytest.mark.parametrize(
     ("levers", "message"),
     [
-        ({"cache": "magic"}, "`cache` must be first-block or taylorseer, but is magic."),
+        ({"cache": "magic"}, "`cache` must be first-block or taylorseer or magcache:FILE, but is magic."),
         ({"offload": "disk"}, "`offload` must be model or blocks:mllm or blocks, but is disk."),
         ({"scheduler": "ddim"}, "`scheduler` must be unipc or euler or heun or dpm++, but is ddim."),
         (

@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import LoomVideoError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 QUANTIZATIONS = ("float8", "int8", "nf4")
 PARTS = {"transformer": "transformer", "mllm": "text_encoder"}
-CACHES = ("first-block", "taylorseer")
+CACHES = ("first-block", "taylorseer", "magcache:FILE")
 OFFLOADS = ("model", "blocks:mllm", "blocks")
 SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
@@ -54,7 +55,8 @@ class Levers:
         compile: compile the transformer's blocks, and the norms of the VAE: the first step takes longer, the others
             less.
         attention: a backend of Diffusers' attention, such as `native`, `flash`, `_flash_3` or `sage`.
-        cache: skip what hardly changes from step to step, which is an approximation: `first-block` or `taylorseer`.
+        cache: skip what hardly changes from step to step, which is an approximation: `first-block`, `taylorseer`, or
+            `magcache:FILE` with what `loomvideo calibrate` wrote of the model.
         offload: `model` keeps only the model that is running on the device; `blocks` moves the transformer and the
             MLLM block by block while they run, with streams on cuda, and `blocks:mllm` only the MLLM, which runs once,
             so that the transformer is as fast as ever.
@@ -74,8 +76,10 @@ class Levers:
     def __post_init__(self) -> None:
         for name, choices in (("cache", CACHES), ("offload", OFFLOADS), ("scheduler", tuple(SCHEDULERS))):
             value = getattr(self, name)
-            if value is not None and value not in choices:
+            if value is not None and value not in choices and not _ratios_file(value):
                 raise LoomVideoError(f"`{name}` must be {' or '.join(choices)}, but is {value}.")
+        if self.cache is not None and _ratios_file(self.cache):
+            _cache_config(self.cache)
         self.quantizations()
         if self.quantizations().get("transformer") == "float8" and not self.compile:
             raise LoomVideoError("float8 is slower than bfloat16 unless compiled: add --compile, or choose int8.")
@@ -216,9 +220,21 @@ def _make_scheduler(name: str, config: Any) -> Any:
     return scheduler_class(num_train_timesteps=config.num_train_timesteps, **flow)
 
 
+def _ratios_file(cache: str) -> str:
+    """The file in `magcache:FILE`; nothing of another cache."""
+    return cache.removeprefix("magcache:") if cache.startswith("magcache:") else ""
+
+
 def _cache_config(name: str) -> Any:
     from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 
+    if file := _ratios_file(name):
+        from diffusers import MagCacheConfig
+
+        from .calibration import read_ratios
+
+        ratios = read_ratios(Path(file))
+        return MagCacheConfig(mag_ratios=ratios, num_inference_steps=len(ratios))
     if name == "first-block":
         return FirstBlockCacheConfig(threshold=0.1)
     return TaylorSeerCacheConfig(cache_interval=3, disable_cache_before_step=4, max_order=1)

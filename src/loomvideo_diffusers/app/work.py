@@ -28,7 +28,8 @@ import PIL.Image
 from ..errors import one_line
 from ..footage import EditPlan, GenerationPlan, Report
 from ..footage.watching import Watch
-from ..media import read_image, read_video, write_image, write_whole
+from ..media import read_image, read_video, write_image
+from ..media.files import write_text
 from ..progress import Progress, observed_by
 
 
@@ -124,11 +125,7 @@ class Reporter:
         if progress.total and progress.num_done:
             remaining = (now - self.began) / progress.num_done * (progress.total - progress.num_done)
         values = json.dumps(vars(progress) | {"seconds_left": remaining})
-        write_whole(self.folder / PROGRESS_FILE, partial(_write_text, text=values))
-
-
-def _write_text(file: str, text: str) -> None:
-    Path(file).write_text(text, encoding="utf-8")
+        write_text(self.folder / PROGRESS_FILE, values)
 
 
 def latest_sketch(folder: Path) -> Path | None:

@@ -21,14 +21,14 @@ import sys
 
 from ..errors import one_line
 from ..progress import close_bars
-from . import app, convert, edit, generate, info, push, report, space, train
+from . import app, calibrate, convert, edit, generate, info, push, report, space, train
 from .common import silence_imports
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loomvideo", description="Generate and edit video with LoomVideo.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (generate, edit, report, app, convert, push, space, train, info):
+    for command in (generate, edit, report, app, calibrate, convert, push, space, train, info):
         command.add_parser(commands)
     return parser
 

@@ -132,7 +132,11 @@ def add_machine_options(command: argparse.ArgumentParser) -> None:
         help="float8, int8 or nf4 weights, of both large models or as in float8:transformer nf4:mllm",
     )
     option("--attention", metavar="BACKEND", help="attention of Diffusers: native, flash, sage, xformers, ...")
-    option("--cache", choices=CACHES, help="skip what hardly changes from step to step: faster, an approximation")
+    option(
+        "--cache",
+        metavar="KIND",
+        help=f"{', '.join(CACHES)}: skip what hardly changes from step to step, an approximation",
+    )
     option(
         "--memory",
         type=gigabytes,

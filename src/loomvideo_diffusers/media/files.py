@@ -83,6 +83,11 @@ def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
         write(str(unfinished))
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a file of text, which appears when all of it is written: see `write_whole`."""
+    write_whole(path, lambda file: Path(file).write_text(text, encoding="utf-8"))
+
+
 def replace_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
     """
     Calls `write` with the path of a new folder to fill, which then replaces the folder at `path`; see `whole_file`.

@@ -26,9 +26,12 @@ from diffusers.models.cache_utils import CacheMixin
 class LoomVideoCacheMixin(CacheMixin):
     """Enables caches by `enable_cache`, and leaves nothing of them behind when they are disabled."""
 
+    # Of MagCache, with the ratios as they were measured
+    _mag_cache_config: Any = None
+
     def enable_cache(self, config: Any) -> None:
         try:
-            from diffusers import FasterCacheConfig, TaylorSeerCacheConfig
+            from diffusers import FasterCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
             from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
             from diffusers.hooks.hooks import StateManager
         except ImportError as error:
@@ -42,6 +45,8 @@ class LoomVideoCacheMixin(CacheMixin):
         if isinstance(config, FasterCacheConfig):
             # Guidance's branches come one after the other here, so that no batch holds two of them.
             config = replace(config, is_guidance_distilled=True)
+        if isinstance(config, MagCacheConfig) and not config.calibrate:
+            self._mag_cache_config, config = config, replace(config)
         # The caches look up where a block takes and returns its hidden states.
         for block_class in {
             type(module) for module in self.modules() if type(module).__name__ in self._repeated_blocks
@@ -59,6 +64,7 @@ class LoomVideoCacheMixin(CacheMixin):
 
     def disable_cache(self) -> None:
         super().disable_cache()
+        vars(self).pop("_mag_cache_config", None)
         for module in self.modules():
             attributes = vars(module)
             if "_diffusers_hook" in attributes and not module._diffusers_hook.hooks:
@@ -76,6 +82,21 @@ class LoomVideoCacheMixin(CacheMixin):
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
         if self._has_hooks():
             super()._reset_stateful_cache(recurse)
+
+    def prepare_cache(self, num_inference_steps: int) -> None:
+        """
+        Begins a call of so many steps: what one that was broken off has left is forgotten, and MagCache's ratios are
+        spread over the steps.
+        """
+        self._reset_stateful_cache()
+        if self._mag_cache_config is None:
+            return
+        fitted = replace(self._mag_cache_config, num_inference_steps=num_inference_steps)
+        for module in self.modules():
+            registry = vars(module).get("_diffusers_hook")
+            for hook in registry.hooks.values() if registry else ():
+                if isinstance(getattr(hook, "config", None), type(fitted)):
+                    hook.config = fitted
 
     def _has_hooks(self) -> bool:
         """Whether Diffusers has put hooks anywhere."""
