@@ -628,6 +628,7 @@ class LoomVideoBase:
         Raises:
             LoomVideoInputError: if the latents are no longer finite, or a callback asks for what was not encoded.
         """
+        self._check_division(windows[0][0], latents, reference_latents)
         dtype = self.transformer.dtype
         conditions = {
             name: self._place_embeds(tensor, mask, latents.device)
@@ -703,6 +704,21 @@ class LoomVideoBase:
         self._current_timestep = None
         self._kv_cache_nbytes = 0 if caches is None else caches.nbytes
         return latents
+
+    def _check_division(self, window: slice, latents: torch.Tensor, references: list[torch.Tensor]) -> None:
+        """Raises a LoomVideoInputError if processes that share the tokens of a window cannot have as many each."""
+        parallel_config = getattr(self.transformer, "_parallel_config", None)
+        context = None if parallel_config is None else parallel_config.context_parallel_config
+        if context is None or context.ulysses_anything or context.ring_anything:
+            return
+        side = self.transformer.config.patch_size[1]
+        num_tokens = sum(part[0, 0].numel() for part in [latents[:, :, window], *references]) // side**2
+        num_processes = context.ulysses_degree * context.ring_degree
+        if num_tokens % num_processes:
+            raise LoomVideoInputError(
+                f"{num_tokens} tokens cannot be divided evenly over {num_processes} processes: use ulysses_anything "
+                "or ring_anything, or another size."
+            )
 
     def predict(
         self,

@@ -16,6 +16,7 @@
 import sys
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from conftest import load_case, transformer_inputs
@@ -23,6 +24,7 @@ from PIL import Image
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline
 from loomvideo_diffusers.parallel import Division, Processes
+from loomvideo_diffusers.pipelines.loomvideo_errors import LoomVideoInputError
 
 
 def call(pipe, edit, exactly):
@@ -51,6 +53,10 @@ processes = Processes(division, "cpu")
 processes.divide(pipe)
 edit = LoomVideoEditPipeline.from_pipe(pipe)
 edit.set_progress_bar_config(disable=True)
+if division.ulysses > 1:
+    with pytest.raises(LoomVideoInputError, match="27 tokens cannot be divided evenly over 2 processes"):
+        pipe("a cat", height=96, width=96, num_frames=9, num_inference_steps=1)
+    pipe.maybe_free_model_hooks()
 for latents, alone in zip(call(pipe, edit, uneven), expected, strict=True):
     torch.testing.assert_close(latents, alone, atol=1e-4, rtol=0)
 seen = set()

@@ -21,6 +21,7 @@ import pytest
 import torch
 from diffusers import MagCacheConfig, UniPCMultistepScheduler
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
+from peft import LoraConfig, get_peft_model_state_dict
 
 from loomvideo_diffusers import LoomVideoPipeline, cli
 from loomvideo_diffusers.acceleration import SCHEDULERS, Levers
@@ -37,8 +38,8 @@ SMALL = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 6, "
 def generate(model_folder):
     """Latents of a small video by a pipeline with some levers."""
 
-    def generate(**levers):
-        pipe = load_pipeline(LoomVideoPipeline, str(model_folder), device="cpu", levers=Levers(**levers))
+    def generate(loras=(), **levers):
+        pipe = load_pipeline(LoomVideoPipeline, str(model_folder), loras=loras, device="cpu", levers=Levers(**levers))
         pipe.set_progress_bar_config(disable=True)
         return pipe("a cat", generator=torch.Generator().manual_seed(0), **SMALL).frames
 
@@ -145,6 +146,22 @@ def test_pairs(one, other, singles, generate):
             singles[name] = difference(generate(**KINDS[name]), singles["plain"])
     both = difference(generate(**KINDS[one] | KINDS[other]), singles["plain"])
     assert both <= (singles[one] + singles[other]) * 1.01 + 1e-5
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in ("blocks", "int8") else [pytest.mark.slow]) for kind in KINDS]
+)
+def test_with_a_lora(kind, generate, transformer, tmp_path):
+    """A LoRA counts with each lever as without."""
+    torch.manual_seed(0)
+    transformer.add_adapter(LoraConfig(target_modules=["to_q", "to_v"], init_lora_weights=False))
+    LoomVideoPipeline.save_lora_weights(tmp_path, get_peft_model_state_dict(transformer))
+    plain, adapted = generate(), generate([str(tmp_path)])
+    of_kind = generate(**KINDS[kind])
+    both = generate([str(tmp_path)], **KINDS[kind])
+    assert difference(adapted, plain) > 1e-2
+    assert difference(both, of_kind) > 1e-2
+    assert difference(both, adapted) <= 1.5 * difference(of_kind, plain) + 1e-5
 
 
 def test_calibration(pipe, model_folder, tmp_path, capsys):

@@ -24,6 +24,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from diffusers.utils import is_xformers_available
 from peft import LoraConfig
 from safetensors.torch import save_file
+from torch._dynamo.testing import CompileCounter
 
 from loomvideo_diffusers import LoomVideoTransformer3DModel
 from loomvideo_diffusers.models import transformer_loomvideo
@@ -180,6 +181,22 @@ def test_prompts_of_unequal_length(backend, side, has_cache, transformer, monkey
         )
     masks = [mask for mask in masks if mask is not None]
     assert len(masks) == (2 * len(transformer.blocks) if backend == "native" else 0)
+
+
+def test_batches_compile_once(transformer, inputs):
+    """Neither the number of samples nor the lengths of their prompts make a block compile anew."""
+    counter = CompileCounter()
+    transformer.compile_repeated_blocks(backend=counter, dynamic=True)
+    with torch.no_grad():
+        for lengths in ((3, 5), (4, 5, 2), (5, 1, 3, 4), (2, 2)):
+            batch = {
+                "hidden_states": torch.randn(len(lengths), 8, 2, 4, 4),
+                "timestep": torch.full((len(lengths),), 500.0),
+                "encoder_hidden_states": inputs["encoder_hidden_states"][:1, :, :6].expand(len(lengths), -1, -1, -1),
+                "encoder_attention_mask": torch.arange(6) < torch.tensor(lengths)[:, None],
+            }
+            transformer(**batch)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.skipif(is_xformers_available(), reason="xformers is installed")

@@ -39,6 +39,8 @@ SCHEDULERS = {
     "dpm++": "DPMSolverMultistepScheduler",
 }
 
+RECOMPILE_LIMIT = 64
+
 # Cards from this compute capability on multiply in float8.
 FLOAT8_CAPABILITY = (8, 9)
 
@@ -140,8 +142,12 @@ class Levers:
             pipe.transformer.enable_cache(_cache_config(self.cache))
         self._bring(pipe, device)
         if self.compile:
+            import torch
+
             from .pipelines.loomvideo_vae_layers import compile_norms
 
+            # A process that loads several models compiles the same code for each.
+            torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
             # Hooks of blocks are Python, at which the graph breaks.
             pipe.transformer.compile_repeated_blocks(fullgraph=self.cache is None and self.offload != "blocks")
             compile_norms(pipe.vae)

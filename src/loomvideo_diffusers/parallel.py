@@ -134,6 +134,9 @@ class Processes:
             pipe.branch_group = self.mesh["branches"].get_group()
         if self.mesh["ring", "ulysses"].size() == 1:
             return
+        heads, ulysses = pipe.transformer.config.num_attention_heads, self.division.ulysses
+        if heads % ulysses:
+            raise LoomVideoError(f"{heads} heads cannot be divided evenly by {ulysses}: use ulysses_anything.")
         config = ContextParallelConfig(
             ring_degree=self.mesh["ring"].size(),
             ulysses_degree=self.mesh["ulysses"].size(),
