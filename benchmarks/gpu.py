@@ -62,6 +62,7 @@ class Sizes:
         shapes: of a forward: latent frames, height and width in patches, prompt tokens, and number of references.
         edit: frames, height and width of a clip.
         matrix: side of the square matrices that are multiplied.
+        most_pixels: of an image and of a video that the MLLM sees; None as nano has them.
     """
 
     transformer: dict[str, Any]
@@ -71,6 +72,7 @@ class Sizes:
     shapes: dict[str, tuple[int, int, int, int, int]]
     edit: tuple[int, int, int]
     matrix: int
+    most_pixels: tuple[int, int] | None = None
 
 
 VAE = {
@@ -105,6 +107,7 @@ RELEASED = Sizes(
     },
     edit=(97, 480, 832),
     matrix=8192,
+    most_pixels=(16_777_216, 25_165_824),
 )  # fmt: skip
 
 SMALL = Sizes(
@@ -194,9 +197,13 @@ class Bench:
         config.dtype = config.text_config.dtype = config.vision_config.dtype = self.dtype
         with self.making():
             text_encoder = Qwen3VLModel(config).eval().requires_grad_(False)
+        processor = Qwen3VLProcessor.from_pretrained(MODEL / "processor")
+        if self.sizes.most_pixels is not None:
+            processor.image_processor.size |= {"longest_edge": self.sizes.most_pixels[0]}
+            processor.video_processor.size |= {"longest_edge": self.sizes.most_pixels[1]}
         pipe = LoomVideoEditPipeline(
             text_encoder=text_encoder,
-            processor=Qwen3VLProcessor.from_pretrained(MODEL / "processor"),
+            processor=processor,
             vae=self.make_vae(),
             transformer=self.make_transformer(),
             scheduler=UniPCMultistepScheduler.from_pretrained(MODEL / "scheduler"),

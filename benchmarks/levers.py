@@ -14,10 +14,7 @@
 """What each lever of Diffusers and the pipelines does to an edit of LoomVideo-nano: `python -m benchmarks.levers`."""
 
 import argparse
-import contextlib
-import io
 import json
-import re
 import resource
 import statistics
 import subprocess
@@ -48,9 +45,12 @@ from torchao.quantization import Int8WeightOnlyConfig
 from tqdm import tqdm
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoTransformer3DModel
+from loomvideo_diffusers.acceleration import Levers
+from loomvideo_diffusers.calibration import measure_ratios
 from loomvideo_diffusers.nano import MODEL, OPTIONS
 from loomvideo_diffusers.nano.tasks import sample_held_out
 from loomvideo_diffusers.nano.world import render
+from loomvideo_diffusers.pipelines.loomvideo_vae_layers import FAST_LAYERS
 
 from .results import Result, Table, default_file, describe_machine, today, write_result
 
@@ -77,16 +77,19 @@ class Lever:
 
 
 def _enable_mag_cache(pipe: LoomVideoEditPipeline) -> None:
-    """With the ratios of the model, which a call of its own finds and prints, those of each branch."""
-    pipe.transformer.enable_cache(MagCacheConfig(num_inference_steps=OPTIONS["num_inference_steps"], calibrate=True))
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        edit(pipe)
-    pipe.transformer.disable_cache()
-    ratios = [json.loads(found) for found in re.findall(r"^\[\d.*\]$", printed.getvalue(), re.MULTILINE)]
-    config = MagCacheConfig(
-        num_inference_steps=OPTIONS["num_inference_steps"], mag_ratios=torch.tensor(ratios).mean(0)
-    )
-    pipe.transformer.enable_cache(config)
+    """With the ratios of the model, which a call of its own finds."""
+    ratios = measure_ratios(pipe, lambda: edit(pipe))
+    pipe.transformer.enable_cache(MagCacheConfig(num_inference_steps=len(ratios), mag_ratios=ratios))
+
+
+def _use_layers_of_diffusers(pipe: LoomVideoEditPipeline) -> None:
+    slow = {fast: layer for layer, fast in FAST_LAYERS.items()}
+    for layer in pipe.vae.modules():
+        layer.__class__ = slow.get(type(layer), type(layer))
+
+
+def _apply(**levers: Any) -> Callable[[LoomVideoEditPipeline], None]:
+    return lambda pipe: Levers(**levers).apply(pipe, "cpu")
 
 
 def _skip_attention(pipe: LoomVideoEditPipeline) -> dict[str, Any]:
@@ -103,9 +106,12 @@ def _offload_layers(pipe: LoomVideoEditPipeline) -> None:
         accelerate.cpu_offload(model, torch.device("cpu"), offload_buffers=True)
 
 
-def _offload_blocks(pipe: LoomVideoEditPipeline, **options: Any) -> None:
+def _offload_to_disk(pipe: LoomVideoEditPipeline) -> None:
     pipe.transformer.enable_group_offload(
-        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1, **options
+        onload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        offload_to_disk_path=tempfile.mkdtemp(),
     )
 
 
@@ -168,13 +174,23 @@ LEVERS = {
     "layerwise casting to float8": Lever(lambda pipe: pipe.transformer.enable_layerwise_casting(**FLOAT8)),
     "int8 weights by torchao": Lever(loading={"quantization_config": INT8}),
     "8-bit weights of a GGUF file": Lever(_load_gguf),
-    "model offload": Lever(lambda pipe: pipe.enable_model_cpu_offload(device="cpu")),
+    "`--offload model`": Lever(_apply(offload="model")),
     "sequential offload": Lever(_offload_layers),
-    "group offload": Lever(_offload_blocks),
-    "group offload to disk": Lever(lambda pipe: _offload_blocks(pipe, offload_to_disk_path=tempfile.mkdtemp())),
+    "`--offload blocks`": Lever(_apply(offload="blocks")),
+    "`--offload blocks:mllm`": Lever(_apply(offload="blocks:mllm")),
+    "group offload to disk": Lever(_offload_to_disk),
     "VAE slicing": Lever(lambda pipe: pipe.vae.enable_slicing()),
     "VAE tiling": Lever(lambda pipe: pipe.vae.enable_tiling(64, 64, 48, 48)),
     "`decode_in_chunks`": Lever(options={"output_type": "latent"}),
+    "`decode_in_chunks(chunk_size=4)`": Lever(
+        lambda pipe: setattr(pipe, "vae_chunk_size", 4), {"output_type": "latent"}
+    ),
+    "Diffusers' layers in the VAE": Lever(_use_layers_of_diffusers),
+    "`--scheduler euler`": Lever(_apply(scheduler="euler")),
+    "`--scheduler heun`, half of the steps": Lever(
+        _apply(scheduler="heun"), {"num_inference_steps": OPTIONS["num_inference_steps"] // 2}
+    ),
+    "`--scheduler dpm++`": Lever(_apply(scheduler="dpm++")),
 }
 
 

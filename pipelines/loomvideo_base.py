@@ -49,9 +49,12 @@ from .loomvideo_mllm import (
     tokenize,
 )
 from .loomvideo_sharing import hold, lock_of
-from .loomvideo_vae import decode, decode_in_chunks, encode, encode_in_chunks, to_pixel_values
-from .loomvideo_vae_layers import use_fast_layers
+from .loomvideo_vae import decode, decode_in_chunks, encode, encode_in_chunks, speed_up, to_pixel_values
 
+
+# Latent frames that the VAE decodes at once: those of small pictures take half as long so.
+MOST_AT_ONCE = 4
+PIXELS_AT_ONCE = 480 * 832
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 
@@ -96,8 +99,8 @@ class LoomVideoBase:
 
     # What decodes in place of the VAE, if it is set
     vae_decoder: LoomVideoTinyDecoder | None = None
-    # How many latent frames the VAE takes at once where clips are encoded and decoded in chunks
-    vae_chunk_size = 1
+    # How many latent frames the VAE takes at once in `encode_in_chunks` and `decode_in_chunks`, if that is set
+    vae_chunk_size: int | None = None
     # Of several processes that share a call, those with a branch of guidance each, and whether this one is to decode
     branch_group: Any = None
     is_leader = True
@@ -135,7 +138,7 @@ class LoomVideoBase:
             text_encoder=text_encoder, processor=processor, vae=vae, transformer=transformer, scheduler=scheduler
         )
         if vae is not None:
-            use_fast_layers(vae)
+            speed_up(vae)
         self.vae_scale_factor_temporal = self.vae.config.scale_factor_temporal if vae is not None else 4
         self.vae_scale_factor_spatial = self.vae.config.scale_factor_spatial if vae is not None else 16
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor_spatial)
@@ -536,12 +539,13 @@ class LoomVideoBase:
         Args:
             frames: 4k + 1 of uint8, `[H, W, 3]`.
             chunk_size: how many latent frames to encode at once, after the first alone: more take more memory. By
-                default the pipeline's `vae_chunk_size`, which is 1.
+                default the pipeline's `vae_chunk_size`, or 1.
 
         Returns:
             Normalized latents, float32 `[1, C, T, h, w]`.
         """
-        chunk_size = self.vae_chunk_size if chunk_size is None else chunk_size
+        if chunk_size is None:
+            chunk_size = self.vae_chunk_size or 1
         check_count("chunk_size", chunk_size)
         if self.vae.use_tiling:
             return self.encode_pixels(to_pixel_values(list(frames)))
@@ -555,12 +559,15 @@ class LoomVideoBase:
 
         Args:
             latents: normalized, `[B, C, T, h, w]`.
-            chunk_size: as for `encode_in_chunks`.
+            chunk_size: as for `encode_in_chunks`; by default `vae_chunk_size`, or as many as take no more memory than
+                one at 480p, up to 4.
 
         Yields:
             The frames of each chunk, `[B, 3, f, H, W]` in [-1, 1]: one of the first latent frame, four of each other.
         """
-        chunk_size = self.vae_chunk_size if chunk_size is None else chunk_size
+        if chunk_size is None:
+            num_pixels = latents.shape[-2] * latents.shape[-1] * self.vae_scale_factor_spatial**2
+            chunk_size = self.vae_chunk_size or max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // num_pixels))
         check_count("chunk_size", chunk_size)
         if self.vae_decoder is not None:
             yield from self.vae_decoder.decode_in_chunks(latents, chunk_size)

@@ -59,7 +59,7 @@ class LoomVideoHubMixin(Pipeline):
 
     transformer: Any
     vae_decoder: Any
-    vae_chunk_size: int
+    vae_chunk_size: int | None
     branch_group: Any
     is_leader: bool
 

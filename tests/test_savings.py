@@ -175,8 +175,8 @@ def test_decoding_in_chunks(edit, clip):
     """Gives what decoding all at once gives, frame by frame of the latents, also after it was broken off."""
     latents = edit("blue", video=clip, num_inference_steps=1, output_type="latent").frames
     expected = edit.decode_latents(latents, "pt")
-    next(edit.decode_in_chunks(latents))
-    chunks = list(edit.decode_in_chunks(latents))
+    next(edit.decode_in_chunks(latents, 1))
+    chunks = list(edit.decode_in_chunks(latents, 1))
     assert [chunk.shape[2] for chunk in chunks] == [1, 4, 4]
     video = edit.video_processor.postprocess_video(torch.cat(chunks, dim=2), output_type="pt")
     assert torch.allclose(video, expected, atol=1e-5)
@@ -191,10 +191,18 @@ def test_larger_chunks(chunk_size, lengths, edit, clip):
     assert torch.allclose(edit.encode_in_chunks(clip, chunk_size), latents, atol=1e-5)
     chunks = list(edit.decode_in_chunks(latents, chunk_size))
     assert [chunk.shape[2] for chunk in chunks] == lengths
-    expected = torch.cat(list(edit.decode_in_chunks(latents)), dim=2)
+    expected = torch.cat(list(edit.decode_in_chunks(latents, 1)), dim=2)
     assert torch.allclose(torch.cat(chunks, dim=2), expected, atol=1e-5)
     with pytest.raises(ValueError, match="`chunk_size` must be a positive integer"):
         edit.encode_in_chunks(clip, 0)
+
+
+def test_as_many_as_fit(edit):
+    """Small pictures are decoded four latent frames at once, unless another number is set."""
+    latents = torch.randn(1, 8, 9, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert [chunk.shape[2] for chunk in edit.decode_in_chunks(latents)] == [1, 16, 16]
+    edit.vae_chunk_size = 3
+    assert [chunk.shape[2] for chunk in edit.decode_in_chunks(latents)] == [1, 12, 12, 8]
 
 
 def test_encoding_in_chunks(edit, clip):

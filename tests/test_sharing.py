@@ -169,13 +169,14 @@ def test_pixels_in_chunks_in_threads(edit, clip):
     """What is encoded and decoded bit by bit is no other thread's."""
     clips = [np.roll(clip, shift, axis=2) for shift in range(4)]
     latents = [edit.encode_in_chunks(clip) for clip in clips]
-    frames = [torch.cat(list(edit.decode_in_chunks(clip)), dim=2) for clip in latents]
+    frames = [torch.cat(list(edit.decode_in_chunks(clip, 1)), dim=2) for clip in latents]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         assert_equal(list(pool.map(edit.encode_in_chunks, clips)), latents)
-        decoders = [edit.decode_in_chunks(clip) for clip in latents]
+        decoders = [edit.decode_in_chunks(clip, 1) for clip in latents]
         decoded = [[next(decoder) for decoder in decoders] for _ in range(3)]
         assert_equal([torch.cat(chunks, dim=2) for chunks in zip(*decoded)], frames)
-        assert_equal(list(pool.map(lambda clip: torch.cat(list(edit.decode_in_chunks(clip)), dim=2), latents)), frames)
+        together = pool.map(lambda clip: torch.cat(list(edit.decode_in_chunks(clip, 1)), dim=2), latents)
+        assert_equal(list(together), frames)
 
 
 def test_calls_in_callbacks(pipe):

@@ -172,6 +172,8 @@ class Levers:
             "onload_device": torch.device(device),
             "offload_device": torch.device("cpu"),
             "use_stream": device.startswith("cuda"),
+            # Otherwise each block waits for what the one before has computed before it makes room.
+            "record_stream": device.startswith("cuda"),
         }
         apply_group_offloading(pipe.text_encoder, offload_type="leaf_level", **options)
         if self.offload == "blocks":

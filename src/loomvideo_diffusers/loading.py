@@ -97,7 +97,7 @@ def load_pipeline(
     check_loras(model, loras, lora_partial)
     dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    tiny_decoder, chunk_size = None, 1
+    tiny_decoder, chunk_size = None, None
     if vae_decoder is not None:
         from diffusers import AutoencoderKLWan
 

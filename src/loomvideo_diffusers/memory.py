@@ -253,11 +253,11 @@ class Counted:
         if running == "vae" or offload == "model" or (offload == "blocks:mllm" and running == "transformer"):
             return self.weights[running]
         if running == "transformer":
-            # The block that runs, the next, and what is in none
-            return resident + self.weights[running] - self.block[running] * (len(self.parts.transformer.blocks) - 2)
+            # The block that runs, those before and after it, and what is in none
+            return resident + self.weights[running] - self.block[running] * (len(self.parts.transformer.blocks) - 3)
         # Layer by layer, of which the embeddings are the largest
         embeddings = self.parts.text_encoder.language_model.embed_tokens.weight.nbytes
-        return resident + max(2 * self.block[running], embeddings)
+        return resident + max(3 * self.block[running], embeddings)
 
     def _count_step(self) -> int:
         """Bytes that a forward of one branch takes at its peak besides weights and what is kept."""

@@ -85,7 +85,8 @@ def write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a file of text, which appears when all of it is written: see `write_whole`."""
-    write_whole(path, lambda file: Path(file).write_text(text, encoding="utf-8"))
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def replace_folder(path: str | os.PathLike, write: Callable[[Path], None]) -> None:

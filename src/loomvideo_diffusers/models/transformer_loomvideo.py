@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin, FeedForward
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry, dispatch_attention_fn
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -490,9 +490,15 @@ class LoomVideoTransformer3DModel(
 
     @property
     def _attention_backend(self) -> str:
-        """What `set_attention_backend` chose, or else what holds for all models."""
+        """What `set_attention_backend` chose, or else what holds for all models; nothing if that is not known."""
         block: Any = self.blocks[0]
-        return block.attn2.processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+        if block.attn2.processor._attention_backend is not None:
+            return block.attn2.processor._attention_backend
+        try:
+            from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+        except ImportError:
+            return ""
+        return _AttentionBackendRegistry.get_active_backend()[0]
 
     def create_kv_cache(self, tokens: LoomVideoTokenCache | None = None) -> LoomVideoKVCache:
         """

@@ -64,7 +64,7 @@ class LoomVideoCacheMixin(CacheMixin):
 
     def disable_cache(self) -> None:
         super().disable_cache()
-        vars(self).pop("_mag_cache_config", None)
+        self.__dict__.pop("_mag_cache_config", None)
         for module in self.modules():
             attributes = vars(module)
             if "_diffusers_hook" in attributes and not module._diffusers_hook.hooks:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from ..media import write_whole
 from ..models.tiny_decoder import LoomVideoTinyDecoder
-from ..pipelines.loomvideo_vae import encode
+from ..pipelines.loomvideo_vae import decode, encode
 from . import SEED
 from .autoencoder import Batches, Stage, compare
 from .fitting import DEVICE, fit
@@ -38,7 +38,7 @@ LEARNING_RATE = 4e-3
 
 def train_tiny_decoder(autoencoder: Path, output_dir: Path) -> Path:
     """
-    Trains a tiny decoder from nothing, or on from its last checkpoint, on drawn clips that the autoencoder encodes.
+    Trains a tiny decoder from nothing, or on from its last checkpoint, on what the autoencoder makes of drawn clips.
 
     Args:
         autoencoder: folder of the `AutoencoderKLWan`.
@@ -61,8 +61,9 @@ def train_tiny_decoder(autoencoder: Path, output_dir: Path) -> Path:
         generator = torch.Generator(DEVICE).manual_seed(2**32 * SEED + step)
         with torch.no_grad():
             latents = encode(vae, pixels)
-        latents = latents + level * torch.randn(latents.shape, generator=generator, device=DEVICE)
-        loss, psnr = compare(tiny(latents), pixels)
+            latents += level * torch.randn(latents.shape, generator=generator, device=DEVICE)
+            decoded = decode(vae, latents).float()
+        loss, psnr = compare(tiny(latents), decoded)
         return loss, {"psnr": psnr}
 
     fit(tiny, Batches(STAGES), compute, LEARNING_RATE, result.with_suffix(""))
