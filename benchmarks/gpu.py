@@ -378,8 +378,9 @@ def measure_memory(bench: Bench) -> list[dict[str, Any]]:
         for offload in (None, "model"):
             name = f"{'int8, ' * is_quantized}{'resident' if offload is None else '--offload model'}"
             ways[name] = (MemoryPlan(offload, 1, counted.stages(offload, 1)), is_quantized)
+    counted = Counted(parts, size, Levers())
     for gigabytes in CARDS if bench.is_cuda else CARDS[:1]:
-        ways[f"--memory {gigabytes}"] = (plan_memory(parts, gigabytes, size, Levers()), False)
+        ways[f"--memory {gigabytes}"] = (plan_memory(counted, gigabytes), False)
     rows: list[dict[str, Any]] = []
     measured: dict[tuple[str | None, int, bool], dict[str, Any]] = {}
     for way, (plan, is_quantized) in ways.items():

@@ -63,8 +63,8 @@ def test_attention_holds_no_scores():
 
 def test_cards(released):
     """All cards hold an edit of 97 frames at 480p, the larger the faster; what does not fit is refused."""
-    size = CallSize(num_frames=97)
-    plans = {card: plan_memory(released, card, size, Levers()) for card in CARDS}
+    counted = Counted(released, CallSize(num_frames=97), Levers())
+    plans = {card: plan_memory(counted, card) for card in CARDS}
     assert [plan.offload for plan in plans.values()] == ["blocks", "blocks", "blocks:mllm", "model", None, None]
     for card, plan in plans.items():
         assert plan.peak + 0.7e9 <= card * 1e9
@@ -75,7 +75,7 @@ def test_cards(released):
     assert chunks[0] == 1
     assert chunks[-1] == 4
     with pytest.raises(LoomVideoError, match=r"^121 frames of 704 x 1280 take 1\d\.\d GB, and not 8: use a smaller"):
-        plan_memory(released, 8, CallSize(704, 1280), Levers())
+        plan_memory(Counted(released, CallSize(704, 1280), Levers()), 8)
 
 
 def test_counted_against_a_gpu(released):

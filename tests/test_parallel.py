@@ -51,7 +51,8 @@ def test_as_one(words, model_folder):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("kind", ["branches=2", pytest.param("ulysses=2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["branches=2", "ulysses=2"])
 def test_on_the_command_line(kind, tmp_path, capsys):
     """Two processes write one file, which says by which command it is made again alone."""
     arguments = ["generate", "a red heart", "--steps", "2", "--frames", "5", "--device", "cpu", "--seed", "1"]

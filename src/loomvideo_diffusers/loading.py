@@ -103,7 +103,7 @@ def load_pipeline(
 
         tiny_decoder = load_vae_decoder(vae_decoder, AutoencoderKLWan.load_config(model, subfolder="vae")).to(dtype)
     if memory is not None:
-        from .memory import CallSize, load_parts, plan_memory
+        from .memory import CallSize, Counted, load_parts, plan_memory
 
         if levers.offload is not None:
             raise LoomVideoError("--memory chooses what to offload: leave out --offload, or --memory.")
@@ -111,7 +111,7 @@ def load_pipeline(
             names, options = ("height", "width", "num_frames", "window_frames"), read_default_options(model)
             size = CallSize(**{name: options[name] for name in names if name in options})
         offloads = () if device == "cpu" else OFFLOADS
-        plan = plan_memory(load_parts(model, dtype, tiny_decoder), memory, size, levers, offloads)
+        plan = plan_memory(Counted(load_parts(model, dtype, tiny_decoder), size, levers), memory, offloads)
         if is_leader():
             message(f"loomvideo: {plan.describe()}")
         levers, chunk_size = replace(levers, offload=plan.offload), plan.chunk_size

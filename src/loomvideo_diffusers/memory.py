@@ -165,23 +165,18 @@ def load_parts(model: str, dtype: torch.dtype, tiny_decoder: LoomVideoTinyDecode
     return parts
 
 
-def plan_memory(
-    parts: Parts, gigabytes: float, size: CallSize, levers: Levers, offloads: Sequence[str] = OFFLOADS
-) -> MemoryPlan:
+def plan_memory(counted: "Counted", gigabytes: float, offloads: Sequence[str] = OFFLOADS) -> MemoryPlan:
     """
     Chooses the fastest way in which a call fits a device.
 
     Args:
-        parts: of the model.
+        counted: what the call takes.
         gigabytes: memory of the device.
-        size: of the call.
-        levers: what else is done with the model; `offload` is what is chosen.
-        offloads: what there is to choose from, the fastest first; none on a CPU, whose memory is the only one.
+        offloads: of `Levers`, to choose from, the fastest first; none on a CPU, whose memory is the only one.
 
     Raises:
         LoomVideoError: if it does not fit in any way.
     """
-    counted = Counted(parts, size, levers)
     plans = (
         MemoryPlan(offload, chunk_size, counted.stages(offload, chunk_size))
         for offload in (None, *offloads)
@@ -190,6 +185,7 @@ def plan_memory(
     for plan in plans:
         if plan.peak + RESERVED <= gigabytes * 1e9:
             return plan
+    size = counted.size
     raise LoomVideoError(
         f"{size.num_frames} frames of {size.height} x {size.width} take {(plan.peak + RESERVED) / 1e9:.1f} GB, and "
         f"not {gigabytes:g}: use a smaller size or window, --quantize, or --vae-decoder."
@@ -201,7 +197,9 @@ class Counted:
     What a call takes, in bytes, by parts that do not depend on how it is made to fit.
 
     Args:
-        parts, size, levers: as for `plan_memory`.
+        parts: of the model.
+        size: of the call.
+        levers: what is done with the model besides offloading it.
     """
 
     def __init__(self, parts: Parts, size: CallSize, levers: Levers):
