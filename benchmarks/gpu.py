@@ -459,8 +459,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections, by default all")
     parser.add_argument("--small", action="store_true", help="sizes for a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, default=default_file("gpu"), help="where the result is written")
+    parser.add_argument("--json", type=Path, help="where the result is written (default: among the results)")
     options = parser.parse_args(arguments)
+    file = options.json or default_file("small" if options.small else "gpu")
     torch.manual_seed(0)
     bench, measured = Bench(SMALL if options.small else RELEASED, options.device), {}
     for section in tqdm(options.only, desc="Sections"):
@@ -481,8 +482,8 @@ def main(arguments: list[str] | None = None) -> None:
             measured,
         )
         # After each section, so that what ends the run leaves the others theirs
-        write_result(result, options.json)
-    print(f"Wrote {options.json}.")
+        write_result(result, file)
+    print(f"Wrote {file}.")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks import approximations, gpu
 from benchmarks.baselines import concatenated_step
 from benchmarks.levers import make_table
 from benchmarks.operations import count_operations
-from benchmarks.page import PAGE, make_page
+from benchmarks.page import PAGE, fill_in, make_page, make_tables, newest_on_a_gpu
 from benchmarks.results import RESULTS_DIR, Result, Table, read_result, write_result
 
 
@@ -199,6 +199,10 @@ def test_page(tmp_path):
 def test_published_page():
     """It is what `python -m benchmarks.page` makes of the results, whose files are called by their dates."""
     assert PAGE.read_text(encoding="utf-8") == make_page()
+    for path, tables in make_tables(newest_on_a_gpu()).items():
+        text = path.read_text(encoding="utf-8")
+        assert tables[0].to_markdown() in text
+        assert fill_in(text, tables) == text
     files = sorted(RESULTS_DIR.glob("*.json"))
     assert len(files) >= 5
     for file in files:
