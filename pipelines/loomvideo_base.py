@@ -39,6 +39,7 @@ from .loomvideo_guidance import (
     guidance_coefficients,
     guided_steps,
 )
+from .loomvideo_masks import keep_source
 from .loomvideo_mllm import (
     DEFAULT_NEGATIVE_PROMPT,
     NEGATIVE_PROMPT_PREFIX,
@@ -518,9 +519,21 @@ class LoomVideoBase:
         ]
 
     def decode_latents(
-        self, latents: torch.Tensor, output_type: str
+        self,
+        latents: torch.Tensor,
+        output_type: str,
+        masks: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
     ) -> np.ndarray | torch.Tensor | list[list[PIL.Image.Image]]:
-        """Decodes normalized latents `[B, C, T, h, w]`, or returns them as they are for `output_type="latent"`."""
+        """
+        Decodes normalized latents.
+
+        Args:
+            latents: `[B, C, T, h, w]`.
+            output_type: as in a call; for `"latent"` they are returned as they are.
+            masks: how much of the result is to be seen of each pixel, `[B, 1, F, H, W]`; None for all.
+            pixel_values: what is seen elsewhere, `[B, 3, F, H, W]` in [-1, 1].
+        """
         if output_type == "latent":
             return latents
         if self.vae_decoder is not None:
@@ -528,6 +541,9 @@ class LoomVideoBase:
         else:
             with self.use("vae"):
                 video = decode(self.vae, latents)
+        if masks is not None:
+            assert pixel_values is not None
+            video = torch.lerp(pixel_values.to(video.device), video.float(), masks.to(video.device))
         return self.video_processor.postprocess_video(video, output_type=output_type)
 
     @torch.no_grad()
@@ -615,6 +631,8 @@ class LoomVideoBase:
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         use_kv_cache: bool = True,
+        latent_mask: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Runs the denoising loop, in the same `with pipe.denoising():` as `prepare_timesteps`.
@@ -628,6 +646,8 @@ class LoomVideoBase:
             windows: what `divide_into_windows` returns.
             generator, callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_interval, use_kv_cache:
                 As in a call. The callback counts the timesteps that remain.
+            latent_mask: 1 where something may change, `[B, 1, T, h, w]`; elsewhere are the source and `noise`, like
+                `latents`, as noisy as each step leaves the rest.
 
         Returns:
             The clean latents, float32.
@@ -641,6 +661,7 @@ class LoomVideoBase:
             name: self._place_embeds(tensor, mask, latents.device)
             for (name, _), tensor, mask in zip(BRANCHES.values(), embeds[::2], embeds[1::2])
         }
+        kept_latents = source_latents
         source_latents = None if source_latents is None else source_latents.to(dtype)
         reference_latents = [reference.to(dtype) for reference in reference_latents]
         has_visual_input = source_latents is not None or bool(reference_latents)
@@ -692,6 +713,11 @@ class LoomVideoBase:
                         progress_bar.update()
 
                 latents = scheduler.step(velocity, t, latents, return_dict=False, **step_options)[0]
+                if latent_mask is not None:
+                    assert kept_latents is not None
+                    assert noise is not None
+                    sigma = scheduler.sigmas[scheduler.step_index]
+                    latents = keep_source(latents, latent_mask, kept_latents, noise, sigma)
                 # At each step, asking would make a GPU wait.
                 if i in (0, len(timesteps) - 1) and not latents.isfinite().all():
                     raise LoomVideoInputError(

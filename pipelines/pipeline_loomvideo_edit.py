@@ -16,6 +16,7 @@
 from .loomvideo_versions import check_diffusers  # isort: skip  # noqa: F401, before what may fail
 
 import importlib
+import math
 import os
 import re
 import sys
@@ -62,6 +63,7 @@ from .loomvideo_frames import (
 )
 from .loomvideo_guidance import divide_into_windows
 from .loomvideo_lora import LoomVideoLoraLoaderMixin
+from .loomvideo_masks import Mask, feather, to_latent_mask, to_masks
 from .loomvideo_mllm import PROMPT_PREFIXES, PromptEmbeds
 from .loomvideo_output import LoomVideoPipelineOutput
 from .loomvideo_repository import LoomVideoHubMixin
@@ -71,7 +73,9 @@ from .loomvideo_sharing import one_call_at_a_time
 # Diffusers fetches what this file names, and of the transformer the entry file alone: its siblings are named, not run.
 from .loomvideo_lora_files import read_lora_file  # noqa: F401 isort: skip
 from .loomvideo_lora_weights import prepare_lora  # noqa: F401 isort: skip
-from .loomvideo_vae import encode, decode  # noqa: F401 isort: skip
+from .loomvideo_vae import to_pixel_values
+
+
 from .loomvideo_vae_layers import use_fast_layers  # noqa: F401 isort: skip
 
 if TYPE_CHECKING:
@@ -165,10 +169,13 @@ class LoomVideoEditPipeline(
         height: int | None,
         width: int | None,
         num_frames: int | None,
-    ) -> tuple[list[list[PIL.Image.Image]], list[list[PIL.Image.Image]], int, int]:
+    ) -> tuple[list[list[PIL.Image.Image]], list[list[PIL.Image.Image]], int, int, list[tuple[int, int]]]:
         """
         Reads the source clips and the references of all samples, cuts the clips to length, and fits everything to the
         size of the result, by default the source's own, rounded down to what the latents can have.
+
+        Returns:
+            The clips, the references, height and width, and the width and height that each clip had.
         """
         if video is not None:
             clips = to_clips(video, batch_size)
@@ -189,7 +196,24 @@ class LoomVideoEditPipeline(
                 raise LoomVideoInputError(
                     f"A `video` or `image` smaller than {step} x {step} needs a `height` and `width`: pass them."
                 )
-        return fit_all(clips, height, width), fit_all(references, height, width), height, width
+        sizes_before = [clip[0].size for clip in clips]
+        return fit_all(clips, height, width), fit_all(references, height, width), height, width, sizes_before
+
+    def begin_with_source(
+        self, noise: torch.Tensor, source_latents: torch.Tensor, timesteps: torch.Tensor, strength: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Noises the source to where a share of the steps remain.
+
+        Returns:
+            The noised latents, and the timesteps that remain.
+        """
+        order = self.scheduler.order
+        num_steps = math.ceil(len(timesteps) / order)
+        first = (num_steps - min(num_steps, round(num_steps * strength))) * order
+        first = min(first, len(timesteps))
+        sigma = self.scheduler.sigmas[first]
+        return (1 - sigma) * source_latents + sigma * noise, timesteps[first:]
 
     def encode_prompt(
         self,
@@ -238,7 +262,7 @@ class LoomVideoEditPipeline(
         check_only_one(video=video, image=image)
         check_only_one(prompt=prompt, prompt_embeds=prompt_embeds)
         batch_size = count_prompts(prompt, prompt_embeds)
-        clips, references, _, _ = self.prepare_sources(
+        clips, references, _, _, _ = self.prepare_sources(
             video, image, reference_images, batch_size, height, width, num_frames
         )
         embeds = self.encode_branches(
@@ -309,6 +333,9 @@ class LoomVideoEditPipeline(
         use_kv_cache: bool = True,
         window_frames: int = 121,
         window_overlap: int | None = None,
+        mask: Mask | None = None,
+        mask_feather: int = 4,
+        strength: float = 1.0,
     ) -> LoomVideoPipelineOutput | tuple:
         r"""
         Edits videos or images.
@@ -376,6 +403,16 @@ class LoomVideoEditPipeline(
                 windows, whose predictions are blended at each step where they overlap.
             window_overlap (`int`, *optional*):
                 Frames that neighbouring windows share at least, a multiple of 4; by default a quarter of a window.
+            mask (image, clip or `list`, *optional*):
+                What may change: white, 1 or True in a PIL image, or in an array `[H, W]` of floats in [0, 1], bool or
+                uint8; for all frames, or one for each as a list or an array `[F, H, W]`. A list of clips, or an array
+                of 4 dimensions, has one for each prompt; of images, a list has. Masks are stretched to the source's
+                size. What is outside stays the source's, pixel for pixel.
+            mask_feather (`int`, defaults to 4):
+                Over how many pixels, within the mask, the result rises from its border.
+            strength (`float`, defaults to 1.0):
+                With less than 1, denoising begins with the noised source, that share of the steps before the end; at 0
+                the source comes back.
 
         Returns:
             [`LoomVideoPipelineOutput`], or a tuple with the frames.
@@ -415,13 +452,25 @@ class LoomVideoEditPipeline(
             window_frames=window_frames,
             window_overlap=window_overlap,
         )
+        if not isinstance(mask_feather, int) or mask_feather < 0:
+            raise LoomVideoInputError(f"`mask_feather` must be a whole number from 0, but is {mask_feather}.")
+        if not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
+            raise LoomVideoInputError(f"`strength` must be from 0 to 1, but is {strength}.")
         self.begin_call(guidance_scale, guidance_scale_visual, attention_kwargs)
 
         # 2. Read the sources and references and fit them to the size of the result, and make the noise
-        clips, references, height, width = self.prepare_sources(
+        clips, references, height, width, sizes = self.prepare_sources(
             video, image, reference_images, batch_size, height, width, num_frames
         )
         num_frames = len(clips[0])
+        masks = latent_mask = pixel_values = None
+        if mask is not None:
+            masks = to_masks(mask, sizes, num_frames, height, width).repeat_interleave(num_videos_per_prompt, dim=0)
+            factors = (self.vae_scale_factor_spatial, self.vae_scale_factor_temporal)
+            latent_mask = to_latent_mask(masks, *factors).to(self._execution_device)
+            masks = feather(masks, mask_feather)
+            pixel_values = torch.cat([to_pixel_values(clip) for clip in clips])
+            pixel_values = pixel_values.repeat_interleave(num_videos_per_prompt, dim=0)
         latents = self.prepare_latents(
             batch_size * num_videos_per_prompt, num_frames, height, width, generator, latents, window_frames
         )
@@ -445,6 +494,9 @@ class LoomVideoEditPipeline(
         # 5. Denoise
         with self.denoising():
             timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
+            noise = latents
+            if strength < 1:
+                latents, timesteps = self.begin_with_source(noise, source_latents, timesteps, strength)
             latents = self.denoise(
                 latents=latents,
                 timesteps=timesteps,
@@ -457,10 +509,12 @@ class LoomVideoEditPipeline(
                 callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
                 guidance_interval=guidance_interval,
                 use_kv_cache=use_kv_cache,
+                latent_mask=latent_mask,
+                noise=noise,
             )
 
         # 6. Decode
-        frames = self.decode_latents(latents, output_type)
+        frames = self.decode_latents(latents, output_type, masks, pixel_values)
         self.maybe_free_model_hooks()
 
         if not return_dict:
