@@ -192,6 +192,7 @@ def test_a_licence_of_its_own(hub, push, folder):
 CLASSES = "LoomVideoPipeline LoomVideoEditPipeline"
 
 
+@pytest.mark.slow
 def test_load_without_the_package(hub, push, folder, run_without_package, tmp_path):
     """What was pushed loads where only diffusers is, private with a token; and so does what is pushed from there."""
     assert push(folder, "me/loom", "--private", "--license", "apache-2.0")[0] == 0

@@ -123,6 +123,7 @@ def test_other_processes_unpickle_it(model_folder, execute, tmp_path):
     assert Path("transformer/transformer_loomvideo_step_caches.py") in code
 
 
+@pytest.mark.slow
 def test_two_folders(model_folder, execute, tmp_path):
     """Each runs its own code, of the entry files and of the files that these import."""
     folder = tmp_path / "new"
