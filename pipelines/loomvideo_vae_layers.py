@@ -33,14 +33,20 @@ def compile_norms(vae: AutoencoderKLWan) -> None:
             layer.compile(dynamic=True)
 
 
+def norm_by_sum(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """The norm over a dimension, float32. On CPUs, this takes a tenth of the time unless it is the last dimension."""
+    return x.float().square().sum(dim, keepdim=True).clamp_min(1e-24).sqrt()
+
+
+def norm_at_once(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """The norm over a dimension, float32, in one pass."""
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+
+
 class FastRMSNorm(WanRMS_norm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dim = 1 if self.channel_first else -1
-        if x.device.type == "cpu":
-            # On CPUs, norms of anything but the last dimension take ten times as long as sums.
-            norm = x.float().square().sum(dim, keepdim=True).clamp_min(1e-24).sqrt()
-        else:
-            norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+        norm = norm_by_sum(x, dim) if x.device.type == "cpu" else norm_at_once(x, dim)
         normed = x * (self.scale / norm).to(x.dtype)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return normed * self.gamma + self.bias
@@ -59,8 +65,9 @@ class FastCausalConv3d(WanCausalConv3d):
     """Leaves it to a GPU's kernels to pad rows and columns; those of CPUs take longer then than to copy."""
 
     def forward(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
-        if x.device.type == "cpu":
-            return super().forward(x, cache_x)
+        return super().forward(x, cache_x) if x.device.type == "cpu" else self.pad_in_the_kernel(x, cache_x)
+
+    def pad_in_the_kernel(self, x: torch.Tensor, cache_x: torch.Tensor | None) -> torch.Tensor:
         columns, _, rows, _, num_missing, _ = self._padding
         if cache_x is not None and num_missing > 0:
             x = torch.cat([cache_x.to(x.device), x], dim=2)

@@ -22,7 +22,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import DupUp3D, WanCausalConv3d, WanRMS_norm, WanUpsample
 from torch import nn
 
-from loomvideo_diffusers.pipelines.loomvideo_vae_layers import FAST_LAYERS, use_fast_layers
+from loomvideo_diffusers.pipelines.loomvideo_vae_layers import FAST_LAYERS, norm_at_once, norm_by_sum, use_fast_layers
 
 
 def randn(*shape, **options):
@@ -64,6 +64,26 @@ def test_layers(layer, arguments, grad, dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2 * expected.abs().max().item()
     torch.testing.assert_close(result, expected, atol=tolerance, rtol=0)
     assert result.requires_grad == (grad and any(True for _ in layer.parameters()))
+
+
+@pytest.mark.parametrize("num_cached", [0, 1, 2])
+def test_padding_in_the_kernel(num_cached):
+    """What GPUs do gives what Diffusers' layer does."""
+    layer = WanCausalConv3d(8, 4, 3, padding=1)
+    x = randn(2, 8, 3, 4, 6)
+    cached = randn(2, 8, num_cached, 4, 6) if num_cached else None
+    expected = layer(x, cached)
+    use_fast_layers(nn.ModuleList([layer]))
+    torch.testing.assert_close(layer.pad_in_the_kernel(x, cached), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_norms(dtype):
+    """Those of CPUs and of GPUs are one, of zeros too."""
+    x = torch.cat([randn(2, 8, 3, dtype=dtype), torch.zeros(1, 8, 3, dtype=dtype)])
+    expected = x.double().norm(dim=1, keepdim=True).clamp_min(1e-12).float()
+    for norm in (norm_by_sum, norm_at_once):
+        torch.testing.assert_close(norm(x, 1), expected)
 
 
 def test_a_vae_stays_what_it_is(edit, model_folder, tmp_path):
