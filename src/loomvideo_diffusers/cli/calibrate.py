@@ -48,12 +48,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise LoomVideoError("A model is measured as it is: leave out --cache, --compile and --offload blocks.")
     check_output_path(arguments.output, (".json",))
     settings = settings_of(arguments)
-    num_frames = settings.pop("num_frames", GenerationSettings.num_frames)
-    checked = GenerationSettings(arguments.prompt, num_frames=arguments.frames or num_frames, **settings)
-    call = call_arguments(checked) | {"num_frames": checked.num_frames, "window_frames": checked.num_frames}
+    if arguments.frames is not None:
+        settings["num_frames"] = arguments.frames
+    checked = GenerationSettings(arguments.prompt, **settings)
+    # In one window
+    whole = {"num_frames": checked.num_frames, "window_frames": checked.num_frames, "window_overlap": None}
+    call = call_arguments(checked) | whole
     silence_libraries()
     pipe = load_pipeline(LoomVideoPipeline, **loading_options(arguments))
-    call["window_overlap"] = None
     ratios = measure_ratios(pipe, lambda: pipe(**call, output_type="latent"))
     write_ratios(arguments.output, ratios)
     print(f"Wrote {arguments.output}: {len(ratios)} steps, for --cache magcache:{arguments.output}.")

@@ -115,7 +115,12 @@ def add_sampling_options(command: argparse.ArgumentParser, output: str, frames: 
     option("--seed", type=seed, metavar="N", help="seed of the noise (default: random)")
     option("--watch", type=Path, metavar="FILE", help="video or image of what it is becoming, anew every 4 steps")
     add_machine_options(command)
-    add_parallel_option(command)
+    option(
+        "--parallel",
+        nargs="+",
+        metavar="KIND=N",
+        help=f"share one run over the processes that torchrun started: {', '.join(f'{kind}=N' for kind in KINDS)}",
+    )
 
 
 def add_machine_options(command: argparse.ArgumentParser) -> None:
@@ -160,15 +165,6 @@ def add_machine_options(command: argparse.ArgumentParser) -> None:
         type=gigabytes,
         metavar="GB",
         help="stop instead of using more of the device's memory than this",
-    )
-
-
-def add_parallel_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--parallel",
-        nargs="+",
-        metavar="KIND=N",
-        help=f"share one run over the processes that torchrun started: {', '.join(f'{kind}=N' for kind in KINDS)}",
     )
 
 
