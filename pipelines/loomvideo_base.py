@@ -39,7 +39,7 @@ from .loomvideo_guidance import (
     guidance_coefficients,
     guided_steps,
 )
-from .loomvideo_masks import keep_source
+from .loomvideo_masks import keep_latents
 from .loomvideo_mllm import (
     DEFAULT_NEGATIVE_PROMPT,
     NEGATIVE_PROMPT_PREFIX,
@@ -632,6 +632,7 @@ class LoomVideoBase:
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         use_kv_cache: bool = True,
         latent_mask: torch.Tensor | None = None,
+        kept_latents: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
@@ -646,8 +647,8 @@ class LoomVideoBase:
             windows: what `divide_into_windows` returns.
             generator, callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_interval, use_kv_cache:
                 As in a call. The callback counts the timesteps that remain.
-            latent_mask: 1 where something may change, `[B, 1, T, h, w]`; elsewhere are the source and `noise`, like
-                `latents`, as noisy as each step leaves the rest.
+            latent_mask: 1 where something may change, `[B, 1, T, h, w]`; elsewhere are `kept_latents` and `noise`,
+                like `latents`, as noisy as each step leaves the rest.
 
         Returns:
             The clean latents, float32.
@@ -661,7 +662,6 @@ class LoomVideoBase:
             name: self._place_embeds(tensor, mask, latents.device)
             for (name, _), tensor, mask in zip(BRANCHES.values(), embeds[::2], embeds[1::2])
         }
-        kept_latents = source_latents
         source_latents = None if source_latents is None else source_latents.to(dtype)
         reference_latents = [reference.to(dtype) for reference in reference_latents]
         has_visual_input = source_latents is not None or bool(reference_latents)
@@ -717,7 +717,7 @@ class LoomVideoBase:
                     assert kept_latents is not None
                     assert noise is not None
                     sigma = scheduler.sigmas[scheduler.step_index]
-                    latents = keep_source(latents, latent_mask, kept_latents, noise, sigma)
+                    latents = keep_latents(latents, latent_mask, kept_latents, noise, sigma)
                 # At each step, asking would make a GPU wait.
                 if i in (0, len(timesteps) - 1) and not latents.isfinite().all():
                     raise LoomVideoInputError(

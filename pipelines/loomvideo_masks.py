@@ -11,9 +11,11 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Masks of edits: which pixels may change, in the latents while denoising and in the pixels at the end."""
+"""What an edit may not change: pixels outside of a mask, and frames that are given."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from itertools import islice, repeat
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -21,10 +23,11 @@ import torch
 import torch.nn.functional as F
 
 from .loomvideo_errors import LoomVideoInputError
-from .loomvideo_frames import Image, Video, fit
+from .loomvideo_frames import Image, Video, fit, to_image
 
 
 Mask = Image | Video | list[Video]
+Frame = TypeVar("Frame")
 
 
 def to_masks(mask: Any, sizes: list[tuple[int, int]], num_frames: int, height: int, width: int) -> torch.Tensor:
@@ -60,7 +63,7 @@ def _masks_of_clips(mask: Any, num_clips: int, num_frames: int) -> list[list[np.
     """For each clip its masks, one or more, float32 `[H, W]`."""
     is_array = isinstance(mask, (np.ndarray, torch.Tensor))
     if isinstance(mask, PIL.Image.Image) or (is_array and mask.ndim == 2):
-        return [[_to_array(mask)]] * num_clips
+        return [[to_mask(mask)]] * num_clips
     if not is_array and not isinstance(mask, (list, tuple)):
         raise TypeError(f"`mask` must be a PIL image, an array, a tensor or a list of them, but is a {type(mask)}.")
     if is_array and mask.ndim not in (3, 4):
@@ -70,18 +73,27 @@ def _masks_of_clips(mask: Any, num_clips: int, num_frames: int) -> list[list[np.
     first = mask[0]
     has_clips = isinstance(first, (list, tuple)) or getattr(first, "ndim", 2) == 3
     if not has_clips and (num_frames > 1 or num_clips == 1):
-        return [[_to_array(frame) for frame in mask]] * num_clips
+        return [[to_mask(frame) for frame in mask]] * num_clips
     if len(mask) != num_clips:
         raise LoomVideoInputError(
             f"`mask` holds {len(mask)} masks for {num_clips} prompts: pass one for each, or one for all."
         )
-    return [[_to_array(frame) for frame in one] if has_clips else [_to_array(one)] for one in mask]
+    return [[to_mask(frame) for frame in one] if has_clips else [to_mask(one)] for one in mask]
 
 
-def _to_array(mask: Any) -> np.ndarray:
-    """One mask as float32 `[H, W]`."""
+def to_mask(mask: Any) -> np.ndarray:
+    """
+    Reads one mask: a PIL image, whose opacity it is if something is transparent, or else its lightness; or an array or
+    tensor `[H, W]` of floats in [0, 1], of bool or of uint8.
+
+    Returns:
+        float32 `[H, W]` in [0, 1].
+
+    Raises:
+        TypeError, LoomVideoInputError: if it is none of these.
+    """
     if isinstance(mask, PIL.Image.Image):
-        mask = np.asarray(mask.convert("L"))
+        mask = _opacity_or_lightness(mask)
     if isinstance(mask, torch.Tensor):
         mask = (mask.detach().cpu().float() if mask.is_floating_point() else mask.detach().cpu()).numpy()
     if not isinstance(mask, np.ndarray):
@@ -95,6 +107,15 @@ def _to_array(mask: Any) -> np.ndarray:
     if not (np.min(mask) >= 0 and np.max(mask) <= 1):  # false for NaN too
         raise LoomVideoInputError("`mask` has values outside of [0, 1], or NaN: scale it, or pass bool.")
     return mask.astype(np.float32)
+
+
+def _opacity_or_lightness(mask: PIL.Image.Image) -> np.ndarray:
+    """How opaque each pixel is, or how light it is if all are opaque."""
+    if mask.has_transparency_data:
+        alpha = np.asarray(mask.convert("RGBA").getchannel("A"))
+        if alpha.min() < 255:
+            return alpha
+    return np.asarray(mask.convert("L"))
 
 
 def _fit_mask(mask: np.ndarray, size: tuple[int, int], height: int, width: int) -> torch.Tensor:
@@ -136,12 +157,79 @@ def feather(masks: torch.Tensor, num_pixels: int) -> torch.Tensor:
     return total / max(num_pixels, 1)
 
 
-def keep_source(
+def keep_latents(
     latents: torch.Tensor,
     latent_mask: torch.Tensor,
-    source_latents: torch.Tensor,
+    kept_latents: torch.Tensor,
     noise: torch.Tensor,
     sigma: torch.Tensor | float,
 ) -> torch.Tensor:
-    """Takes what may not change from the source, at a noise level: `(1 - sigma) * source + sigma * noise`."""
-    return torch.lerp((1 - sigma) * source_latents + sigma * noise, latents, latent_mask)
+    """Takes what may not change from clean latents, at a noise level: `(1 - sigma) * kept_latents + sigma * noise`."""
+    return torch.lerp((1 - sigma) * kept_latents + sigma * noise, latents, latent_mask)
+
+
+def to_keyframes(
+    keyframes: Any, num_frames: int, height: int, width: int, scale_factor_temporal: int
+) -> dict[int, PIL.Image.Image]:
+    """
+    Reads images that frames of a clip are to be, and fits them as the clip is fitted.
+
+    Args:
+        keyframes: images by the number of their frame, from 0.
+        num_frames: of the clip.
+        height, width: of the result.
+        scale_factor_temporal: how many frames one of the latents stands for, after the first, which stands for one.
+
+    Returns:
+        Each image by the number of its frame in the latents.
+
+    Raises:
+        TypeError, LoomVideoInputError: if it is no such dict, there are none, or a frame is not in the clip or shares
+            its latents with another.
+    """
+    if not isinstance(keyframes, dict):
+        raise TypeError(f"`keyframes` must be a dict of images by their frame, but is a {type(keyframes)}.")
+    if not keyframes:
+        raise LoomVideoInputError("`keyframes` is empty: pass at least one, or None.")
+    images: dict[int, PIL.Image.Image] = {}
+    frames: dict[int, int] = {}
+    for frame, image in keyframes.items():
+        if not isinstance(frame, int) or not 0 <= frame < num_frames:
+            raise LoomVideoInputError(
+                f"`keyframes` names frame {frame!r}, but the clip has {num_frames}, numbered from 0."
+            )
+        index = -(-frame // scale_factor_temporal)
+        if index in images:
+            raise LoomVideoInputError(
+                f"`keyframes` names frames {frames[index]} and {frame}, which share their latents: pass one of them."
+            )
+        frames[index], images[index] = frame, fit(to_image(image, "keyframes"), height, width)
+    return images
+
+
+def still_after(frames: Iterable[Frame], image: Frame, index: int, scale_factor_temporal: int) -> Iterator[Frame]:
+    """Yields the frames of a clip before those of one of its latents, and in place of these an image."""
+    yield from islice(frames, 1 + (index - 1) * scale_factor_temporal if index else 0)
+    yield from repeat(image, scale_factor_temporal if index else 1)
+
+
+def pin_latents(
+    latent_mask: torch.Tensor | None, kept_latents: torch.Tensor, pinned: dict[int, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Keeps frames of the latents as others are.
+
+    Args:
+        latent_mask: what may change besides them, `[B, 1, T, h, w]`; None for all.
+        kept_latents: `[B, C, T, h, w]`.
+        pinned: latents by their frame, `[B, C, 1, h, w]`.
+
+    Returns:
+        Both anew.
+    """
+    kept_latents = kept_latents.clone()
+    latent_mask = torch.ones_like(kept_latents[:, :1]) if latent_mask is None else latent_mask.clone()
+    for index, latents in pinned.items():
+        latent_mask[:, :, index] = 0
+        kept_latents[:, :, index : index + 1] = latents
+    return latent_mask, kept_latents

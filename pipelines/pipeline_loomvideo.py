@@ -62,7 +62,7 @@ from .loomvideo_sharing import one_call_at_a_time
 # Diffusers fetches what this file names, and of the transformer the entry file alone: its siblings are named, not run.
 from .loomvideo_lora_files import read_lora_file  # noqa: F401 isort: skip
 from .loomvideo_lora_weights import prepare_lora  # noqa: F401 isort: skip
-from .loomvideo_masks import keep_source  # noqa: F401 isort: skip
+from .loomvideo_masks import keep_latents  # noqa: F401 isort: skip
 from .loomvideo_vae import encode, decode  # noqa: F401 isort: skip
 from .loomvideo_vae_layers import use_fast_layers  # noqa: F401 isort: skip
 

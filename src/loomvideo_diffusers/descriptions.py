@@ -35,6 +35,8 @@ OPTIONS_OF_SETTINGS = {
     "lora_scale": "lora_scale",
     "max_crop": "max_crop",
     "keep_unchanged": "keep_unchanged",
+    "mask_feather": "mask_feather",
+    "strength": "strength",
 }
 
 

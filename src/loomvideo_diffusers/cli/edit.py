@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..descriptions import options_of
 from ..errors import LoomVideoError
+from ..footage.masks import Box
 from ..loading import load_pipeline
 from ..progress import Stopwatch, message
 from .common import (
@@ -46,7 +47,21 @@ if TYPE_CHECKING:
     from ..footage import EditPlan
 
 # Options that a job file replaces
-RESULTS = ("output", "contact_sheet", "preview", "compare")
+RESULTS = ("output", "contact_sheet", "preview", "compare", "mask_out")
+
+
+def box(text: str) -> Box:
+    try:
+        return Box.parse(text)
+    except LoomVideoError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def keyframe(text: str) -> str:
+    frame, sign, image = text.partition("=")
+    if not frame.isdecimal() or not sign or not image:
+        raise argparse.ArgumentTypeError(f"it must be FRAME=IMAGE, such as 0=first.png, but is {text}")
+    return text
 
 
 def add_parser(commands: Any) -> None:
@@ -71,7 +86,35 @@ def add_parser(commands: Any) -> None:
     option("--audio", choices=["copy", "encode", "none"], help="the clip's sound (default: copy where possible)")
     option("--rate", type=rate, metavar="N", help="frames a second of an image sequence (default: 24)")
     option("--keep-unchanged", action="store_true", help="keep the source's own pixels where the edit changed nothing")
-    add_job_options(command, "input, prompt, output, and maybe reference and seed")
+    option(
+        "--strength",
+        type=finite,
+        metavar="S",
+        help="from 0, the source, to 1, which starts anew (default: 1)",
+    )
+    option("--lossless", action="store_true", help="write the very pixels: to a .mkv, or an image sequence of .png")
+    option = command.add_argument_group("parts of a video or an image").add_argument
+    option("--mask", type=Path, metavar="FILE", help="image or video, white or opaque where something may change")
+    option(
+        "--box",
+        type=box,
+        nargs="+",
+        action="extend",
+        metavar="X,Y,W,H[@SECONDS]",
+        help="what may change, in pixels; several with times are a box that moves",
+    )
+    option("--mask-invert", action="store_true", help="change what is outside of the mask or the box")
+    option("--mask-feather", type=int, metavar="PIXELS", help="width of the soft border within the mask (default: 4)")
+    option("--mask-out", type=Path, metavar="FILE", help="video or image of the mask over the source, to look at")
+    option(
+        "--keyframe",
+        type=keyframe,
+        nargs="+",
+        action="extend",
+        metavar="FRAME=IMAGE",
+        help="what a frame is to be, such as 0=first.png: an edit that is carried on",
+    )
+    add_job_options(command, "input, prompt, output, and maybe reference, seed, mask, box, mask_invert, keyframe")
     command.set_defaults(function=run)
 
 
@@ -103,7 +146,8 @@ def make_plan(arguments: argparse.Namespace) -> "EditPlan":
     from ..footage import plan_edit
     from ..footage.resume import choose_seed
 
-    watch_of(arguments, arguments.input, *arguments.reference, *map(vars(arguments).get, RESULTS))
+    files = [arguments.input, arguments.mask, *arguments.reference, *map(vars(arguments).get, RESULTS)]
+    watch_of(arguments, *files)
     settings = {"seed": choose_seed(arguments.output)} | settings_of(arguments)
     options = plan_options(arguments, settings) | {"references": arguments.reference}
     plan = plan_edit(arguments.input, arguments.prompt, arguments.output, **options)
@@ -144,9 +188,26 @@ def plan_options(arguments: argparse.Namespace, settings: dict[str, Any]) -> dic
         "num_frames": arguments.frames,
         "rate": arguments.rate,
         "audio": arguments.audio,
+        "mask": arguments.mask,
+        "boxes": arguments.box or (),
+        "mask_invert": arguments.mask_invert,
+        "mask_out": arguments.mask_out,
+        "keyframes": keyframes_of(arguments.keyframe or []),
+        "lossless": arguments.lossless,
         "model": shlex.join([arguments.model, *arguments.lora]),
         **edit_settings(settings),
     }
+
+
+def keyframes_of(texts: list[str]) -> dict[int, Path]:
+    """Images by their frames, of `FRAME=IMAGE`."""
+    keyframes: dict[int, Path] = {}
+    for text in texts:
+        frame, _, image = text.partition("=")
+        if int(frame) in keyframes:
+            raise LoomVideoError(f"Frame {frame} has two keyframes: give one.")
+        keyframes[int(frame)] = Path(image)
+    return keyframes
 
 
 def edit_settings(settings: dict[str, Any]) -> dict[str, Any]:

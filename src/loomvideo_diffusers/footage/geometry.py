@@ -55,14 +55,14 @@ class Placement:
         return self.visible != self.inner
 
     def place(self, pixels: np.ndarray) -> np.ndarray:
-        """Puts a picture, uint8 `[H, W, 3]`, into the model's frame, uint8 `[height, width, 3]`."""
+        """Puts a picture, uint8 `[H, W, 3]` or `[H, W]`, into the model's frame, uint8 of its height and width."""
         left, top, right, bottom = self.inner
         image = PIL.Image.fromarray(pixels).resize((right - left, bottom - top), PIL.Image.Resampling.BILINEAR)
         seen = (max(-left, 0), max(-top, 0))
         visible = self.visible
         image = image.crop((*seen, seen[0] + visible[2] - visible[0], seen[1] + visible[3] - visible[1]))
         margins = ((visible[1], self.height - visible[3]), (visible[0], self.width - visible[2]), (0, 0))
-        return np.pad(np.asarray(image), margins, mode="edge")
+        return np.pad(np.asarray(image), margins[: pixels.ndim], mode="edge")
 
     def restore(self, frame: np.ndarray, background: np.ndarray) -> np.ndarray:
         """

@@ -29,9 +29,10 @@ from ..media.decoding import PIXEL_FORMATS
 from ..media.encoding import OutputPlan, check_footage_path, plan_output
 from ..media.files import check_output_path, lock_beside
 from ..media.images import IMAGE_SUFFIXES, is_image, read_image
-from ..media.sequences import is_sequence, sequence_files
+from ..media.sequences import has_frame_number, is_sequence, sequence_files
 from .geometry import Placement
-from .settings import EditSettings
+from .masks import BoxLike, ClipMask, MaskSource, read_mask
+from .settings import FRAME_STEP, EditSettings
 from .surveying import Footage, survey
 
 
@@ -68,6 +69,9 @@ class EditPlan:
         output: how the result is written; None of a preview, and a path for an image.
         compare: how the source beside the result is written.
         contact_sheet, preview: image files of the source above the result.
+        mask: what may change; None for all.
+        mask_out: how the mask is written over the source, to be looked at: a video, or an image.
+        keyframes: what frames of the clip are to be, by their numbers from 0.
         comment: what the files say about themselves.
         model: what the pipeline is loaded from, LoRAs too: an edit is resumed only with the same model.
         notes: what a person should know before the edit runs, a sentence each.
@@ -80,6 +84,9 @@ class EditPlan:
     compare: OutputPlan | None = None
     contact_sheet: Path | None = None
     preview: Path | None = None
+    mask: ClipMask | None = None
+    mask_out: OutputPlan | Path | None = None
+    keyframes: Mapping[int, PIL.Image.Image] = field(default_factory=dict)
     comment: str = ""
     model: str = ""
     notes: tuple[str, ...] = ()
@@ -122,7 +129,8 @@ class EditPlan:
         assert self.placement is not None
         has_alpha = self.output.pixel_format in (PIXEL_FORMATS[False, True], PIXEL_FORMATS[True, True])
         has_pictures_of_both = self.compare is not None or self.contact_sheet is not None
-        return self.settings.keep_unchanged or self.placement.crops or has_alpha or has_pictures_of_both
+        mixes_pixels = self.settings.keep_unchanged or self.mask is not None or self.placement.crops or has_alpha
+        return mixes_pixels or has_pictures_of_both
 
     def digest(self) -> str:
         """A hash of all that the latents of a clip depend on."""
@@ -130,12 +138,17 @@ class EditPlan:
         assert self.placement is not None
         path = self.source.path
         files = sequence_files(path) if is_sequence(path) else [path]
-        values = {name: value for name, value in vars(self.settings).items() if name != "keep_unchanged"}
+        of_pixels = ("keep_unchanged", "mask_feather")
+        values = {name: value for name, value in vars(self.settings).items() if name not in of_pixels}
         values["references"] = [hashlib.sha256(image.tobytes()).hexdigest() for image in self.settings.references]
         values |= {
             "model": self.model,
             "num_frames": self.source.num_model_frames,
             "placement": asdict(self.placement),
+            "mask": None if self.mask is None else self.mask.digest,
+            "keyframes": {
+                frame: hashlib.sha256(image.tobytes()).hexdigest() for frame, image in self.keyframes.items()
+            },
         }
         values["source"] = [
             [str(file.absolute()), status.st_size, status.st_mtime_ns] for file in files if (status := file.stat())
@@ -156,6 +169,12 @@ def plan_edit(
     num_frames: int | None = None,
     rate: Fraction | float | None = None,
     audio: str | None = None,
+    mask: MaskSource | None = None,
+    boxes: Iterable[BoxLike] = (),
+    mask_invert: bool = False,
+    mask_out: str | os.PathLike | None = None,
+    keyframes: Mapping[int, str | os.PathLike | PIL.Image.Image] | None = None,
+    lossless: bool = False,
     comment: str = "",
     model: str = "",
     **settings: Any,
@@ -182,6 +201,12 @@ def plan_edit(
         rate: frames a second of an image sequence, by default 24.
         audio: `copy` to copy the sound where the file can hold it and encode it elsewhere (the default), `encode` or
             `none`.
+        mask, boxes, mask_invert: what may change, see `read_mask`. What is outside stays the source's, pixel for
+            pixel.
+        mask_out: a video or an image of the mask over the source, to be looked at.
+        keyframes: what frames of a clip are to be: images, or their files, by the numbers of their frames from 0, such
+            as an edited first frame, whose edit is carried on.
+        lossless: whether to write the very colors: to a .mkv, or to an image sequence of .png or .tif.
         comment: what the files are to say about themselves.
         model: what the pipeline is loaded from, LoRAs too: an interrupted edit is resumed only with the same model.
         **settings: the other fields of `EditSettings`.
@@ -194,9 +219,13 @@ def plan_edit(
     if output is None and preview is None:
         raise LoomVideoError("An edit needs a file to write: give `output` or `preview`.")
     path = source.path if isinstance(source, Footage) else Path(source)
-    given = {"output": output, "compare": compare, "contact_sheet": contact_sheet, "preview": preview}
+    given = {
+        "output": output, "compare": compare, "contact_sheet": contact_sheet, "preview": preview, "mask_out": mask_out,
+    }  # fmt: skip
     files = {name: Path(file) for name, file in given.items() if file is not None}
-    check_distinct(files.values(), [path, *paths_among(references)])
+    masks = [mask] if isinstance(mask, (str, os.PathLike)) else []
+    keyframes = keyframes or {}
+    check_distinct(files.values(), [path, *map(Path, masks), *paths_among([*references, *keyframes.values()])])
     for name in ("contact_sheet", "preview"):
         if name in files:
             check_output_path(files[name], IMAGE_SUFFIXES)
@@ -209,23 +238,62 @@ def plan_edit(
     if not isinstance(source, Footage) and not is_sequence(path) and is_image(path):
         for_clips = {
             "preview": preview, "compare": compare, "num_frames": num_frames, "audio": audio, "rate": rate,
-            "max_crop": checked.max_crop, "keep_unchanged": checked.keep_unchanged,
+            "max_crop": checked.max_crop, "keep_unchanged": checked.keep_unchanged, "keyframes": keyframes,
+            "lossless": lossless,
         }  # fmt: skip
         for name, value in for_clips.items():
             if value:
                 raise LoomVideoError(f"{path} is an image: leave out `{name}`, which is for videos.")
-        check_output_path(files["output"], IMAGE_SUFFIXES, f"{path} is an image: ")
-        return EditPlan(read_image(path), output=files["output"], **common)
+        for name in files.keys() & {"output", "mask_out"}:
+            check_output_path(files[name], IMAGE_SUFFIXES, f"{path} is an image: ")
+        image = read_image(path)
+        common |= _plan_mask(image, mask, boxes, mask_invert, files)
+        return EditPlan(image, output=files["output"], **common)
 
-    for name in files.keys() & {"output", "compare"}:
-        check_footage_path(files[name], f"{path} is no image: ")
-        with lock_beside(files[name]):
-            pass  # If another run is writing it, that is noticed now and not after the model was loaded.
+    _check_clip_outputs(files, f"{path} is no image: ")
     footage = _survey(source, num_frames, rate)
     common["placement"] = choose_placement(footage, checked)
+    common |= _plan_mask(footage, mask, boxes, mask_invert, files)
     if preview is not None:
-        return EditPlan(footage, preview=files["preview"], notes=footage.notes, **common)
-    return EditPlan(footage, **_plan_outputs(footage, files, audio or "copy", compare_height), **common)
+        for name, is_given in {"keyframes": bool(keyframes), "lossless": lossless}.items():
+            if is_given:
+                raise LoomVideoError(f"A preview shows frames as images: leave out `{name}`, which is for the whole.")
+        return EditPlan(footage, preview=files["preview"], **common | {"notes": (*footage.notes, *common["notes"])})
+    common["keyframes"] = read_keyframes(keyframes, footage)
+    outputs = _plan_outputs(footage, files, audio or "copy", compare_height, lossless)
+    return EditPlan(footage, **common | outputs | {"notes": (*outputs["notes"], *common["notes"])})
+
+
+def _check_clip_outputs(files: Mapping[str, Path], why: str) -> None:
+    for name in files.keys() & {"output", "compare", "mask_out"}:
+        if name == "mask_out" and _is_picture(files[name]):
+            check_output_path(files[name], IMAGE_SUFFIXES)
+            continue
+        check_footage_path(files[name], why)
+        with lock_beside(files[name]):
+            pass  # If another run is writing it, that is noticed now and not after the model was loaded.
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not has_frame_number(path)
+
+
+def _plan_mask(
+    source: Footage | PIL.Image.Image,
+    mask: MaskSource | None,
+    boxes: Iterable[BoxLike],
+    invert: bool,
+    files: dict[str, Path],
+) -> dict[str, Any]:
+    """Reads the mask and plans how it is shown; returns attributes of the plan."""
+    read, shown = read_mask(source, mask, boxes, invert), files.get("mask_out")
+    if read is None and shown is not None:
+        raise LoomVideoError("There is no mask to write to `mask_out`: give `mask` or a box.")
+    planned: OutputPlan | Path | None = shown
+    if shown is not None and isinstance(source, Footage) and not _is_picture(shown):
+        planned = plan_output(replace(source, pixel_format=PIXEL_FORMATS[False, False], num_bits=8), shown, "none")
+    notes = ("The mask is empty: nothing will change.",) if read is not None and read.is_empty else ()
+    return {"mask": read, "mask_out": planned, "notes": notes}
 
 
 def _survey(source: str | os.PathLike | Footage, num_frames: int | None, rate: Fraction | float | None) -> Footage:
@@ -239,10 +307,10 @@ def _survey(source: str | os.PathLike | Footage, num_frames: int | None, rate: F
 
 
 def _plan_outputs(
-    footage: Footage, files: dict[str, Path], audio: str, compare_height: int | None = None
+    footage: Footage, files: dict[str, Path], audio: str, compare_height: int | None = None, lossless: bool = False
 ) -> dict[str, Any]:
     """Plans how the result, and the comparison with it, are written; returns attributes of the plan."""
-    output, compare = plan_output(footage, files["output"], audio), None
+    output, compare = plan_output(footage, files["output"], audio, lossless=lossless), None
     notes = [*footage.notes, *output.notes]
     if "compare" in files:
         shown, size = replace(footage, pixel_format=output.pixel_format), (2 * footage.width, footage.height)
@@ -264,6 +332,33 @@ def choose_placement(footage: Footage, settings: EditSettings) -> Placement:
         sizes = TRAINED_SIZES_480P + [(height, width) for width, height in TRAINED_SIZES_480P]
         width, height = nearest_size(footage.width, footage.height, sizes)
     return Placement.of((footage.width, footage.height), width, height, settings.max_crop)
+
+
+def read_keyframes(
+    keyframes: Mapping[int, str | os.PathLike | PIL.Image.Image], footage: Footage
+) -> dict[int, PIL.Image.Image]:
+    """
+    Reads those of the keyframes that are files, and checks that the clip has their frames.
+
+    Raises:
+        LoomVideoError: if it has not, two of them are for one group of the model's frames, or a file cannot be read.
+    """
+    images: dict[int, PIL.Image.Image] = {}
+    groups: dict[int, int] = {}
+    for frame, image in keyframes.items():
+        if not isinstance(frame, int) or not 0 <= frame < len(footage.times):
+            raise LoomVideoError(
+                f"{footage.path} has {len(footage.times)} frames, numbered from 0: there is no frame {frame} for a "
+                "keyframe."
+            )
+        group = -(-footage.model_frames[frame] // FRAME_STEP)
+        if group in groups:
+            raise LoomVideoError(
+                f"Frames {groups[group]} and {frame} are edited together: give a keyframe for one of them."
+            )
+        groups[group] = frame
+        images[frame] = image if isinstance(image, PIL.Image.Image) else read_image(image)
+    return images
 
 
 def read_references(references: Iterable[str | os.PathLike | PIL.Image.Image]) -> tuple[PIL.Image.Image, ...]:

@@ -15,6 +15,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,16 @@ from ..media.images import write_image
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..pipelines.loomvideo_frames import Image, fit_all, mllm_frame_indices
 from ..pipelines.loomvideo_guidance import divide_into_windows
+from ..pipelines.loomvideo_masks import pin_latents, still_after
 from ..pipelines.loomvideo_mllm import PROMPT_PREFIXES
 from ..pipelines.loomvideo_sharing import one_call_at_a_time
 from ..progress import Stopwatch, progress_bar, stage
+from .geometry import Placement
+from .masks import feathered, latent_mask_of, overlay
 from .overlap import beside, read_ahead
 from .plan import EditPlan, Report
 from .resume import ResumeFile
-from .settings import SamplingSettings
+from .settings import EditSettings, SamplingSettings
 from .surveying import Footage, read_frames, read_model_frames, spread_frames, spread_indices
 from .unchanged import ChangeMask
 
@@ -52,6 +56,8 @@ def run_edit(
     callback_on_step_end: Callable | None = None,
 ) -> Report:
     """See `EditPlan.run`."""
+    if plan.mask_out is not None and pipe.is_leader:
+        write_mask(plan)
     if isinstance(plan.source, PIL.Image.Image):
         return _edit_image(pipe, plan, negative_prompt_embeds, callback_on_step_end)
     if plan.preview is not None:
@@ -78,6 +84,25 @@ def run_edit(
         write_image(plan.contact_sheet, contact_sheet(list(sheet)))
         files[plan.contact_sheet] = "the source above the result"
     return Report(files, stopwatch.seconds)
+
+
+def write_mask(plan: EditPlan) -> None:
+    """Writes the mask over the source, to be looked at."""
+    assert plan.mask is not None
+    if isinstance(plan.source, PIL.Image.Image):
+        assert isinstance(plan.mask_out, Path)
+        write_image(plan.mask_out, overlay(np.asarray(plan.source), plan.mask[0]))
+        return
+    if isinstance(plan.mask_out, Path):
+        pairs = zip(spread_frames(plan.source), spread_indices(plan.source))
+        shown = [overlay(convert_pixels(pixels, "rgb24"), plan.mask[index]) for pixels, index in pairs]
+        write_image(plan.mask_out, contact_sheet([shown]))
+        return
+    assert plan.mask_out is not None
+    with write_footage(plan.mask_out, plan.source, plan.comment) as output:
+        frames = progress_bar(read_frames(plan.source), desc="Writing the mask", total=len(plan.source.times))
+        for index, pixels in enumerate(frames):
+            output.write(overlay(convert_pixels(pixels, "rgb24"), plan.mask[index]))
 
 
 def call_pipeline(
@@ -108,7 +133,7 @@ def call_arguments(settings: SamplingSettings) -> dict[str, Any]:
         "window_frames": settings.window_frames,
         "window_overlap": settings.window_overlap,
         "attention_kwargs": {"scale": settings.lora_scale},
-    }
+    } | ({"strength": settings.strength} if isinstance(settings, EditSettings) else {})
 
 
 def given_negative_prompt(negative_prompt_embeds: torch.Tensor | None) -> dict[str, Any]:
@@ -130,17 +155,33 @@ def _edit_image(
     inputs = {"image": plan.source, "callback_on_step_end": callback_on_step_end} | given_negative_prompt(
         negative_prompt_embeds
     )
-    frames = call_pipeline(pipe, settings, stopwatch, **inputs)
+    pixels = np.asarray(plan.source)
+    if plan.mask is not None:
+        # The frame of the model is smaller than the image: around it and outside of the mask, the image stays.
+        placement = _place_image(pipe, plan.source, settings)
+        inputs |= {"image": placement.place(pixels), "mask": placement.place(plan.mask[0]), "mask_feather": 0}
+        inputs |= {"height": placement.height, "width": placement.width}
+    picture = (call_pipeline(pipe, settings, stopwatch, **inputs)[0] * 255).round().astype(np.uint8)
     if not pipe.is_leader:
         return Report({})
+    if plan.mask is not None:
+        picture = _bring_back(picture, pixels, replace(plan, placement=placement), ChangeMask(), 0)
     with stopwatch.stage("write"):
-        write_image(plan.output, frames[0], plan.comment)
-    height, width = frames.shape[1:3]
+        write_image(plan.output, picture, plan.comment)
+    height, width = picture.shape[:2]
     files: dict[Path | str, str] = {plan.output: f"1 image, {width} x {height}, seed {settings.seed}"}
     if plan.contact_sheet is not None:
-        write_image(plan.contact_sheet, contact_sheet([[plan.source], frames]))
+        write_image(plan.contact_sheet, contact_sheet([[plan.source], [picture]]))
         files[plan.contact_sheet] = "the source above the result"
     return Report(files, stopwatch.seconds)
+
+
+def _place_image(pipe: LoomVideoEditPipeline, image: PIL.Image.Image, settings: SamplingSettings) -> Placement:
+    """Places an image in a frame of the size asked for, or of its own, rounded down to what the model takes."""
+    step = pipe.size_step
+    width = settings.width or max(step, image.width // step * step)
+    height = settings.height or max(step, image.height // step * step)
+    return Placement.of(image.size, width, height)
 
 
 def edit_preview(
@@ -163,9 +204,15 @@ def edit_preview(
         "generator": [torch.Generator().manual_seed(plan.settings.seed) for _ in before],
         "callback_on_step_end": callback_on_step_end,
     }
+    indices = spread_indices(plan.source)
+    if plan.mask is not None:
+        options |= {"mask": [plan.placement.place(plan.mask[index]) for index in indices], "mask_feather": 0}
     pictures = pipe(**options | given_negative_prompt(negative_prompt_embeds)).frames
     pictures = (pictures[:, 0] * 255).round().astype(np.uint8)
-    after = [_bring_back(picture, pixels, plan, ChangeMask()) for picture, pixels in zip(pictures, before)]
+    after = [
+        _bring_back(picture, pixels, plan, ChangeMask(), index)
+        for picture, pixels, index in zip(pictures, before, indices)
+    ]
     return [*before], [*after]
 
 
@@ -210,8 +257,8 @@ def _denoise(
     pipe.check_sampling(num_steps, settings.guidance_scale, settings.guidance_scale_visual, sigmas=settings.sigmas)
     pipe.begin_call(settings.guidance_scale, settings.guidance_scale_visual, {"scale": settings.lora_scale})
     generator = torch.Generator().manual_seed(settings.seed)
-    latents = pipe.prepare_latents(1, num_frames, height, width, generator, None, settings.window_frames)
-    state = resume.read(latents.device)
+    noise = pipe.prepare_latents(1, num_frames, height, width, generator, None, settings.window_frames)
+    state = resume.read(noise.device)
     if state is not None and state.num_done == state.num_timesteps:
         return state.latents
 
@@ -228,10 +275,17 @@ def _denoise(
             given={"negative_prompt_embeds": (negative_prompt_embeds, None)},
         )
     reference_latents = pipe.prepare_reference_latents(references, 1)
+    latent_mask, kept_latents = None, source_latents
+    if plan.mask is not None:
+        factors = (pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal)
+        latent_mask = latent_mask_of(plan.mask, plan.source, placement, *factors).to(noise.device)
+    if plan.keyframes:
+        latent_mask, kept_latents = pin_latents(latent_mask, source_latents, _encode_keyframes(pipe, plan))
 
-    num_done = 0
     with pipe.denoising():
         timesteps = pipe.prepare_timesteps(num_steps, settings.sigmas)
+        latents, remaining = pipe.begin_with_source(noise, kept_latents, timesteps, settings.strength)
+        num_done = len(timesteps) - len(remaining)
         if state is not None:
             latents, num_done = state.latents, state.num_done
             vars(pipe.scheduler).update(state.scheduler_attributes)
@@ -254,7 +308,24 @@ def _denoise(
                 num_frames, settings.window_frames, settings.window_overlap, pipe.vae_scale_factor_temporal
             ),
             callback_on_step_end=save,
+            latent_mask=latent_mask,
+            kept_latents=kept_latents,
+            noise=noise,
         )
+
+
+def _encode_keyframes(pipe: LoomVideoEditPipeline, plan: EditPlan) -> dict[int, torch.Tensor]:
+    """Encodes each keyframe as a still in its clip. Returns its latents by their frame in the clip's latents."""
+    assert isinstance(plan.source, Footage)
+    assert plan.placement is not None
+    step, pinned = pipe.vae_scale_factor_temporal, {}
+    for frame, image in progress_bar(plan.keyframes.items(), desc="Encoding keyframes"):
+        index = -(-plan.source.model_frames[frame] // step)
+        image = image.resize((plan.source.width, plan.source.height), PIL.Image.Resampling.BILINEAR)
+        frames = map(plan.placement.place, read_model_frames(plan.source))
+        still = still_after(frames, plan.placement.place(np.asarray(image)), index, step)
+        pinned[index] = pipe.encode_in_chunks(still)[:, :, -1:]
+    return pinned
 
 
 def _encode_clip(pipe: LoomVideoEditPipeline, plan: EditPlan) -> tuple[torch.Tensor, np.ndarray]:
@@ -319,28 +390,34 @@ def _results(
     else:
         frames = iter([np.zeros((footage.height, footage.width, 3), dtype)] * len(footage.times))
     edited = _decode(pipe, latents, dtype)
-    current, mask = -1, ChangeMask(pipe.vae_scale_factor_temporal)
+    current, changes = -1, ChangeMask(pipe.vae_scale_factor_temporal)
     frames = progress_bar(frames, desc="Writing frames", total=len(footage.times))
-    for before, model_frame in zip(frames, footage.model_frames):
+    for index, (before, model_frame) in enumerate(zip(frames, footage.model_frames)):
         while current < model_frame:
             picture, current = next(edited), current + 1
-        yield before, _bring_back(picture, before, plan, mask)
+        yield before, _bring_back(picture, before, plan, changes, index)
 
 
-def _bring_back(picture: np.ndarray, pixels: np.ndarray, plan: EditPlan, mask: ChangeMask) -> np.ndarray:
+def _bring_back(
+    picture: np.ndarray, pixels: np.ndarray, plan: EditPlan, changes: ChangeMask, index: int
+) -> np.ndarray:
     """
-    Brings an edited picture `[h, w, 3]` to the size of the clip's frame, `[H, W, 3 or 4]`, whose alpha it gets.
+    Lays an edited picture over the pixels of a frame, whose size and alpha it gets, where it may change them.
 
-    Both are uint8 or uint16.
+    Both are uint8 or uint16. `index` is that of the frame.
     """
     assert plan.placement is not None
     colors = pixels[..., :3]
     after = plan.placement.restore(picture, colors)
+    share: np.ndarray | float = 1.0
+    if plan.mask is not None:
+        share = feathered(plan.mask[index], plan.settings.mask_feather)
     if plan.settings.keep_unchanged:
         before = plan.placement.place(convert_pixels(pixels, "rgb24"))
-        changed = mask.add(before, convert_pixels(picture, "rgb24"))
+        changed = changes.add(before, convert_pixels(picture, "rgb24"))
         changed = plan.placement.restore(changed, np.zeros(colors.shape[:2], np.uint8))
-        share = changed[..., None].astype(np.float32) / 255
+        share = share * changed[..., None].astype(np.float32) / 255
+    if not isinstance(share, float):
         after = (colors + share * (after.astype(np.float32) - colors)).round().astype(pixels.dtype)
     return after if pixels.shape[2] == 3 else np.concatenate([after, pixels[..., 3:]], axis=2)
 

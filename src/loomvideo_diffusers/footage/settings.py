@@ -106,14 +106,22 @@ class EditSettings(SamplingSettings):
         max_crop: the share of each picture that may be cropped at its edges so that it fills the model's frame; what
             is cropped stays unedited. The rest of the frame is filled by repeating the picture's edge.
         keep_unchanged: whether to take what the edit left unchanged from the clip, at its full resolution.
+        mask_feather: over how many pixels of the clip, within its mask, the result rises from the mask's border.
+        strength: with less than 1, denoising begins with the noised source, that share of the steps before the end.
     """
 
     guidance_scale: float = 2.5
     max_crop: float = 0.0
     keep_unchanged: bool = False
+    mask_feather: int = 4
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.mask_feather, Integral) or self.mask_feather < 0:
+            raise LoomVideoError(f"`mask_feather` must be a whole number from 0, but is {self.mask_feather}.")
+        if not isinstance(self.strength, Real) or not 0 <= self.strength <= 1:
+            raise LoomVideoError(f"`strength` must be from 0 to 1, but is {self.strength}.")
         if not 0 <= self.max_crop < 1:
             raise LoomVideoError(f"`max_crop` must be at least 0 and below 1, but is {self.max_crop}.")
 

@@ -37,7 +37,11 @@ from .writing import BT709, LIMITED_RANGE, add_video_stream, write_gif
 FOOTAGE_SUFFIXES = (*CONTAINERS, ".gif")
 SEQUENCE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
-# Colors that are not specified, in the numbers of H.273, and luma of the full range, in FFmpeg's
+# How FFV1 is given frames of each of `PIXEL_FORMATS`, whose colors it keeps as they are
+LOSSLESS_FORMATS = {"rgb24": "bgr0", "rgba": "bgra", "rgb48le": "gbrp16le", "rgba64le": "rgba64le"}
+
+# Colors that are RGB or not specified, in the numbers of H.273, and luma of the full range, in FFmpeg's
+RGB = 0
 UNSPECIFIED = 2
 FULL_RANGE = 2
 
@@ -138,7 +142,11 @@ def check_footage_path(path: str | os.PathLike, why: str = "") -> None:
 
 
 def plan_output(
-    footage: Clip, path: str | os.PathLike, audio: str = "copy", size: tuple[int, int] | None = None
+    footage: Clip,
+    path: str | os.PathLike,
+    audio: str = "copy",
+    size: tuple[int, int] | None = None,
+    lossless: bool = False,
 ) -> OutputPlan:
     """
     Decides how frames are written in place of those of a clip, before any work is done.
@@ -149,15 +157,21 @@ def plan_output(
         audio: `copy` to copy each audio track that the file can hold, and encode the others; `encode` to encode all;
             `none` to leave out all.
         size: width and height of the video's pictures in pixels, by default those of the clip.
+        lossless: whether the file is to hold the very colors that are written.
 
     Raises:
-        LoomVideoError: if `audio` is something else, the file cannot be written, or the clip cannot be read.
+        LoomVideoError: if `audio` is something else, the file cannot be written, or not without loss, or the clip
+            cannot be read.
     """
     if audio not in AUDIO_MODES:
         raise LoomVideoError(f"`audio` must be one of {', '.join(AUDIO_MODES)}, but is {audio!r}.")
     path, size = Path(path), size or (footage.width, footage.height)
     check_footage_path(path)
     kind = path.suffix.lower()
+    if lossless and kind not in (".mkv", ".png", ".tif", ".tiff"):
+        raise LoomVideoError(
+            f"{path} cannot hold pictures without loss: write a .mkv, or an image sequence of .png or .tif."
+        )
     tracks: tuple[Track, ...] = ()
     notes: list[str] = []
     is_deep, has_alpha = next(key for key, name in PIXEL_FORMATS.items() if name == footage.pixel_format)
@@ -166,7 +180,7 @@ def plan_output(
     elif footage.sound_tracks and audio != "none":
         notes.append(f"{path} cannot hold sound: the sound of {footage.path} is left out.")
 
-    if has_alpha and kind not in (".mov", ".png"):
+    if has_alpha and kind not in (".mov", ".png") and not (lossless and kind == ".mkv"):
         notes.append(
             f"{path} cannot hold transparency: it becomes white. A .mov or an image sequence of .png can hold it."
         )
@@ -176,6 +190,8 @@ def plan_output(
         is_deep = False
     if has_frame_number(path) or kind == ".gif":
         codec, pix_fmt = "", ""
+    elif lossless:
+        codec, pix_fmt = "ffv1", LOSSLESS_FORMATS[PIXEL_FORMATS[is_deep, has_alpha]]
     elif has_alpha:
         codec, pix_fmt = "prores_ks", "yuva444p10le"
     else:
@@ -217,6 +233,8 @@ class FootageWriter:
         context.color_primaries = like.color_primaries if is_known else BT709
         context.color_trc = like.color_trc if is_known else BT709
         context.color_range = FULL_RANGE if like.color_range == FULL_RANGE else LIMITED_RANGE
+        if plan.codec == "ffv1":
+            context.colorspace, context.color_range = RGB, FULL_RANGE
         if plan.codec == "libx265" and plan.kind in (".mp4", ".mov"):
             context.codec_tag = "hvc1"  # Apple's players know no other.
         if footage.pixel_aspect:
@@ -237,12 +255,9 @@ class FootageWriter:
         self._write_sound(until=time * time_base)
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=self.plan.pixel_format)
         context = self.stream.codec_context
+        colors = {"dst_colorspace": int(context.colorspace), "dst_color_range": int(context.color_range)}
         frame = self.reformatter.reformat(
-            frame,
-            *self.plan.size,
-            format=context.pix_fmt,
-            dst_colorspace=int(context.colorspace),
-            dst_color_range=int(context.color_range),
+            frame, *self.plan.size, format=context.pix_fmt, **({} if context.colorspace == RGB else colors)
         )
         frame.pts, frame.time_base, frame.duration = time, time_base, self.footage.durations[index]
         self.container.mux(self.stream.encode(frame))

@@ -106,6 +106,24 @@ def read_image(path: str | os.PathLike) -> PIL.Image.Image:
         return _read_picture(path, image)
 
 
+def read_mask_image(path: str | os.PathLike) -> np.ndarray:
+    """
+    Reads an image file as a mask: how opaque each pixel is, or how light it is if all are opaque.
+
+    Returns:
+        `np.ndarray`: uint8 `[H, W]`.
+
+    Raises:
+        LoomVideoError: as `read_image`.
+    """
+    with _open_image(path) as image:
+        picture = _read_picture(path, image)
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        if alpha is None or alpha.getextrema()[0] == 255:
+            return np.asarray(picture.convert("L"))
+        return np.ascontiguousarray(orientations.to_upright(np.asarray(alpha), _orientation(image)))
+
+
 def probe_image(path: str | os.PathLike) -> tuple[int, int]:
     """
     Returns the width and the height, in pixels, of the image that `read_image` returns, without decoding it.

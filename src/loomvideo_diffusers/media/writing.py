@@ -41,6 +41,7 @@ ENCODER_OPTIONS = {
     | ({"x264-params": "asm=MMX2,SSE2,SSSE3,SSE4.2"} if platform.machine() in ("x86_64", "AMD64") else {}),
     "libx265": {"crf": "17", "x265-params": "log-level=none:frame-threads=2"},
     "prores_ks": {"profile": "4444"},
+    "ffv1": {"level": "3", "slices": "4", "slicecrc": "1", "g": "1"},
 }
 
 # BT.709, and luma from 16 to 235, in the numbers of H.273
