@@ -49,6 +49,15 @@ ANCESTORS = """() => {
     return names;
 }"""
 
+# What a canvas shows
+PIXELS = """canvas => {
+    const small = document.createElement("canvas");
+    small.width = small.height = 96;
+    const context = small.getContext("2d");
+    context.drawImage(canvas, 0, 0, 96, 96);
+    return [...context.getImageData(0, 0, 96, 96).data];
+}"""
+
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -222,6 +231,81 @@ def test_bad_files_and_an_end(visit, server, clip, tmp_path):
     expect(page.locator("#cancel")).to_be_hidden()
     assert folders_of_runs(server[1]) == earlier
     assert page.locator("#status img").count() == 0
+
+
+def reddish(pixels):
+    """Where the overlay is, in 96 x 96 pixels of a canvas, over what is gray of the clip."""
+    pixels = np.array(pixels).reshape(96, 96, 4).astype(int)
+    return pixels[..., 0] > pixels[..., 1] + 60
+
+
+def drag(page, begin, end):
+    """Moves the pressed mouse from one place of the region to another; both are shares of the picture."""
+    page.locator("#region canvas").scroll_into_view_if_needed()
+    box = page.locator("#region canvas").bounding_box()
+    for index, (x, y) in enumerate((begin, end)):
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
+        (page.mouse.down, page.mouse.up)[index]()
+
+
+def told(page, words):
+    expect(page.locator("#region [data-told], #region[data-told]").first).to_have_attribute(
+        "data-told", re.compile(re.escape(words))
+    )
+
+
+def edited_frames(page, clip, tmp_path):
+    """Runs an edit of a clip. Returns its frames before and after it."""
+    page.click("#edit")
+    expect(page.locator("#status")).to_have_text("Edit: blue: done.")
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "result.mp4")
+    return [np.stack(list(read_frames(survey(path)))).astype(int) for path in (clip, tmp_path / "result.mp4")]
+
+
+def test_a_part_of_a_clip(visit, clip, tmp_path):
+    """A box that moves, and paint, are seen over the clip, and nothing else changes."""
+    page = visit()
+    page.click("#part button")
+    expect(page.locator("#region")).to_contain_text("Choose a clip or an image first.")
+    page.click("#part button")
+    choose(page, clip)
+    page.fill("#edit-prompt textarea", "blue")
+    set_steps(page, 1)
+    page.click("#part button")
+    page.wait_for_selector("#region canvas:visible")
+    page.wait_for_function("document.querySelector('#region canvas').width >= 288")
+    page.click("#region [name=box]")
+    drag(page, (0.004, 0.004), (0.25, 0.5))
+    told(page, '"boxes":["0,0,24,48"]')
+    page.locator("#region [name=time]").fill("1000")
+    page.wait_for_timeout(200)
+    drag(page, (0.5, 0.5), (0.75, 1))
+    told(page, '"48,48,24,48@')
+    shown = page.locator("#region canvas").evaluate(PIXELS)
+    assert reddish(shown)[60:, 50:70].all()
+    assert not reddish(shown)[:20].any()
+    picture(page, "part")
+    before, after = edited_frames(page, clip, tmp_path)
+    assert np.abs(after - before)[0, :, 30:].max() < 30
+    command = page.input_value("#command textarea")
+    assert re.search(r"--box 0,0,24,48@0 48,48,24,48@0\.\d+", command)
+
+    page.click("#region [name=brush]")
+    drag(page, (0.75, 0.1), (0.75, 0.9))
+    told(page, '"isPainted":true')
+    page.check("#region [name=invert]")
+    told(page, '"invert":true')
+    before, after = edited_frames(page, clip, tmp_path)
+    assert np.abs(after - before)[:, 20:76, 69:75].max() < 30
+    assert re.search(r"--mask mask\.png --mask-invert", page.input_value("#command textarea"))
+
+    page.fill("#region [name=boxes]", "8,8,16,16")
+    page.press("#region [name=boxes]", "Enter")
+    told(page, '"boxes":["8,8,16,16"],"isPainted":false')
+    page.click("#region [name=clear]")
+    told(page, '"boxes":[],"isPainted":false')
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@
 # limitations under the License.
 """The settings that a request may hold, checked when they are read."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,6 +31,7 @@ class Options(BaseModel):
             pipeline's call.
         num_frames: of what is generated.
         keep_unchanged: of an edit, whether to keep the clip's own pixels where it changed nothing.
+        strength, boxes, mask_invert, mask_feather: of an edit, see `plan_edit` and `EditSettings`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -47,6 +48,10 @@ class Options(BaseModel):
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     guidance_scale_visual: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     keep_unchanged: bool | None = None
+    strength: float | None = Field(None, ge=0, le=1)
+    boxes: list[Annotated[str, Field(max_length=100)]] | None = Field(None, max_length=100)
+    mask_invert: bool | None = None
+    mask_feather: int | None = Field(None, ge=0, le=1000)
 
 
 OPTIONS = frozenset(Options.model_fields)

@@ -29,7 +29,7 @@ from .endpoints import add_endpoints
 from .options import read_options
 from .requests import in_one_sentence, path_of, paths_of, visit_of
 from .runs import Run, State
-from .studio import Studio
+from .studio import VIDEO_SUFFIX, Studio
 from .visits import Visit
 from .work import COMPARISON_OF_IMAGES, POSTER_FILE, latest_sketch, read_progress
 
@@ -89,10 +89,14 @@ NUMBERS = {
     "guidance_scale_visual": ("Weight of the pictures", "How much the source and the references count."),
     "width": ("Width", "Pixels that the model works at. Give both sides, or neither."),
     "height": ("Height", "The result of a clip has the clip's own size."),
+    "strength": ("Strength", "From 0, the source, to 1, which starts anew."),
     "num_frames": ("Frames", "24 are a second: 1, 5, 9, and so on. 1 makes an image."),
     "lora_scale": ("Weight of the LoRAs", "How much they count."),
 }
 
+
+# Of a region when no clip is shown; otherwise it says which, and what may change
+NO_REGION = {"shown": ""}
 
 Seen = tuple[str, tuple[str, ...]]
 NOTHING: Seen = ("", ())
@@ -111,7 +115,7 @@ class Page:
         # What the first model says of itself, shown in the fields that are empty
         is_nano = studio.models.names[0] == "nano"
         self.examples = EXAMPLES_OF_NANO if is_nano else EXAMPLES
-        self.usual = read_default_options(find_model(studio.models.names[0])) | {"lora_scale": 1}
+        self.usual = read_default_options(find_model(studio.models.names[0])) | {"lora_scale": 1, "strength": 1}
         with gr.Blocks(title="LoomVideo", analytics_enabled=False) as self.blocks:
             gr.Markdown("# LoomVideo\nEdit footage, or make new, with words and pictures.")
             with gr.Row():
@@ -151,6 +155,8 @@ class Page:
             buttons=[],
             elem_id="strip",
         )
+        with gr.Accordion("Change only a part of it", open=False, elem_id="part") as parts["part"]:
+            parts["region"] = _own_component("region", NO_REGION)
         parts["prompt"] = self._prompt("edit", "What to change")
         parts["references"] = self._references("edit")
         with gr.Row():
@@ -227,6 +233,7 @@ class Page:
             for pair in (names[:2], names[2:4], names[4:6]):
                 with gr.Row():
                     parts |= {name: self._number(name) for name in pair}
+            parts["strength"] = self._number("strength")
             parts["negative_prompt"] = gr.Textbox(
                 label="What to avoid", info="Empty: the published words.", lines=1, max_length=4000
             )
@@ -247,13 +254,7 @@ class Page:
             elem_id="so-far",
         )
         self.cancel = gr.Button("Cancel", size="sm", visible=False, elem_id="cancel")
-        self.viewer = gr.HTML(
-            {},
-            html_template=(FOLDER / "viewer.html").read_text(encoding="utf-8"),
-            css_template=(FOLDER / "viewer.css").read_text(encoding="utf-8"),
-            js_on_load=(FOLDER / "viewer.js").read_text(encoding="utf-8"),
-            elem_id="viewer",
-        )
+        self.viewer = _own_component("viewer", {})
         self.download = gr.DownloadButton("Download", size="md", visible=False, elem_id="download")
         self.command = gr.Textbox(
             label="The command that makes it again",
@@ -291,7 +292,8 @@ class Page:
         shown = [self.viewer, self.download, self.command, self.history, self.seen]
 
         for part in (edit["source"], edit["recording"]):
-            part.change(self._look, [part], [edit["strip"]], **raw)
+            part.change(self._look, [part], [edit["strip"], edit["region"], edit["part"]], **raw)
+        edit["part"].expand(self._show_region, [edit["source"], edit["recording"]], [edit["region"]], **raw)
         for parts in (edit, compose):
             parts["references"].upload(_number, [parts["references"]], [parts["references"]], **raw)
             parts["references"].select(_name, [parts["prompt"]], [parts["prompt"]], **quiet)
@@ -301,7 +303,7 @@ class Page:
             asked = button.click(answer, [*inputs, *values], live, concurrency_limit=4, concurrency_id="ask", **raw)
             asked.success(None, js=SHOW_STATUS)
 
-        edited = [edit["source"], edit["recording"], edit["prompt"], edit["references"]]
+        edited = [edit[name] for name in ("source", "recording", "prompt", "references", "region")]
         ask(edit["preview"], "preview", edited)
         ask(edit["go"], "edit", edited)
         ask(generate["go"], "generate", [generate["prompt"], generate["num_frames"]])
@@ -312,12 +314,20 @@ class Page:
         self.blocks.load(self._open, [], [*live, *shown], queue=False, **quiet)
         self.history.select(self._choose, [], shown[:3], queue=False, **quiet)
 
-    def _look(self, value: Any, request: gr.Request) -> Any:
+    def _look(self, value: Any, request: gr.Request) -> list[Any]:
         path = path_of(value)
+        closed = [NO_REGION, gr.Accordion(open=False)]
         if path is None:
-            return gr.Image(value=None, visible=False)
+            return [gr.Image(value=None, visible=False), *closed]
         strip, words = in_one_sentence(self.studio, self.studio.look, visit_of(self.studio, request), path)
-        return gr.Image(value=str(strip), label=words, visible=True)
+        return [gr.Image(value=str(strip), label=words, visible=True), *closed]
+
+    def _show_region(self, source: Any, recording: Any, request: gr.Request) -> dict[str, Any]:
+        path = path_of(source) or path_of(recording)
+        if path is None:
+            return NO_REGION
+        shown, width, height = in_one_sentence(self.studio, self.studio.show, visit_of(self.studio, request), path)
+        return {"shown": str(shown), "is_video": shown.suffix == VIDEO_SUFFIX, "width": width, "height": height}
 
     def _answer(self, how: str, names: list[str]) -> Callable[..., list[Any]]:
         """What a button does that asks for a run, whose last inputs are the settings of these names."""
@@ -334,13 +344,17 @@ class Page:
         studio = self.studio
         if how in ("generate", "compose"):
             prompt, num_frames, *references = inputs
-            values.pop("keep_unchanged")
+            for name in ("keep_unchanged", "strength"):
+                values.pop(name)
             options = read_options(values | {"num_frames": num_frames}, studio.limits)
             return studio.generate(visit, prompt or "", paths_of(references[0] if references else None), **options)
-        source, recording, prompt, references = inputs
-        path = path_of(source) or path_of(recording)
-        options = read_options(values, studio.limits)
-        return studio.edit(visit, path, prompt or "", paths_of(references), is_preview=how == "preview", **options)
+        source, recording, prompt, references, region = inputs
+        path, region = path_of(source) or path_of(recording), region if isinstance(region, dict) else {}
+        mask, boxes = path_of(region.get("mask")), region.get("boxes") or None
+        if mask is not None or boxes:
+            values |= {"boxes": boxes, "mask_invert": region.get("invert")}
+        options = read_options(values, studio.limits) | {"mask": mask, "is_preview": how == "preview"}
+        return studio.edit(visit, path, prompt or "", paths_of(references), **options)
 
     def _cancel(self, request: gr.Request) -> list[Any]:
         visit = visit_of(self.studio, request)
@@ -389,12 +403,20 @@ class Page:
         """What the parts show of a run that is done."""
         comparison = next((path for path in _comparisons(run) if path.exists()), None)
         path = comparison or run.result
-        viewed = {"path": str(path), "is_pair": comparison is not None, "is_video": path.suffix == ".mp4"}
+        viewed = {"path": str(path), "is_pair": comparison is not None, "is_video": path.suffix == VIDEO_SUFFIX}
         return [
             viewed | {"label": run.title},
             gr.DownloadButton(value=str(run.result), visible=True),
             gr.Textbox(value=run.command, visible=True),
         ]
+
+
+def _own_component(name: str, value: dict[str, Any]) -> gr.HTML:
+    """A part of the page whose looks and script are in files of this name."""
+    html_template, css_template, js_on_load = (
+        (FOLDER / f"{name}.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "css", "js")
+    )
+    return gr.HTML(value, html_template=html_template, css_template=css_template, js_on_load=js_on_load, elem_id=name)
 
 
 def render_status(run: Run | None, place: int, num_others: int = 0) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 from ..defaults import complete_settings
 from ..descriptions import describe_result, options_of
 from ..errors import LoomVideoError
-from ..footage import EditPlan, Footage, GenerationPlan, plan_edit, plan_generation
+from ..footage import EditPlan, Footage, GenerationPlan, plan_edit, plan_generation, read_frames
 from ..footage.resume import choose_seed
 from ..loading import find_model
 from ..media import (
@@ -38,6 +38,8 @@ from ..media import (
     read_video,
     write_image,
 )
+from ..media.decoding import PIXEL_FORMATS
+from ..media.encoding import plan_output, write_footage
 from .limits import Limits, read_reference
 from .models import Models, edit_pipeline_of
 from .runs import Run, Runs
@@ -49,6 +51,9 @@ from .work import Outcome, work
 COMPARISON_HEIGHT = 720
 
 STRIP_HEIGHT = 160
+
+# Of the copy of a clip over which it is said what may change
+SHOWN_HEIGHT = 360
 
 # What a result of each kind is called in the history
 TITLES = {"edit": "Edit", "preview": "Preview", "generate": "New"}
@@ -107,6 +112,32 @@ class Studio:
         write_image(strip, contact_sheet([frames], height=STRIP_HEIGHT))
         return strip, f"{path.name}: {words}"
 
+    def show(self, visit: Visit, path: Path) -> tuple[Path, int, int]:
+        """
+        Writes a small copy of a clip or an image, which every browser shows.
+
+        Returns:
+            The copy, and the width and height of the clip itself in pixels.
+
+        Raises:
+            LoomVideoError: if it is neither, or is over a limit.
+        """
+        self._check_owner(visit, [path])
+        source = self.limits.read_source(path)
+        scale = min(1.0, SHOWN_HEIGHT / source.height)
+        shown = visit.folder / f"shown-{secrets.token_hex(4)}{VIDEO_SUFFIX if isinstance(source, Footage) else '.jpg'}"
+        if isinstance(source, Footage):
+            even = replace(source, pixel_format=PIXEL_FORMATS[False, False], num_bits=8, pixel_aspect=None)
+            size = (max(2, 2 * round(source.width * scale / 2)), max(2, 2 * round(source.height * scale / 2)))
+            with write_footage(plan_output(even, shown, "none", size), even) as output:
+                for pixels in read_frames(even):
+                    output.write(pixels)
+        else:
+            picture = source.copy()
+            picture.thumbnail((source.width, SHOWN_HEIGHT))
+            write_image(shown, picture)
+        return shown, source.width, source.height
+
     def edit(
         self,
         visit: Visit,
@@ -117,6 +148,7 @@ class Studio:
         loras: Sequence[str] = (),
         is_preview: bool = False,
         is_watched: bool = True,
+        mask: Path | None = None,
         **settings: Any,
     ) -> Run:
         """
@@ -130,7 +162,8 @@ class Studio:
             model, loras: of those that are offered; by default the first model, and no LoRA.
             is_preview: whether to edit a few frames only.
             is_watched: whether to show what becomes of it, and source and result side by side.
-            settings: the other settings of an edit; None for the model's own.
+            mask: an image or a video of what may change.
+            settings: the other settings of an edit, boxes among them; None for the model's own.
 
         Raises:
             LoomVideoError, LoomVideoInputError: if something is not allowed, or cannot be done.
@@ -138,7 +171,10 @@ class Studio:
         if source is None:
             raise LoomVideoError("Choose a clip or an image first.")
         model = model or self.models.names[0]
-        self._check(visit, [source, *references], references, model, loras)
+        masks = [] if mask is None else [mask]
+        self._check(visit, [source, *references, *masks], references, model, loras)
+        for path in masks:
+            self.limits.read_source(path)
         settings = self._complete(model, settings)
         settings.pop("num_frames", None)
         read = self.limits.read_source(source)
@@ -160,10 +196,13 @@ class Studio:
             prompt,
             **names,
             references=pictures,
+            mask=mask,
             model=shlex.join([model, *loras]),
             **settings,
         )
-        options = {"input": _argument(source.name), "prompt": prompt}
+        options: dict[str, Any] = {"input": _argument(source.name), "prompt": prompt}
+        options |= {"mask": None if mask is None else _argument(mask.name), "box": settings.get("boxes")}
+        options["mask_invert"] = settings.get("mask_invert")
         options["preview" if is_preview else "output"] = result.name
         kind = "preview" if is_preview else "edit"
         run = Run(folder, plan, result, model, tuple(loras), _title(kind, prompt), is_watched=is_watched)
