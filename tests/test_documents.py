@@ -43,6 +43,13 @@ from peft.utils import get_peft_model_state_dict
 from s3_server import KEYS, serve_s3
 from safetensors.torch import save_file
 from tiny_tensors import make_tensors
+from transformers import (
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    CLIPTokenizer,
+    ViTImageProcessor,
+)
 
 from loomvideo_diffusers import LoomVideoEditPipeline, LoomVideoPipeline, LoomVideoTransformer3DModel, cli
 from loomvideo_diffusers.app import Models, serve
@@ -65,6 +72,7 @@ SUBSTITUTES = {
     "MSALab/LoomVideo": str(GOLDEN / "LoomVideo"),
     "Qwen/Qwen3-VL-8B-Instruct": str(GOLDEN / "Qwen3-VL"),
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": str(GOLDEN / "Wan2.2-TI2V"),
+    "CIDAS/clipseg-rd64-refined": "clipseg",
     "OWNER/": "me/",
     '"cuda"': '"cpu"',
     "enable_model_cpu_offload()": 'enable_model_cpu_offload(device="cpu")',
@@ -114,6 +122,21 @@ def write_lora(model_folder: Path) -> None:
     LoomVideoPipeline.save_lora_weights("my-lora", get_peft_model_state_dict(adapted))
 
 
+def write_segmentation_model(folder: Path) -> None:
+    """Writes a CLIPSeg with random weights, whose words are its letters."""
+    letters = [*map(chr, range(97, 123)), *(f"{chr(code)}</w>" for code in range(97, 123))]
+    vocabulary = {token: index for index, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words = small | {"vocab_size": len(vocabulary), "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    pictures = small | {"image_size": 32, "patch_size": 8}
+    decoder = {"extract_layers": [0, 1], "reduce_dim": 16, "decoder_num_attention_heads": 2}
+    config = CLIPSegConfig(text_config=words, vision_config=pictures, projection_dim=16, **decoder)
+    CLIPSegForImageSegmentation(config).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[])
+    CLIPSegProcessor(ViTImageProcessor(size=size), tokenizer).save_pretrained(folder)
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A folder with the files that the snippets name, in which calls without sizes are small."""
@@ -125,6 +148,7 @@ def workplace(tmp_path, monkeypatch):
     for name in ("street.jpg", "shirt.jpg", "man.jpg", "lawn.jpg"):
         shutil.copy(FIXTURES / "coffee.jpg", name)
 
+    write_segmentation_model(Path("clipseg"))
     save_file(make_tensors(latent_channels=8, widths=(8, 8, 8, 8)), "taew2_2.safetensors")
 
     (jobs,) = snippets(DOCS / "fleet.md", "jsonl")
@@ -165,7 +189,7 @@ def workplace(tmp_path, monkeypatch):
 def run_command(command: str) -> None:
     """Runs `loomvideo ...` with small sizes, and sees that what it was to write is there."""
     arguments = shlex.split(command)
-    outputs = [value for option, value in pairwise(arguments) if option in ("-o", "--preview")]
+    outputs = [value for option, value in pairwise(arguments) if option in ("-o", "--preview", "--mask-out")]
     if "jobs.jsonl" in arguments:
         outputs += ["rain.mp4", "shirt.png"]
     if arguments[0] == "train":
