@@ -17,6 +17,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,6 +27,7 @@ import torch
 from diffusers import AutoencoderKLWan, SchedulerMixin, UniPCMultistepScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.configuration_utils import FrozenDict
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from transformers import Qwen3VLModel, Qwen3VLProcessor
@@ -34,10 +36,13 @@ from .loomvideo_errors import LoomVideoInputError
 from .loomvideo_guidance import (
     BRANCHES,
     BranchCaches,
+    Combine,
     check_sigmas,
     exchange_predictions,
+    follow,
     guidance_coefficients,
     guided_steps,
+    weigh,
 )
 from .loomvideo_masks import keep_latents
 from .loomvideo_mllm import (
@@ -132,6 +137,7 @@ class LoomVideoBase:
         transformer: LoomVideoTransformer3DModel,
         scheduler: UniPCMultistepScheduler,
         default_options: dict | None = None,
+        auto_map: dict | None = None,
     ):
         super().__init__()
         self.register_to_config(default_options=default_options)
@@ -634,6 +640,7 @@ class LoomVideoBase:
         latent_mask: torch.Tensor | None = None,
         kept_latents: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
+        guider: BaseGuidance | None = None,
     ) -> torch.Tensor:
         """
         Runs the denoising loop, in the same `with pipe.denoising():` as `prepare_timesteps`.
@@ -649,6 +656,7 @@ class LoomVideoBase:
                 As in a call. The callback counts the timesteps that remain.
             latent_mask: 1 where something may change, `[B, 1, T, h, w]`; elsewhere are `kept_latents` and `noise`,
                 like `latents`, as noisy as each step leaves the rest.
+            guider: says which branches run and what becomes of them, in place of the call's guidance scales.
 
         Returns:
             The clean latents, float32.
@@ -687,26 +695,31 @@ class LoomVideoBase:
                 step = first_step + i
                 ends_step = (step + 1) % order == 0 or step + 1 == num_timesteps
 
-                coefficients = {"cond": 1.0}
-                if step in guided:
-                    scales = (self.guidance_scale, self.guidance_scale_visual)
-                    coefficients = guidance_coefficients(*scales, has_visual_input)
+                scales = (self.guidance_scale, self.guidance_scale_visual)
+                coefficients = guidance_coefficients(*scales, has_visual_input) if step in guided else {"cond": 1.0}
+                branches = list(coefficients)
+                combine: Combine = partial(weigh, coefficients=coefficients.values())
                 velocity = torch.zeros_like(latents)
                 for index, (frames, weights) in enumerate(windows):
                     if len(windows) > 1:
                         progress_bar.set_postfix_str(
                             f"step {step // order + 1}/{num_steps}, window {index + 1}/{len(windows)}"
                         )
-                    velocity[:, :, frames] += weights * self.predict(
+                    if guider is not None:
+                        guider.set_state(step=step, num_inference_steps=num_timesteps, timestep=t)
+                        branches, combine = follow(guider, has_visual_input)
+                    predictions = self.predict(
                         latents[:, :, frames].to(dtype),
                         t,
                         conditions,
                         None if source_latents is None else source_latents[:, :, frames],
                         reference_latents,
-                        coefficients,
+                        branches,
                         caches,
                         cache_name="" if len(windows) == 1 else f" {index}",
+                        guider=guider,
                     )
+                    velocity[:, :, frames] += weights * combine(predictions)
                     if caches is not None and len(windows) > 1:
                         caches.leave_window()
                     if ends_step:
@@ -760,12 +773,13 @@ class LoomVideoBase:
         conditions: dict[str, PromptEmbeds],
         source_latents: torch.Tensor | None,
         reference_latents: list[torch.Tensor],
-        coefficients: dict[str, float],
+        branches: list[str],
         caches: BranchCaches | None = None,
         cache_name: str = "",
-    ) -> torch.Tensor:
+        guider: BaseGuidance | None = None,
+    ) -> list[torch.Tensor]:
         """
-        Predicts the guided velocity of one window at one timestep (architecture: Guidance, Scale-and-Add).
+        Predicts the velocity of one window at one timestep in each branch (architecture: Guidance, Scale-and-Add).
 
         Args:
             latents: `[B, C, T, h, w]`, in the transformer's precision, as are source and references.
@@ -773,12 +787,13 @@ class LoomVideoBase:
             conditions: embeds and mask by their names, such as `prompt_embeds`.
             source_latents: like `latents`, or None.
             reference_latents: each `[B, C, 1, h, w]`.
-            coefficients: what `guidance_coefficients` returns.
+            branches: those to run, of `BRANCHES`.
             caches: what is kept from step to step, or None.
             cache_name: what tells the step cache of this window from those of others.
+            guider: what may change the transformer for a branch, or None.
 
         Returns:
-            The velocity, float32 `[B, C, T, h, w]`.
+            Velocities in the branches' order, `[B, C, T, h, w]`.
         """
         has_visual_input = source_latents is not None or bool(reference_latents)
         timestep = timestep.expand(latents.shape[0])
@@ -786,7 +801,7 @@ class LoomVideoBase:
         # for that, and scales an empty source where there is none.
         source_scale = timestep / self.scheduler.config.num_train_timesteps
         predictions = []
-        for index, branch in enumerate(coefficients):
+        for index, branch in enumerate(branches):
             if self.branch_group is not None and index % self.branch_group.size() != self.branch_group.rank():
                 predictions.append(torch.empty_like(latents))
                 continue
@@ -800,6 +815,8 @@ class LoomVideoBase:
             kv_cache = None
             if caches is not None:
                 kv_cache = caches.of(branch, encoder_hidden_states, has_visual_input and sees_visual_input)
+            if guider is not None:
+                guider.prepare_models(self.transformer)
             with self.transformer.cache_context(branch + cache_name):
                 prediction = self.transformer(
                     hidden_states=latents,
@@ -813,13 +830,12 @@ class LoomVideoBase:
                     attention_kwargs=self.attention_kwargs,
                     return_dict=False,
                 )[0]
+            if guider is not None:
+                guider.cleanup_models(self.transformer)
             predictions.append(prediction)
         if self.branch_group is not None:
             exchange_predictions(predictions, self.branch_group)
-        velocity = torch.zeros_like(latents, dtype=torch.float32)
-        for coefficient, prediction in zip(coefficients.values(), predictions):
-            velocity += coefficient * prediction.float()
-        return velocity
+        return predictions
 
     def _replace_embeds(
         self, conditions: dict[str, PromptEmbeds], replacements: dict[str, Any], device: torch.device

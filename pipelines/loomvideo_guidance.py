@@ -14,12 +14,13 @@
 """Cascaded guidance and temporal windows: which branches run at a step, on which frames, and how much each counts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from numbers import Real
 from typing import Any
 
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
 
 from .loomvideo_errors import LoomVideoInputError
 
@@ -30,6 +31,9 @@ BRANCHES = {
     "visual": ("visual_prompt_embeds", True),
     "uncond": ("negative_prompt_embeds", False),
 }
+
+# Makes the guided velocity of those of the branches that run
+Combine = Callable[[list[torch.Tensor]], torch.Tensor]
 
 
 def guidance_coefficients(
@@ -52,6 +56,33 @@ def guidance_coefficients(
     else:
         coefficients = {"cond": guidance_scale, "uncond": 1 - guidance_scale}
     return {branch: coefficient for branch, coefficient in coefficients.items() if coefficient != 0}
+
+
+def weigh(predictions: Iterable[torch.Tensor], coefficients: Iterable[float]) -> torch.Tensor:
+    """The weighted sum of the branches' velocities, float32."""
+    velocity: Any = 0.0
+    for prediction, coefficient in zip(predictions, coefficients):
+        velocity = velocity + coefficient * prediction.float()
+    return velocity
+
+
+def follow(guider: BaseGuidance, has_visual_input: bool) -> tuple[list[str], Combine]:
+    """
+    Asks a guider, whose state is set, which branches it wants.
+
+    Returns:
+        Them, and what makes the guided velocity of their velocities.
+    """
+    # Guiders of diffusers take the first of the values, and maybe the second.
+    values = ("cond", "uncond", "visual") if has_visual_input else ("cond", "uncond")
+    states = guider.prepare_inputs({"branch": values})
+
+    def combine(predictions: list[torch.Tensor]) -> torch.Tensor:
+        for state, prediction in zip(states, predictions):
+            state.noise_pred = prediction.float()
+        return guider(states)[0]
+
+    return [state.branch for state in states], combine
 
 
 def guided_steps(num_steps: int, guidance_interval: tuple[float, float]) -> range:

@@ -41,6 +41,10 @@ logger = logging.get_logger(__name__)
 
 PIPELINE_FILES = ("pipeline_loomvideo.py", "pipeline_loomvideo_edit.py")
 
+# What Modular Diffusers reads of a folder: which blocks it has, and what components
+MODULAR_BLOCKS_FILE, MODULAR_INDEX_FILE = "modular_config.json", "modular_model_index.json"
+MODULAR_CODE, MODULAR_BLOCKS = "modular_loomvideo", "LoomVideoAutoBlocks"
+
 
 # Diffusers takes the one subclass of `DiffusionPipeline` that an entry file has for the pipeline of that file.
 if TYPE_CHECKING:
@@ -257,6 +261,8 @@ def commit_files(
     sdk = "gradio" if repo_type == "space" else None
     made = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
     repo_id = made.repo_id
+    if MODULAR_INDEX_FILE in files:
+        files = {**files, MODULAR_INDEX_FILE: _name_repository(files[MODULAR_INDEX_FILE], repo_id)}
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True, repo_type=repo_type)
     names = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
@@ -272,6 +278,15 @@ def commit_files(
         create_pr=create_pr,
         commit_message=commit_message,
     )
+
+
+def _name_repository(index: Path | bytes, repo_id: str) -> bytes:
+    """The index of components with the repository that they are in, which a folder needs not say."""
+    content = json.loads(index if isinstance(index, bytes) else index.read_bytes())
+    for value in content.values():
+        if isinstance(value, list):
+            value[2]["pretrained_model_name_or_path"] = repo_id
+    return _to_json(content).encode()
 
 
 def _other_form(name: str) -> str:
@@ -297,8 +312,9 @@ def write_remote_code(
     pipeline_class = next(base for base in pipeline_class.__mro__ if "pipeline_loomvideo" in base.__module__)
     source = Path(inspect.getfile(pipeline_class))
     code = origin or source.parent
-    for file in [*code.glob("pipeline_loomvideo*.py"), *code.glob("loomvideo_*.py")]:
-        _copy(file, folder / file.name)
+    for pattern in ("pipeline_loomvideo*.py", f"{MODULAR_CODE}.py", "loomvideo_*.py"):
+        for file in code.glob(pattern):
+            _copy(file, folder / file.name)
 
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     index["_class_name"] = [source.stem, pipeline_class.__name__]
@@ -310,10 +326,35 @@ def write_remote_code(
             transformer_code = source.parent
         if index.get("transformer") != [None, None]:
             index["transformer"] = [source.stem, transformer_class.__name__]
+            index["auto_map"] = {"AutoModel": ".".join(index["transformer"])}
     (folder / "transformer").mkdir(exist_ok=True)
     for file in [] if transformer_code is None else transformer_code.glob("transformer_loomvideo*.py"):
         _copy(file, folder / "transformer" / file.name)
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "model_index.json").write_text(_to_json(index), encoding="utf-8")
+    auto_map = {"ModularPipelineBlocks": f"{MODULAR_CODE}.{MODULAR_BLOCKS}"}
+    blocks = {"_class_name": MODULAR_BLOCKS, "auto_map": auto_map}
+    (folder / MODULAR_BLOCKS_FILE).write_text(_to_json(blocks), encoding="utf-8")
+    (folder / MODULAR_INDEX_FILE).write_text(_to_json(_modular_index(index)), encoding="utf-8")
+
+
+def _modular_index(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The index of components for Modular Diffusers, by that for pipelines."""
+    modular: dict[str, Any] = {
+        "_class_name": "ModularPipeline",
+        "_blocks_class_name": MODULAR_BLOCKS.rpartition(".")[2],
+    }
+    for name, value in index.items():
+        if not isinstance(value, list) or name.startswith("_") or value[0] is None:
+            continue
+        # It finds a class that comes with a repository by this one.
+        kind = ["diffusers", "AutoModel"] if name == "transformer" else value
+        place = {"pretrained_model_name_or_path": None, "subfolder": name, "variant": None, "revision": None}
+        modular[name] = [*kind, {"type_hint": kind} | place]
+    return modular
+
+
+def _to_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def _copy(source: Path, target: Path) -> None:

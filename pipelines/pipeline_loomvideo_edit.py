@@ -123,6 +123,8 @@ class LoomVideoEditPipeline(
             What the model is best called with where that is not what the signature says: `height`, `width`,
             `num_frames`, `num_inference_steps`, `guidance_scale`, ... It is saved with the pipeline, and the command
             line and training go by it; a call in Python does not.
+        auto_map (`dict`, *optional*):
+            Where Modular Diffusers finds the class of the transformer, in a folder with its code. Not used here.
     """
 
     def check_inputs(

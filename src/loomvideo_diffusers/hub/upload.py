@@ -28,7 +28,7 @@ from huggingface_hub.utils import filter_repo_objects
 from ..errors import LoomVideoError
 from ..models.transformer_loomvideo import LoomVideoTransformer3DModel
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
-from ..pipelines.loomvideo_repository import commit_files, write_remote_code
+from ..pipelines.loomvideo_repository import MODULAR_INDEX_FILE, commit_files, write_remote_code
 from .cards import CARD_FILE, RECORD_FILE, render_base_card, stated_license
 
 
@@ -151,7 +151,8 @@ def push_folder(
         f"Checking the upload of {folder.name} to {repo_id}",
     )
     wrong = {mismatch["path"] for mismatch in found.mismatches} | set(found.extra_paths)
-    for name in sorted(wrong.intersection(unchanged)):
+    # The index says on the Hub in which repository it is.
+    for name in sorted(wrong.intersection(unchanged) - {MODULAR_INDEX_FILE}):
         raise OSError(f"{name} on the Hub is not what was sent: push again.")
     return commit.pr_url or f"{commit.repo_url}/tree/{commit.oid}"
 
