@@ -263,7 +263,11 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self._commit_of(repository, revision)
         files = repository.commits[commit]
         if action == "tree":
-            return self._json([self._entry(path, *hashes) for path, hashes in sorted(files.items())])
+            folder = "".join(f"{part}/" for part in rest[4 if rest[1:2] == ["refs"] else 2 :])
+            found = {path: hashes for path, hashes in files.items() if path.startswith(folder)}
+            if folder and not found:
+                raise Refused(404, "EntryNotFound", f"{folder} does not exist on {revision}")
+            return self._json([self._entry(path, *hashes) for path, hashes in sorted(found.items())])
         if action == "paths-info":
             paths = parse_qs(body.decode()).get("paths", []) or json.loads(body or b"{}").get("paths", [])
             return self._json([self._entry(path, *files[path]) for path in paths if path in files])

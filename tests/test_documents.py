@@ -56,6 +56,7 @@ from loomvideo_diffusers.app import Models, serve
 from loomvideo_diffusers.footage import EditSettings
 from loomvideo_diffusers.media import read_video, write_video
 from loomvideo_diffusers.nano import MODEL
+from loomvideo_diffusers.pipelines import modular_loomvideo
 
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +78,8 @@ SUBSTITUTES = {
     '"cuda"': '"cpu"',
     "enable_model_cpu_offload()": 'enable_model_cpu_offload(device="cpu")',
     '"num_inference_steps": 20': '"num_inference_steps": 1',
+    '"height": 480, "width": 832, "num_frames": 81': '"height": 64, "width": 64, "num_frames": 5',
+    "height=480, width=832": "height=64, width=64",
 }
 
 
@@ -174,6 +177,7 @@ def workplace(tmp_path, monkeypatch):
         make_small(pipeline_class)
     small_edit = functools.partial(EditSettings, height=64, width=64, num_inference_steps=1)
     monkeypatch.setattr("loomvideo_diffusers.footage.plan.EditSettings", small_edit)
+    monkeypatch.setitem(modular_loomvideo.INPUTS["num_inference_steps"], "default", 1)
     from_pretrained = DiffusionPipeline.from_pretrained.__func__
 
     def small_from_pretrained(cls, *arguments, **options):
