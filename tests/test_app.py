@@ -27,6 +27,7 @@ from pathlib import Path
 
 import av
 import httpx
+import numpy as np
 import pytest
 import torch
 from clips import make_clip
@@ -45,6 +46,7 @@ from loomvideo_diffusers.app.visits import Visits
 from loomvideo_diffusers.app.work import Outcome
 from loomvideo_diffusers.cli import main
 from loomvideo_diffusers.errors import LoomVideoError
+from loomvideo_diffusers.footage import read_frames, survey
 from loomvideo_diffusers.media import read_comment
 
 
@@ -114,6 +116,13 @@ def test_programs(address, tmp_path):
     assert Image.open(sheet).size == (6 * 128, 2 * 128)
     edited = client.predict(prompt="blue", clip=handle_file(image), **QUICK, api_name="/edit")
     assert Image.open(edited).size == (96, 96)
+    Image.fromarray(np.tile(np.arange(96) < 48, (96, 1))).save(tmp_path / "mask.png")
+    parts = {"mask": handle_file(tmp_path / "mask.png")}, {"boxes": ["0,0,48,96@0", "0,0,48,96@1"], "strength": 0.5}
+    source = np.stack(list(read_frames(survey(clip)))).astype(int)
+    for part in parts:
+        result = client.predict(prompt="blue", clip=files["clip"], mask_invert=True, **part, **QUICK, api_name="/edit")
+        frames = np.stack(list(read_frames(survey(result))))
+        assert np.abs(frames - source)[:, :, :46].mean() < 2 < np.abs(frames - source)[:, :, 52:].mean()
     made = client.predict(prompt="a blue star", num_frames=5, **QUICK, api_name="/generate")
     with av.open(made) as container:
         assert container.streams.video[0].frames == 5
@@ -131,6 +140,10 @@ def test_programs(address, tmp_path):
         ({"loras": ["../lora.safetensors"]}, "not offered here"),
         ({"loras": ["http://127.0.0.1:1/lora"]}, "not offered here"),
         ({"references": 3}, "3 references are more than the 2"),
+        ({"boxes": ["0,0,999,9"]}, "does not lie within the 96 x 96 pixels"),
+        ({"boxes": ["somewhere"]}, "A box must be X,Y,W,H"),
+        ({"strength": 2}, "`strength` cannot be that"),
+        ({"mask_invert": True}, "There is no mask to invert"),
         ({"clip": "no-video.mp4"}, "cannot be read as a video"),
         ({"clip": "long.mp4"}, "longer than the 2 seconds"),
         ({"clip": "large.mp4"}, "0.1 million are taken"),
