@@ -84,7 +84,7 @@ def file_of(path, url=None):
 
 def ask(visitor, clip, **options):
     """Calls an endpoint as any program could. Returns the events that it is sent."""
-    data = [clip, "make it blue", [], False, *([None] * 6), False, None, None, [], None]
+    data = [clip, "make it blue", [], False, *([None] * 6), False, None, None, [], None, None, None, [], None, None]
     names = ["seed", "num_inference_steps", "guidance_scale", "guidance_scale_visual", "height", "width"]
     for place, name in enumerate(names, start=4):
         data[place] = options.pop(name, QUICK.get(name))

@@ -115,8 +115,12 @@ def test_push(hub, push, folder):
     assert status == 0, line
     assert line == f"Pushed: {hub.address}/me/loom/tree/{hub.repositories['me/loom'].branches['main']}"
     assert hub.files("me/loom") == names_in(folder)
-    for name in names_in(folder) - {"README.md"}:
+    for name in names_in(folder) - {"README.md", "modular_model_index.json"}:
         assert hub.read("me/loom", name) == (folder / name).read_bytes()
+    components = json.loads(hub.read("me/loom", "modular_model_index.json"))
+    assert {value[2]["pretrained_model_name_or_path"] for value in components.values() if isinstance(value, list)} == {
+        "me/loom"
+    }
     card = ModelCard.load("me/loom")
     assert 'from_pretrained("me/loom"' in card.text
     assert card.data.license == "apache-2.0"
@@ -143,7 +147,7 @@ def test_push_of_a_model_without_code(hub, push, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in MODEL.rglob("*")} == before
     LoomVideoPipeline.from_pretrained(MODEL).save_pretrained(tmp_path / "saved")
     code = {name for name in names_in(tmp_path / "saved") if name.endswith(".py")}
-    assert hub.files("me/nano") == names_in(MODEL) | code
+    assert hub.files("me/nano") == names_in(MODEL) | code | {"modular_config.json", "modular_model_index.json"}
     for name in (*code, "README.md", "transformer/diffusion_pytorch_model.safetensors"):
         assert hub.read("me/nano", name) == ((tmp_path / "saved" if name in code else MODEL) / name).read_bytes()
     pushed, saved = (

@@ -57,15 +57,15 @@ def add_endpoints(studio: Studio) -> None:
         height: int | None = None,
         width: int | None = None,
         keep_unchanged: bool = False,
+        negative_prompt: str | None = None,
+        model: str | None = None,
+        loras: list[str] = [],
+        lora_scale: float | None = None,
         strength: float | None = None,
         mask: gr.FileData | None = None,
         boxes: list[str] = [],
         mask_invert: bool | None = None,
         mask_feather: int | None = None,
-        negative_prompt: str | None = None,
-        model: str | None = None,
-        loras: list[str] = [],
-        lora_scale: float | None = None,
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> gr.FileData:
         """
@@ -80,12 +80,12 @@ def add_endpoints(studio: Studio) -> None:
             num_inference_steps, guidance_scale, guidance_scale_visual, height, width, negative_prompt: by default the
                 model's own.
             keep_unchanged: keep the clip's own pixels where the edit changed nothing.
+            model, loras, lora_scale: of those that are offered.
             strength: from 0, which keeps the source, to 1.
             mask: an image or a video, white or opaque where something may change.
             boxes: in its place X,Y,W,H in pixels, or several X,Y,W,H@SECONDS of a box that moves.
             mask_invert: change what is outside of the mask or the box.
             mask_feather: pixels of the soft border within the mask, by default 4.
-            model, loras, lora_scale: of those that are offered.
         """
         given = {name: value for name, value in locals().items() if name in OPTIONS}
         files = path_of(clip), prompt, paths_of(references)
