@@ -638,7 +638,6 @@ class LoomVideoBase:
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         use_kv_cache: bool = True,
         latent_mask: torch.Tensor | None = None,
-        kept_latents: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         guider: BaseGuidance | None = None,
     ) -> torch.Tensor:
@@ -654,8 +653,8 @@ class LoomVideoBase:
             windows: what `divide_into_windows` returns.
             generator, callback_on_step_end, callback_on_step_end_tensor_inputs, guidance_interval, use_kv_cache:
                 As in a call. The callback counts the timesteps that remain.
-            latent_mask: 1 where something may change, `[B, 1, T, h, w]`; elsewhere are `kept_latents` and `noise`,
-                like `latents`, as noisy as each step leaves the rest.
+            latent_mask: 1 where something may change, `[B, 1, T, h, w]`; elsewhere are the source and `noise`, like
+                `latents`, as noisy as each step leaves the rest.
             guider: says which branches run and what becomes of them, in place of the call's guidance scales.
 
         Returns:
@@ -670,6 +669,7 @@ class LoomVideoBase:
             name: self._place_embeds(tensor, mask, latents.device)
             for (name, _), tensor, mask in zip(BRANCHES.values(), embeds[::2], embeds[1::2])
         }
+        kept_latents = source_latents
         source_latents = None if source_latents is None else source_latents.to(dtype)
         reference_latents = [reference.to(dtype) for reference in reference_latents]
         has_visual_input = source_latents is not None or bool(reference_latents)

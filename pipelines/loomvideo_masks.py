@@ -11,11 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What an edit may not change: pixels outside of a mask, and frames that are given."""
+"""Masks of edits: which pixels may change, in the latents while denoising and in the pixels at the end."""
 
-from collections.abc import Iterable, Iterator
-from itertools import islice, repeat
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -23,11 +21,10 @@ import torch
 import torch.nn.functional as F
 
 from .loomvideo_errors import LoomVideoInputError
-from .loomvideo_frames import Image, Video, fit, to_image
+from .loomvideo_frames import Image, Video, fit
 
 
 Mask = Image | Video | list[Video]
-Frame = TypeVar("Frame")
 
 
 def to_masks(mask: Any, sizes: list[tuple[int, int]], num_frames: int, height: int, width: int) -> torch.Tensor:
@@ -166,70 +163,3 @@ def keep_latents(
 ) -> torch.Tensor:
     """Takes what may not change from clean latents, at a noise level: `(1 - sigma) * kept_latents + sigma * noise`."""
     return torch.lerp((1 - sigma) * kept_latents + sigma * noise, latents, latent_mask)
-
-
-def to_keyframes(
-    keyframes: Any, num_frames: int, height: int, width: int, scale_factor_temporal: int
-) -> dict[int, PIL.Image.Image]:
-    """
-    Reads images that frames of a clip are to be, and fits them as the clip is fitted.
-
-    Args:
-        keyframes: images by the number of their frame, from 0.
-        num_frames: of the clip.
-        height, width: of the result.
-        scale_factor_temporal: how many frames one of the latents stands for, after the first, which stands for one.
-
-    Returns:
-        Each image by the number of its frame in the latents.
-
-    Raises:
-        TypeError, LoomVideoInputError: if it is no such dict, there are none, or a frame is not in the clip or shares
-            its latents with another.
-    """
-    if not isinstance(keyframes, dict):
-        raise TypeError(f"`keyframes` must be a dict of images by their frame, but is a {type(keyframes)}.")
-    if not keyframes:
-        raise LoomVideoInputError("`keyframes` is empty: pass at least one, or None.")
-    images: dict[int, PIL.Image.Image] = {}
-    frames: dict[int, int] = {}
-    for frame, image in keyframes.items():
-        if not isinstance(frame, int) or not 0 <= frame < num_frames:
-            raise LoomVideoInputError(
-                f"`keyframes` names frame {frame!r}, but the clip has {num_frames}, numbered from 0."
-            )
-        index = -(-frame // scale_factor_temporal)
-        if index in images:
-            raise LoomVideoInputError(
-                f"`keyframes` names frames {frames[index]} and {frame}, which share their latents: pass one of them."
-            )
-        frames[index], images[index] = frame, fit(to_image(image, "keyframes"), height, width)
-    return images
-
-
-def still_after(frames: Iterable[Frame], image: Frame, index: int, scale_factor_temporal: int) -> Iterator[Frame]:
-    """Yields the frames of a clip before those of one of its latents, and in place of these an image."""
-    yield from islice(frames, 1 + (index - 1) * scale_factor_temporal if index else 0)
-    yield from repeat(image, scale_factor_temporal if index else 1)
-
-
-def pin_latents(
-    latent_mask: torch.Tensor | None, kept_latents: torch.Tensor, pinned: dict[int, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Keeps frames of the latents as others are.
-
-    Args:
-        latent_mask: what may change besides them, `[B, 1, T, h, w]`; None for all.
-        kept_latents: `[B, C, T, h, w]`.
-        pinned: latents by their frame, `[B, C, 1, h, w]`.
-
-    Returns:
-        Both anew.
-    """
-    kept_latents = kept_latents.clone()
-    latent_mask = torch.ones_like(kept_latents[:, :1]) if latent_mask is None else latent_mask.clone()
-    for index, latents in pinned.items():
-        latent_mask[:, :, index] = 0
-        kept_latents[:, :, index : index + 1] = latents
-    return latent_mask, kept_latents

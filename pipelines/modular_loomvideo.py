@@ -445,7 +445,6 @@ class LoomVideoDenoiseStep(LoomVideoBlock):
                 generator=values.generator,
                 use_kv_cache=values.use_kv_cache,
                 latent_mask=values.latent_mask,
-                kept_latents=values.source_latents,
                 noise=values.noise,
                 guider=self.guider,
             )

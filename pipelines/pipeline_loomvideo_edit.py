@@ -63,7 +63,7 @@ from .loomvideo_frames import (
 )
 from .loomvideo_guidance import divide_into_windows
 from .loomvideo_lora import LoomVideoLoraLoaderMixin
-from .loomvideo_masks import Mask, feather, pin_latents, still_after, to_keyframes, to_latent_mask, to_masks
+from .loomvideo_masks import Mask, feather, to_latent_mask, to_masks
 from .loomvideo_mllm import PROMPT_PREFIXES, PromptEmbeds
 from .loomvideo_output import LoomVideoPipelineOutput
 from .loomvideo_repository import LoomVideoHubMixin
@@ -340,7 +340,6 @@ class LoomVideoEditPipeline(
         mask: Mask | None = None,
         mask_feather: int = 4,
         strength: float = 1.0,
-        keyframes: dict[int, Image] | None = None,
     ) -> LoomVideoPipelineOutput | tuple:
         r"""
         Edits videos or images.
@@ -418,9 +417,6 @@ class LoomVideoEditPipeline(
             strength (`float`, defaults to 1.0):
                 With less than 1, denoising begins with the noised source, that share of the steps before the end; at 0
                 the source comes back.
-            keyframes (`dict[int, image]`, *optional*):
-                What frames of a video are to be, such as `{0: image}` for an edited first frame, whose edit is carried
-                on. After the first frame, an image stands for the group of four frames that its frame is in.
 
         Returns:
             [`LoomVideoPipelineOutput`], or a tuple with the frames.
@@ -464,8 +460,6 @@ class LoomVideoEditPipeline(
             raise LoomVideoInputError(f"`mask_feather` must be a whole number from 0, but is {mask_feather}.")
         if not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
             raise LoomVideoInputError(f"`strength` must be from 0 to 1, but is {strength}.")
-        if image is not None and keyframes is not None:
-            raise LoomVideoInputError("`keyframes` are for a `video`, but an `image` was passed: leave them out.")
         self.begin_call(guidance_scale, guidance_scale_visual, attention_kwargs)
 
         # 2. Read the sources and references and fit them to the size of the result, and make the noise
@@ -480,7 +474,6 @@ class LoomVideoEditPipeline(
             masks = feather(masks, mask_feather)
             pixel_values = torch.cat([to_pixel_values(clip) for clip in clips])
             pixel_values = pixel_values.repeat_interleave(num_videos_per_prompt, dim=0)
-        images = {} if keyframes is None else to_keyframes(keyframes, num_frames, height, width, step)
         latents = self.prepare_latents(
             batch_size * num_videos_per_prompt, num_frames, height, width, generator, latents, window_frames
         )
@@ -500,18 +493,12 @@ class LoomVideoEditPipeline(
         # 4. Encode the sources and the references
         source_latents = self.prepare_clip_latents(clips, num_videos_per_prompt)
         reference_latents = self.prepare_reference_latents(references, num_videos_per_prompt)
-        kept_latents, pinned = source_latents, {}
-        for index, image in images.items():
-            stills = [list(still_after(clip, image, index, step)) for clip in clips]
-            pinned[index] = self.prepare_clip_latents(stills, num_videos_per_prompt)[:, :, -1:]
-        if pinned:
-            latent_mask, kept_latents = pin_latents(latent_mask, source_latents, pinned)
 
         # 5. Denoise
         with self.denoising():
             timesteps = self.prepare_timesteps(num_inference_steps, sigmas)
             noise = latents
-            latents, timesteps = self.begin_with_source(noise, kept_latents, timesteps, strength)
+            latents, timesteps = self.begin_with_source(noise, source_latents, timesteps, strength)
             latents = self.denoise(
                 latents=latents,
                 timesteps=timesteps,
@@ -525,7 +512,6 @@ class LoomVideoEditPipeline(
                 guidance_interval=guidance_interval,
                 use_kv_cache=use_kv_cache,
                 latent_mask=latent_mask,
-                kept_latents=kept_latents,
                 noise=noise,
             )
 

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Masks, boxes and keyframes of footage: what may change changes, and nothing else."""
+"""Masks and boxes of footage: what may change changes, and nothing else."""
 
 import csv
 import json
@@ -163,15 +163,7 @@ def test_sequences_and_arrays(source, tmp_path):
         ({"boxes": [(1, 2, 3)]}, "A box must be x, y, width and height, and maybe seconds"),
         ({"mask_feather": -1, "boxes": ["0,0,9,9"]}, "`mask_feather` must be a whole number from 0"),
         ({"strength": 1.5}, "`strength` must be from 0 to 1, but is 1.5."),
-        (
-            {"keyframes": {9: "source.png"}},
-            "source.mp4 has 9 frames, numbered from 0: there is no frame 9 for a key",
-        ),
-        ({"keyframes": {-1: "source.png"}}, "there is no frame -1"),
-        ({"keyframes": {0: "none.png"}}, "none.png cannot be read as an image"),
-        ({"keyframes": {1: "source.png", 4: "source.png"}}, "Frames 1 and 4 are edited together: give a keyframe for"),
         ({"lossless": True}, "out.mp4 cannot hold pictures without loss: write a .mkv"),
-        ({"keyframes": {0: "source.png"}, "output": None, "preview": "p.png"}, "leave out `keyframes`"),
     ],
     ids=lambda value: None,
 )
@@ -300,11 +292,9 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("options", [{"strength": 0.5}, {"boxes": ["8,4,30,30"]}, {"keyframes": True}], ids=str)
+@pytest.mark.parametrize("options", [{"strength": 0.5}, {"boxes": ["8,4,30,30"]}], ids=str)
 def test_resumed(options, edit, source, tmp_path):
-    """An interrupted edit goes on to the same result; with another mask, strength or keyframe it begins anew."""
-    keyframe = PIL.Image.new("RGB", (64, 48), "green")
-    options = options | ({"keyframes": {0: keyframe}} if "keyframes" in options else {})
+    """An interrupted edit goes on to the same result; with another mask or strength it begins anew."""
     options = QUICK | {"num_inference_steps": 6, "lossless": True} | options
     plan_edit(source, output=tmp_path / "whole.mkv", **options).run(edit)
     steps = []
@@ -322,37 +312,17 @@ def test_resumed(options, edit, source, tmp_path):
     num_steps = 3 if "strength" in options else 6
     assert len(steps) == 2 + num_steps - 1
     assert np.array_equal(frames_of(tmp_path / "out.mkv"), frames_of(tmp_path / "whole.mkv"))
-    others = [{"strength": 0.7}, {"boxes": ["9,4,30,30"]}, {"keyframes": {0: PIL.Image.new("RGB", (64, 48), "blue")}}]
+    others = [{"strength": 0.7}, {"boxes": ["9,4,30,30"]}]
     digests = {plan_edit(source, output=tmp_path / "out.mkv", **options | other).digest() for other in others}
     assert plan.digest() not in digests
     assert plan.digest() == plan_edit(source, output=tmp_path / "o.mkv", **options | {"mask_feather": 9}).digest()
 
 
-def test_keyframes(edit, source, tmp_path):
-    """A frame is what it is to be, as far as the VAE can tell it."""
-    picture = PIL.Image.fromarray(
-        np.asarray(read_image(Path(__file__).parent / "fixtures/coffee.jpg").resize((64, 32)))
-    )
-    write_image(tmp_path / "first.png", picture)
-    options = QUICK | {"num_inference_steps": 4, "lossless": True}
-    seen = {}
-    for frame in (0, 6):
-        plan = plan_edit(source, output=tmp_path / "out.mkv", keyframes={frame: tmp_path / "first.png"}, **options)
-        plan.run(edit, callback_on_step_end=lambda pipe, step, timestep, tensors: seen.update(tensors) or {})
-        index = 0 if frame == 0 else 2
-        placed = plan.placement.place(np.asarray(picture.resize((64, 48), PIL.Image.Resampling.BILINEAR)))
-        clip = [plan.placement.place(pixels) for pixels in frames_of(source)[: 4 * index - 3 if index else 0]]
-        expected = edit.encode_in_chunks([*clip, *[placed] * (4 if index else 1)])[:, :, -1]
-        torch.testing.assert_close(seen["latents"][:, :, index], expected, atol=1e-4, rtol=0)
-        assert not torch.allclose(seen["latents"][:, :, 1], expected, atol=1e-2)
-
-
 def test_command(model_folder, source, tmp_path, capsys):
     """All options; the file says with which command it was made, which makes it again."""
-    write_image(tmp_path / "first.png", np.zeros((48, 64, 3), np.uint8))
     size = ["--model", str(model_folder), "--height", "32", "--width", "64", "--steps", "2", "--seed", "1"]
     masked = ["--box", "0,0,20,20@0", "30,10,20,20@0.3", "--mask-invert", "--mask-feather", "2", "--strength", "0.5"]
-    masked += ["--keyframe", f"0={tmp_path / 'first.png'}", "--lossless", "--mask-out", str(tmp_path / "mask.mp4")]
+    masked += ["--lossless", "--mask-out", str(tmp_path / "mask.mp4")]
     assert cli.main(["edit", str(source), "blue", "-o", str(tmp_path / "out.mkv"), *masked, *size]) == 0
     before, after = frames_of(source), frames_of(tmp_path / "out.mkv")
     assert np.array_equal(before[0, :20, :20], after[0, :20, :20])
@@ -361,7 +331,7 @@ def test_command(model_folder, source, tmp_path, capsys):
     assert cli.main(["info", str(tmp_path / "out.mkv")]) == 0
     said = capsys.readouterr().out
     words = "--box 0,0,20,20@0 30,10,20,20@0.3 --mask-invert --mask-feather 2"
-    for word in (words, "--lossless", "--strength 0.5", f"--keyframe 0={tmp_path / 'first.png'}"):
+    for word in (words, "--lossless", "--strength 0.5"):
         assert word in said
 
 
@@ -369,8 +339,6 @@ def test_command(model_folder, source, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--box", "1,2,3"], "argument --box: A box must be X,Y,W,H or X,Y,W,H@SECONDS, but is '1,2,3'."),
-        (["--keyframe", "first.png"], "argument --keyframe: it must be FRAME=IMAGE, such as 0=first.png"),
-        (["--keyframe", "0=a.png", "0=b.png"], "Frame 0 has two keyframes: give one."),
         (["--mask", "none.png"], "none.png"),
         (["--mask-invert"], "There is no mask to invert"),
         (["--box", "0,0,999,9"], "does not lie within the 64 x 48 pixels"),
@@ -391,25 +359,22 @@ def test_bad_commands(arguments, message, source, tmp_path, capsys, monkeypatch)
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_jobs(suffix, model_folder, source, tmp_path):
-    """Each has masks, boxes and keyframes of its own, relative to the folder of the list."""
+    """Each has masks and boxes of its own, relative to the folder of the list."""
     write_masks(tmp_path / "mask_%d.png", np.tile(HALF, (9, 48, 1)))
     write_image(tmp_path / "mask.png", np.stack([np.tile(HALF, (48, 1)) * 1.0] * 3, 2))
-    write_image(tmp_path / "first.png", np.zeros((48, 64, 3), np.uint8))
     jobs = [
         {"output": "a.mkv", "mask": "mask.png"},
         {"output": "b.mkv", "mask": "mask_%d.png", "mask_invert": True},
-        {"output": "c.mkv", "box": ["32,0,32,48"], "keyframe": {"0": "first.png"}},
+        {"output": "c.mkv", "box": ["32,0,32,48"]},
         {"output": "d.mkv"},
     ]
     jobs = [{"input": "source.mp4", "prompt": "blue", "seed": 1} | job for job in jobs]
     if suffix == ".csv":
         with open(tmp_path / "jobs.csv", "w", newline="") as file:
-            writer = csv.DictWriter(
-                file, ["input", "prompt", "seed", "output", "mask", "mask_invert", "box", "keyframe"]
-            )
+            writer = csv.DictWriter(file, ["input", "prompt", "seed", "output", "mask", "mask_invert", "box"])
             writer.writeheader()
             for job in jobs:
-                writer.writerow(job | {name: json.dumps(job[name]) for name in job.keys() & {"box", "keyframe"}})
+                writer.writerow(job | {name: json.dumps(job[name]) for name in job.keys() & {"box"}})
     else:
         (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
     size = ["--model", str(model_folder), "--height", "32", "--width", "64", "--steps", "1", "--lossless"]
@@ -428,8 +393,6 @@ def test_jobs(suffix, model_folder, source, tmp_path):
     [
         ({"box": ["1,2,3"]}, "A box must be X,Y,W,H"),
         ({"mask": "none.png"}, "none.png is not there."),
-        ({"keyframe": {"a": "none.png"}}, "keyframe"),
-        ({"keyframe": {"0": "none.png"}}, "none.png is not there."),
     ],
 )
 def test_bad_jobs(job, message, source, tmp_path, capsys):

@@ -59,8 +59,12 @@ def options_of(task):
     return {"prompt": "blue", "num_inference_steps": 3, "generator": generators} | TASKS[task]
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("scales", [(5.0, 1.5), (2.5, 2.5), (1.0, 1.0)], ids=str)
+@pytest.mark.parametrize(
+    ("task", "scales"),
+    [(task, (5.0, 1.5)) for task in TASKS]
+    + [("an edit with a reference", scales) for scales in ((2.5, 2.5), (1.0, 1.0))],
+    ids=str,
+)
 def test_as_the_pipelines(task, scales, pipe, edit, modular):
     guidance = dict(zip(("guidance_scale", "guidance_scale_visual"), scales))
     modular.update_components(guider=LoomVideoGuidance(*scales))

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Masks and keyframes on LoomVideo-nano, judged on pixels."""
+"""Masks on LoomVideo-nano, judged on pixels."""
 
 import os
 from dataclasses import replace
@@ -26,13 +26,14 @@ from loomvideo_diffusers.media import contact_sheet, write_image
 from loomvideo_diffusers.nano import MODEL, NUM_FRAMES, OPTIONS, SIDE
 from loomvideo_diffusers.nano.judge import judge
 from loomvideo_diffusers.nano.tasks import Example
-from loomvideo_diffusers.nano.world import COLORS, Scene, frame_times, is_held_out, render, sample_scene
+from loomvideo_diffusers.nano.world import COLORS, frame_times, is_held_out, render, sample_scene
 
 
 # Where the pictures go that people look at
 PICTURES = os.environ.get("LOOMVIDEO_MASK_PICTURES")
 
-NUM_SCENES = 20
+NUM_SCENES = 40
+BACKGROUNDS_OF_NANO = ("white", "black", "striped", "checkered")
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,12 @@ def scenes_of_one_color():
     while len(found) < NUM_SCENES:
         scene, _ = sample_scene(rng, False, 2, SIDE, SIDE)
         first, second = scene.things
-        same = replace(scene, things=(first, replace(second, color=first.color)))
-        others = [color for color in COLORS if color not in (first.color, scene.background)]
-        color = others[rng.integers(len(others))]
-        if not is_held_out(first.shape, color) and not is_held_out(second.shape, first.color):
-            found.append((same, color))
+        color = list(COLORS)[rng.integers(len(COLORS))]
+        shown = [(first.shape, first.color), (first.shape, color), (second.shape, first.color)]
+        if first.shape != second.shape and color != first.color and not any(is_held_out(*pair) for pair in shown):
+            things = (first, replace(second, color=first.color))
+            background = BACKGROUNDS_OF_NANO[rng.integers(len(BACKGROUNDS_OF_NANO))]
+            found.append((replace(scene, things=things, background=background), color))
     return found
 
 
@@ -91,7 +93,7 @@ def test_a_mask_chooses(edit):
     scenes = scenes_of_one_color()
     sources = [render(scene, NUM_FRAMES) for scene, _ in scenes]
     masks = [mask_of(scene.things[0]) for scene, _ in scenes]
-    prompts = [f"make everything {color}" for _, color in scenes]
+    prompts = [f"make the {scene.things[0].shape} {color}" for scene, color in scenes]
     results = in_batches(lambda *lists: run(edit, *lists[:2], mask=list(lists[2])), prompts, sources, masks)
     plain = in_batches(lambda *lists: run(edit, *lists), prompts, sources)
     successes, equal = [], []
@@ -115,30 +117,3 @@ def test_a_mask_chooses(edit):
     assert np.mean(equal) == 1
     assert np.mean(successes) >= 0.95
     assert ratio <= 1.15
-
-
-@pytest.mark.slow
-def test_an_edited_first_frame_is_carried_on(edit):
-    """The frame is what it is to be, to 30 dB, and the others follow it."""
-    rng, jobs = np.random.default_rng(31), []
-    while len(jobs) < NUM_SCENES:
-        scene, _ = sample_scene(rng, False, 1, SIDE, SIDE)
-        thing = scene.things[0]
-        others = [color for color in COLORS if color not in (thing.color, scene.background)]
-        color = others[rng.integers(len(others))]
-        if not is_held_out(thing.shape, color):
-            jobs.append((scene, Scene((replace(thing, color=color),), scene.background)))
-    sources, targets = ([render(job[side], NUM_FRAMES) for job in jobs] for side in (0, 1))
-    successes, closeness = [], []
-    results = []
-    for source, target, job in zip(sources, targets, jobs):
-        frames = run(edit, ["make it another color"], [source], keyframes={0: target[0]})[0]
-        results.append(frames)
-        successes.append(judge(Example("", job[1], job[0]), frames)["success"])
-        closeness.append(10 * np.log10(255**2 / np.square(frames[0].astype(float) - target[0]).mean()))
-    print(f"Carried on {np.mean(successes):.0%}, first frame {np.mean(closeness):.1f} dB, least {min(closeness):.1f}")
-    if PICTURES:
-        rows = [row for source, frames in zip(sources, results) for row in (source, frames)]
-        write_image(Path(PICTURES) / "keyframes.png", contact_sheet(rows[:16], height=SIDE))
-    assert min(closeness) >= 30
-    assert np.mean(successes) >= 0.9

@@ -57,13 +57,6 @@ def box(text: str) -> Box:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def keyframe(text: str) -> str:
-    frame, sign, image = text.partition("=")
-    if not frame.isdecimal() or not sign or not image:
-        raise argparse.ArgumentTypeError(f"it must be FRAME=IMAGE, such as 0=first.png, but is {text}")
-    return text
-
-
 def add_parser(commands: Any) -> None:
     command = add_command(commands, "edit", "Edit a video or an image by instruction and reference images.")
     add_sampling_options(
@@ -106,15 +99,7 @@ def add_parser(commands: Any) -> None:
     option("--mask-invert", action="store_true", help="change what is outside of the mask or the box")
     option("--mask-feather", type=int, metavar="PIXELS", help="width of the soft border within the mask (default: 4)")
     option("--mask-out", type=Path, metavar="FILE", help="video or image of the mask over the source, to look at")
-    option(
-        "--keyframe",
-        type=keyframe,
-        nargs="+",
-        action="extend",
-        metavar="FRAME=IMAGE",
-        help="what a frame is to be, such as 0=first.png: an edit that is carried on",
-    )
-    add_job_options(command, "input, prompt, output, and maybe reference, seed, mask, box, mask_invert, keyframe")
+    add_job_options(command, "input, prompt, output, and maybe reference, seed, mask, box, mask_invert")
     command.set_defaults(function=run)
 
 
@@ -192,22 +177,10 @@ def plan_options(arguments: argparse.Namespace, settings: dict[str, Any]) -> dic
         "boxes": arguments.box or (),
         "mask_invert": arguments.mask_invert,
         "mask_out": arguments.mask_out,
-        "keyframes": keyframes_of(arguments.keyframe or []),
         "lossless": arguments.lossless,
         "model": shlex.join([arguments.model, *arguments.lora]),
         **edit_settings(settings),
     }
-
-
-def keyframes_of(texts: list[str]) -> dict[int, Path]:
-    """Images by their frames, of `FRAME=IMAGE`."""
-    keyframes: dict[int, Path] = {}
-    for text in texts:
-        frame, _, image = text.partition("=")
-        if int(frame) in keyframes:
-            raise LoomVideoError(f"Frame {frame} has two keyframes: give one.")
-        keyframes[int(frame)] = Path(image)
-    return keyframes
 
 
 def edit_settings(settings: dict[str, Any]) -> dict[str, Any]:

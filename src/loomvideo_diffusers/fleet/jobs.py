@@ -39,7 +39,7 @@ from .addresses import Address, check_address, fetch, redact, to_location
 
 Location = Path | Address
 
-OF_CLIPS = ("num_frames", "audio", "max_crop", "keep_unchanged", "keyframes", "lossless")
+OF_CLIPS = ("num_frames", "audio", "max_crop", "keep_unchanged", "lossless")
 
 
 def _check_words(words: str) -> str:
@@ -136,7 +136,6 @@ class EditJob(Job):
         mask: an image or video of what may change.
         box: what may change, as `X,Y,W,H`, or several as `X,Y,W,H@SECONDS`.
         mask_invert: whether what is outside of the mask or the box may change instead.
-        keyframe: what frames are to be: images by the numbers of their frames from 0.
     """
 
     example: ClassVar[str] = '{"input": "a.mp4", "prompt": "make it night", "output": "b.mp4"}'
@@ -146,16 +145,11 @@ class EditJob(Job):
     mask: FileLocation | None = None
     box: list[str] = Field(default_factory=list)
     mask_invert: bool = False
-    keyframe: dict[int, FileLocation] = Field(default_factory=dict)
 
     @property
     def inputs(self) -> list[Location]:
         masks = [] if self.mask is None else [self.mask]
-        return [self.input, *self.reference, *masks, *self.keyframe.values()]
-
-    def described(self) -> dict[str, Any]:
-        keyframes = [f"{frame}={_shown(image)}" for frame, image in self.keyframe.items()]
-        return Job.described(self) | {"keyframe": keyframes}
+        return [self.input, *self.reference, *masks]
 
     def check_files(self) -> None:
         Job.check_files(self)
@@ -179,8 +173,6 @@ class EditJob(Job):
         if self.mask is not None or self.box:
             mask = None if self.mask is None else files.get(self.mask, self.mask)
             options |= {"mask": mask, "boxes": self.box, "mask_invert": self.mask_invert}
-        if self.keyframe:
-            options["keyframes"] = {frame: files.get(image, image) for frame, image in self.keyframe.items()}
         # A list may be of several kinds, and what is said of one does not concern the others.
         if not is_sequence(source):
             options.pop("rate", None)
@@ -219,8 +211,7 @@ def read_jobs(path: str | os.PathLike, kind: type[JobKind] = EditJob) -> list[Jo
     """
     Reads a file with a job on each line, a `.json` with a list of them, a `.csv` or a `.parquet`.
 
-    In a `.csv`, the first line names the columns; several references or boxes are a JSON list, and keyframes a JSON
-    object.
+    In a `.csv`, the first line names the columns; several references or boxes are a JSON list.
 
     Args:
         path: the file, or its address.
@@ -243,7 +234,6 @@ def read_jobs(path: str | os.PathLike, kind: type[JobKind] = EditJob) -> list[Jo
             if isinstance(job, EditJob):
                 job.input = _beside(path, job.input)
                 job.mask = None if job.mask is None else _beside(path, job.mask)
-                job.keyframe = {frame: _beside(path, image) for frame, image in job.keyframe.items()}
             job.check_files()
         except LoomVideoError as error:
             raise LoomVideoError(f"{where}: {error}") from error
@@ -315,8 +305,6 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     record["seed"] = int(record["seed"])
                 for name in record.keys() & {"reference", "box"}:
                     record[name] = _read_list(name, record[name], where)
-                if "keyframe" in record:
-                    record["keyframe"] = _read_json("keyframe", record["keyframe"], where)
                 yield where, record
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise LoomVideoError(f"{path} cannot be read as CSV in UTF-8 ({error}): save it as that.") from error
@@ -324,14 +312,12 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read_list(name: str, text: str, where: str) -> Any:
     """Several texts, as a JSON list, or one."""
-    return _read_json(name, text, where) if text.lstrip().startswith("[") else [text]
-
-
-def _read_json(name: str, text: str, where: str) -> Any:
+    if not text.lstrip().startswith("["):
+        return [text]
     try:
         return json.loads(text)
     except ValueError as error:
-        raise LoomVideoError(f"{where}: {name} is not JSON: {text!r} is no whole list or object.") from error
+        raise LoomVideoError(f"{where}: {name} is not JSON, although it begins like a list.") from error
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

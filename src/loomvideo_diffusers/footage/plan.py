@@ -32,7 +32,7 @@ from ..media.images import IMAGE_SUFFIXES, is_image, read_image
 from ..media.sequences import has_frame_number, is_sequence, sequence_files
 from .geometry import Placement
 from .masks import BoxLike, ClipMask, MaskSource, read_mask
-from .settings import FRAME_STEP, EditSettings
+from .settings import EditSettings
 from .surveying import Footage, survey
 
 
@@ -71,7 +71,6 @@ class EditPlan:
         contact_sheet, preview: image files of the source above the result.
         mask: what may change; None for all.
         mask_out: how the mask is written over the source, to be looked at: a video, or an image.
-        keyframes: what frames of the clip are to be, by their numbers from 0.
         comment: what the files say about themselves.
         model: what the pipeline is loaded from, LoRAs too: an edit is resumed only with the same model.
         notes: what a person should know before the edit runs, a sentence each.
@@ -86,7 +85,6 @@ class EditPlan:
     preview: Path | None = None
     mask: ClipMask | None = None
     mask_out: OutputPlan | Path | None = None
-    keyframes: Mapping[int, PIL.Image.Image] = field(default_factory=dict)
     comment: str = ""
     model: str = ""
     notes: tuple[str, ...] = ()
@@ -146,9 +144,6 @@ class EditPlan:
             "num_frames": self.source.num_model_frames,
             "placement": asdict(self.placement),
             "mask": None if self.mask is None else self.mask.digest,
-            "keyframes": {
-                frame: hashlib.sha256(image.tobytes()).hexdigest() for frame, image in self.keyframes.items()
-            },
         }
         values["source"] = [
             [str(file.absolute()), status.st_size, status.st_mtime_ns] for file in files if (status := file.stat())
@@ -173,7 +168,6 @@ def plan_edit(
     boxes: Iterable[BoxLike] = (),
     mask_invert: bool = False,
     mask_out: str | os.PathLike | None = None,
-    keyframes: Mapping[int, str | os.PathLike | PIL.Image.Image] | None = None,
     lossless: bool = False,
     comment: str = "",
     model: str = "",
@@ -204,8 +198,6 @@ def plan_edit(
         mask, boxes, mask_invert: what may change, see `read_mask`. What is outside stays the source's, pixel for
             pixel.
         mask_out: a video or an image of the mask over the source, to be looked at.
-        keyframes: what frames of a clip are to be: images, or their files, by the numbers of their frames from 0, such
-            as an edited first frame, whose edit is carried on.
         lossless: whether to write the very colors: to a .mkv, or to an image sequence of .png or .tif.
         comment: what the files are to say about themselves.
         model: what the pipeline is loaded from, LoRAs too: an interrupted edit is resumed only with the same model.
@@ -224,8 +216,7 @@ def plan_edit(
     }  # fmt: skip
     files = {name: Path(file) for name, file in given.items() if file is not None}
     masks = [mask] if isinstance(mask, (str, os.PathLike)) else []
-    keyframes = keyframes or {}
-    check_distinct(files.values(), [path, *map(Path, masks), *paths_among([*references, *keyframes.values()])])
+    check_distinct(files.values(), [path, *map(Path, masks), *paths_among(references)])
     for name in ("contact_sheet", "preview"):
         if name in files:
             check_output_path(files[name], IMAGE_SUFFIXES)
@@ -238,8 +229,7 @@ def plan_edit(
     if not isinstance(source, Footage) and not is_sequence(path) and is_image(path):
         for_clips = {
             "preview": preview, "compare": compare, "num_frames": num_frames, "audio": audio, "rate": rate,
-            "max_crop": checked.max_crop, "keep_unchanged": checked.keep_unchanged, "keyframes": keyframes,
-            "lossless": lossless,
+            "max_crop": checked.max_crop, "keep_unchanged": checked.keep_unchanged, "lossless": lossless,
         }  # fmt: skip
         for name, value in for_clips.items():
             if value:
@@ -255,11 +245,9 @@ def plan_edit(
     common["placement"] = choose_placement(footage, checked)
     common |= _plan_mask(footage, mask, boxes, mask_invert, files)
     if preview is not None:
-        for name, is_given in {"keyframes": bool(keyframes), "lossless": lossless}.items():
-            if is_given:
-                raise LoomVideoError(f"A preview shows frames as images: leave out `{name}`, which is for the whole.")
+        if lossless:
+            raise LoomVideoError("A preview is an image: leave out `lossless`, which is for the whole.")
         return EditPlan(footage, preview=files["preview"], **common | {"notes": (*footage.notes, *common["notes"])})
-    common["keyframes"] = read_keyframes(keyframes, footage)
     outputs = _plan_outputs(footage, files, audio or "copy", compare_height, lossless)
     return EditPlan(footage, **common | outputs | {"notes": (*outputs["notes"], *common["notes"])})
 
@@ -332,33 +320,6 @@ def choose_placement(footage: Footage, settings: EditSettings) -> Placement:
         sizes = TRAINED_SIZES_480P + [(height, width) for width, height in TRAINED_SIZES_480P]
         width, height = nearest_size(footage.width, footage.height, sizes)
     return Placement.of((footage.width, footage.height), width, height, settings.max_crop)
-
-
-def read_keyframes(
-    keyframes: Mapping[int, str | os.PathLike | PIL.Image.Image], footage: Footage
-) -> dict[int, PIL.Image.Image]:
-    """
-    Reads those of the keyframes that are files, and checks that the clip has their frames.
-
-    Raises:
-        LoomVideoError: if it has not, two of them are for one group of the model's frames, or a file cannot be read.
-    """
-    images: dict[int, PIL.Image.Image] = {}
-    groups: dict[int, int] = {}
-    for frame, image in keyframes.items():
-        if not isinstance(frame, int) or not 0 <= frame < len(footage.times):
-            raise LoomVideoError(
-                f"{footage.path} has {len(footage.times)} frames, numbered from 0: there is no frame {frame} for a "
-                "keyframe."
-            )
-        group = -(-footage.model_frames[frame] // FRAME_STEP)
-        if group in groups:
-            raise LoomVideoError(
-                f"Frames {groups[group]} and {frame} are edited together: give a keyframe for one of them."
-            )
-        groups[group] = frame
-        images[frame] = image if isinstance(image, PIL.Image.Image) else read_image(image)
-    return images
 
 
 def read_references(references: Iterable[str | os.PathLike | PIL.Image.Image]) -> tuple[PIL.Image.Image, ...]:

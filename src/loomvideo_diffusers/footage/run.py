@@ -31,7 +31,6 @@ from ..media.images import write_image
 from ..pipelines import LoomVideoEditPipeline, LoomVideoPipeline
 from ..pipelines.loomvideo_frames import Image, fit_all, mllm_frame_indices
 from ..pipelines.loomvideo_guidance import divide_into_windows
-from ..pipelines.loomvideo_masks import pin_latents, still_after
 from ..pipelines.loomvideo_mllm import PROMPT_PREFIXES
 from ..pipelines.loomvideo_sharing import one_call_at_a_time
 from ..progress import Stopwatch, progress_bar, stage
@@ -275,16 +274,14 @@ def _denoise(
             given={"negative_prompt_embeds": (negative_prompt_embeds, None)},
         )
     reference_latents = pipe.prepare_reference_latents(references, 1)
-    latent_mask, kept_latents = None, source_latents
+    latent_mask = None
     if plan.mask is not None:
         factors = (pipe.vae_scale_factor_spatial, pipe.vae_scale_factor_temporal)
         latent_mask = latent_mask_of(plan.mask, plan.source, placement, *factors).to(noise.device)
-    if plan.keyframes:
-        latent_mask, kept_latents = pin_latents(latent_mask, source_latents, _encode_keyframes(pipe, plan))
 
     with pipe.denoising():
         timesteps = pipe.prepare_timesteps(num_steps, settings.sigmas)
-        latents, remaining = pipe.begin_with_source(noise, kept_latents, timesteps, settings.strength)
+        latents, remaining = pipe.begin_with_source(noise, source_latents, timesteps, settings.strength)
         num_done = len(timesteps) - len(remaining)
         if state is not None:
             latents, num_done = state.latents, state.num_done
@@ -309,23 +306,8 @@ def _denoise(
             ),
             callback_on_step_end=save,
             latent_mask=latent_mask,
-            kept_latents=kept_latents,
             noise=noise,
         )
-
-
-def _encode_keyframes(pipe: LoomVideoEditPipeline, plan: EditPlan) -> dict[int, torch.Tensor]:
-    """Encodes each keyframe as a still in its clip. Returns its latents by their frame in the clip's latents."""
-    assert isinstance(plan.source, Footage)
-    assert plan.placement is not None
-    step, pinned = pipe.vae_scale_factor_temporal, {}
-    for frame, image in progress_bar(plan.keyframes.items(), desc="Encoding keyframes"):
-        index = -(-plan.source.model_frames[frame] // step)
-        image = image.resize((plan.source.width, plan.source.height), PIL.Image.Resampling.BILINEAR)
-        frames = map(plan.placement.place, read_model_frames(plan.source))
-        still = still_after(frames, plan.placement.place(np.asarray(image)), index, step)
-        pinned[index] = pipe.encode_in_chunks(still)[:, :, -1:]
-    return pinned
 
 
 def _encode_clip(pipe: LoomVideoEditPipeline, plan: EditPlan) -> tuple[torch.Tensor, np.ndarray]:
