@@ -44,6 +44,9 @@ MOST_SEEDS = 2**63
 
 PREVIEW_SIDE = 512
 
+# A picture takes about half as long as a step.
+STEPS_BETWEEN_PICTURES = 8
+
 
 def register_folder() -> None:
     """Tells ComfyUI where the models are."""
@@ -81,8 +84,10 @@ def fetch_model(repository: str) -> str:
     name = repository.replace("/", "--")
     folder = Path(folder_paths.get_folder_paths(MODELS_FOLDER)[0]) / name
     if not (folder / "model_index.json").is_file():
-        patterns = ["*.json", "*.jinja", "*.txt", "*.safetensors"]
-        snapshot_download(repository, local_dir=folder, allow_patterns=patterns)
+        # A download that is interrupted goes on there, and is no model before it is whole.
+        part = folder.with_name(f".{name}")
+        snapshot_download(repository, local_dir=part, allow_patterns=["*.json", "*.jinja", "*.txt", "*.safetensors"])
+        part.rename(folder)
     return name
 
 
@@ -164,7 +169,7 @@ def in_use(model: Model) -> Iterator[tuple[LoomVideoPipeline, LoomVideoEditPipel
             _use_loras(model)
             edit = LoomVideoEditPipeline.from_pipe(pipe)
             edit.progress_bar = pipe.progress_bar
-            yield pipe, edit, Watch(bar.show, num_latent_frames=1)
+            yield pipe, edit, Watch(bar.show, num_latent_frames=1, every=STEPS_BETWEEN_PICTURES)
     finally:
         if is_moved and not model.is_kept:
             pipe.to("cpu")

@@ -193,6 +193,19 @@ def test_loras(comfy, model):
     torch.testing.assert_close(run(comfy, "LoomVideoGenerate", model=model, **inputs)[0], plain)
 
 
+def test_a_repository(comfy, pipe, hub):
+    """It is downloaded into ComfyUI's folder of models, whole or not at all, and is a folder of them from then on."""
+    with pytest.raises(OSError, match="me/gone"):
+        run(comfy, "LoomVideoLoadModel", model="tiny", repository="me/gone", **OPTIONS)
+    pipe.push_to_hub("me/comfy")
+    (model,) = run(comfy, "LoomVideoLoadModel", model="tiny", repository="me/comfy", **OPTIONS)
+    assert torch.equal(model.pipe.transformer.patch_embedding.weight, pipe.transformer.patch_embedding.weight)
+    folder = comfy.root / "models" / "loomvideo" / "me--comfy"
+    assert not list(folder.rglob("*.py"))
+    assert comfy.nodes["LoomVideoLoadModel"].validate_inputs(model="me--comfy", **OPTIONS) is True
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".me--comfy")] == []
+
+
 def test_saving(comfy, video):
     """With the sound and times of the source, or without one; never over another file, nor out of the folder."""
     images = images_of(video.get_stream_source())
