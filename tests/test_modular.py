@@ -168,7 +168,7 @@ def test_from_folders(model_folder, pipe):
     assert type(nano.transformer) is type(pipe.transformer)
 
 
-@pytest.mark.parametrize("place", ["a folder", "a repository"])
+@pytest.mark.parametrize("place", ["a folder", pytest.param("a repository", marks=pytest.mark.slow)])
 def test_remote_code(place, model_folder, pipe, hub):
     """With the code of a folder or a repository, and diffusers alone; the classic pipeline says nothing new."""
     name = str(model_folder)

@@ -112,8 +112,8 @@ PLAIN = {
         pytest.param("replace", marks=pytest.mark.slow),
         pytest.param("background", marks=pytest.mark.slow),
         pytest.param("recolor by reference", marks=pytest.mark.slow),
-        "replace by reference",
-        "thing and background to video",
+        pytest.param("replace by reference", marks=pytest.mark.slow),
+        pytest.param("thing and background to video", marks=pytest.mark.slow),
     ],
 )
 def test_tasks(pipe, task):

@@ -20,7 +20,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -91,8 +91,21 @@ class ClipMask:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """The mask of a frame, uint8 `[H, W]`, 255 where all may change."""
-        data = zlib.decompress(self.frames[min(index, len(self.frames) - 1)])
-        return np.frombuffer(data, np.uint8).reshape(self.height, self.width)
+        return _decompress(self.data(index), self.width, self.height)
+
+    def data(self, index: int) -> bytes:
+        """The mask of a frame as it is kept, the same object for frames that share it."""
+        return self.frames[min(index, len(self.frames) - 1)]
+
+    def feathered(self, index: int, num_pixels: int) -> np.ndarray:
+        """
+        How much of each pixel of a frame is taken from an edit, float32 `[H, W, 1]` in [0, 1].
+
+        Args:
+            index: of the frame.
+            num_pixels: over which the share rises, within the mask.
+        """
+        return _feathered(self.data(index), self.width, self.height, num_pixels)
 
     @cached_property
     def digest(self) -> str:
@@ -154,14 +167,18 @@ def read_mask(
     return ClipMask(*size, tuple(kept))
 
 
-def feathered(mask: np.ndarray, num_pixels: int) -> np.ndarray:
-    """How much of each pixel is taken from an edit, float32 `[H, W, 1]` in [0, 1], by a mask, uint8 `[H, W]`."""
+@lru_cache(maxsize=1)  # Masks that stand still are feathered once.
+def _feathered(data: bytes, width: int, height: int, num_pixels: int) -> np.ndarray:
     import torch
 
     from ..pipelines.loomvideo_masks import feather
 
-    share = torch.from_numpy(mask.astype(np.float32) / 255)
+    share = torch.from_numpy(_decompress(data, width, height).astype(np.float32) / 255)
     return feather(share[None, None, None], num_pixels)[0, 0, 0, :, :, None].numpy()
+
+
+def _decompress(data: bytes, width: int, height: int) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(data), np.uint8).reshape(height, width)
 
 
 def latent_mask_of(
@@ -175,9 +192,8 @@ def latent_mask_of(
     model_frames: list[torch.Tensor] = []
     kept, current = b"", torch.empty(0)
     for index, count in enumerate(footage.counts):
-        data = mask.frames[min(index, len(mask.frames) - 1)]
-        if data is not kept:
-            kept, placed = data, torch.from_numpy(placement.place(mask[index])).float()
+        if mask.data(index) is not kept:
+            kept, placed = mask.data(index), torch.from_numpy(placement.place(mask[index])).float()
             current = to_latent_mask(placed[None, None, None], scale_factor_spatial, 1)
         if count == 0:  # It shows the edit of the one before it.
             model_frames[-1] = torch.maximum(model_frames[-1], current)

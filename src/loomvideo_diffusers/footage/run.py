@@ -35,7 +35,7 @@ from ..pipelines.loomvideo_mllm import PROMPT_PREFIXES
 from ..pipelines.loomvideo_sharing import one_call_at_a_time
 from ..progress import Stopwatch, progress_bar, stage
 from .geometry import Placement
-from .masks import feathered, latent_mask_of, overlay
+from .masks import latent_mask_of, overlay
 from .overlap import beside, read_ahead
 from .plan import EditPlan, Report
 from .resume import ResumeFile
@@ -55,8 +55,20 @@ def run_edit(
     callback_on_step_end: Callable | None = None,
 ) -> Report:
     """See `EditPlan.run`."""
-    if plan.mask_out is not None and pipe.is_leader:
-        write_mask(plan)
+    if plan.mask_out is None or not pipe.is_leader:
+        return _run(pipe, plan, negative_prompt_embeds, callback_on_step_end)
+    write_mask(plan)
+    report = _run(pipe, plan, negative_prompt_embeds, callback_on_step_end)
+    path = plan.mask_out if isinstance(plan.mask_out, Path) else plan.mask_out.path
+    return replace(report, files={**report.files, path: "what may change, over the source"})
+
+
+def _run(
+    pipe: LoomVideoEditPipeline,
+    plan: EditPlan,
+    negative_prompt_embeds: torch.Tensor | None,
+    callback_on_step_end: Callable | None,
+) -> Report:
     if isinstance(plan.source, PIL.Image.Image):
         return _edit_image(pipe, plan, negative_prompt_embeds, callback_on_step_end)
     if plan.preview is not None:
@@ -393,7 +405,7 @@ def _bring_back(
     after = plan.placement.restore(picture, colors)
     share: np.ndarray | float = 1.0
     if plan.mask is not None:
-        share = feathered(plan.mask[index], plan.settings.mask_feather)
+        share = plan.mask.feathered(index, plan.settings.mask_feather)
     if plan.settings.keep_unchanged:
         before = plan.placement.place(convert_pixels(pixels, "rgb24"))
         changed = changes.add(before, convert_pixels(picture, "rgb24"))
