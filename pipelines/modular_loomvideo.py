@@ -131,6 +131,7 @@ class LoomVideoSteps(LoomVideoEditPipeline):
     def __init__(self, components: Any):
         super().__init__(**{name: getattr(components, name, None) for name in COMPONENTS})  # type: ignore[arg-type]
         self.components_device = components._execution_device
+        self.guider = getattr(components, "guider", None)
 
     @property
     def _execution_device(self) -> torch.device:  # type: ignore[override]
@@ -189,7 +190,6 @@ class LoomVideoBlock(LoomVideoComponents, ModularPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
         values = self.get_block_state(state)
-        self.guider = getattr(components, "guider", None)
         self.run(LoomVideoSteps(components), values)
         self.set_block_state(state, values)
         return components, state
@@ -446,7 +446,7 @@ class LoomVideoDenoiseStep(LoomVideoBlock):
                 use_kv_cache=values.use_kv_cache,
                 latent_mask=values.latent_mask,
                 noise=values.noise,
-                guider=self.guider,
+                guider=steps.guider,
             )
 
     def set_progress_bar_config(self, **options: Any) -> None:
