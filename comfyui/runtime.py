@@ -58,7 +58,7 @@ def list_models() -> list[str]:
     """The models that can be chosen: nano, and the folders of models, by their names in ComfyUI's folder."""
     folders = [Path(folder) for folder in folder_paths.get_folder_paths(MODELS_FOLDER)]
     found = {path.parent.name for folder in folders for path in folder.glob("*/model_index.json")}
-    return [NANO, *sorted(found)]
+    return [NANO, *sorted(name for name in found if not name.startswith("."))]
 
 
 def find_model(name: str) -> str:
@@ -152,12 +152,12 @@ class Bar:
 
 
 @contextmanager
-def in_use(model: Model) -> Iterator[tuple[LoomVideoPipeline, LoomVideoEditPipeline, Watch]]:
+def in_use(model: Model) -> Iterator[tuple[LoomVideoPipeline, LoomVideoEditPipeline, Watch | None]]:
     """
     Has a model on the device with its LoRAs, and gives the memory back to ComfyUI in the end.
 
     Yields:
-        Both pipelines, and a `callback_on_step_end` that shows what a call is becoming.
+        Both pipelines, and a `callback_on_step_end` that shows what a call is becoming, or None.
     """
     pipe, device = model.pipe, comfy.model_management.get_torch_device()
     is_moved = not any(hasattr(part, "_hf_hook") for part in pipe.components.values())
@@ -169,7 +169,9 @@ def in_use(model: Model) -> Iterator[tuple[LoomVideoPipeline, LoomVideoEditPipel
             _use_loras(model)
             edit = LoomVideoEditPipeline.from_pipe(pipe)
             edit.progress_bar = pipe.progress_bar
-            yield pipe, edit, Watch(bar.show, num_latent_frames=1, every=STEPS_BETWEEN_PICTURES)
+            # With offloading, a picture would send the transformer away, and fetch it again.
+            watch = Watch(bar.show, num_latent_frames=1, every=STEPS_BETWEEN_PICTURES) if is_moved else None
+            yield pipe, edit, watch
     finally:
         if is_moved and not model.is_kept:
             pipe.to("cpu")

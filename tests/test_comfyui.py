@@ -85,8 +85,8 @@ def comfy(tmp_path_factory, model_folder):
 
 def run(comfy, name, **inputs):
     """Executes a node as ComfyUI does, and returns what it gives."""
-    node = comfy.nodes[name]
-    return node.EXECUTE_NORMALIZED(**inputs)
+    with torch.inference_mode():
+        return comfy.nodes[name].EXECUTE_NORMALIZED(**inputs)
 
 
 OPTIONS = {"precision": "as usual", "offload": "nothing", "quantize": "none", "compile": False, "keep_loaded": True}
@@ -202,6 +202,9 @@ def test_a_repository(comfy, pipe, hub):
     assert torch.equal(model.pipe.transformer.patch_embedding.weight, pipe.transformer.patch_embedding.weight)
     folder = comfy.root / "models" / "loomvideo" / "me--comfy"
     assert not list(folder.rglob("*.py"))
+    (folder.parent / ".me--half").mkdir()
+    (folder.parent / ".me--half" / "model_index.json").write_text("{}")
+    assert comfy.nodes["LoomVideoLoadModel"].validate_inputs(model=".me--half", **OPTIONS) is not True
     assert comfy.nodes["LoomVideoLoadModel"].validate_inputs(model="me--comfy", **OPTIONS) is True
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".me--comfy")] == []
 

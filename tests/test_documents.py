@@ -99,8 +99,10 @@ def with_snippets(language: str) -> list[Any]:
     """The documents that have snippets of a language."""
     found = [document for document in [*PAGES, CARD, NANO_CARD] if snippets(document, language)]
     assert found
-    # Compiling takes the time, building a wheel, and starting Ray.
-    slow = {DOCS / "performance.md"} if language == "python" else {DOCS / "training.md", DOCS / "app.md"}
+    # Compiling takes the time, building a wheel, the page, and starting Ray.
+    slow = (
+        {DOCS / "performance.md", DOCS / "app.md"} if language == "python" else {DOCS / "training.md", DOCS / "app.md"}
+    )
     slow |= {DOCS / "fleet.md"}
     return [
         pytest.param(document, marks=[pytest.mark.slow] if document in slow else [], id=document.stem)

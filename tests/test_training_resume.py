@@ -240,7 +240,8 @@ def test_damaged_checkpoints(make_config, run_of_three_steps, name):
     assert all(torch.equal(tensor, again[name]) for name, tensor in result.items())
 
 
-@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_terminated(make_config, tmp_path, num_workers):
     """By SIGTERM, a run writes a checkpoint of the step that it is at, and goes on from that, exactly."""
     data = {"num_workers": num_workers}
