@@ -332,6 +332,8 @@ def test_everybody_can_use_it(scheme, size, visit, clip, tmp_path):
     """axe finds nothing serious, nothing is wider than the window, and the keyboard reaches everything."""
     page = visit(size, color_scheme=scheme, has_touch=size is PHONE)
     choose(page, clip)
+    page.click("#part button")
+    page.wait_for_selector("#region canvas:visible")
     set_steps(page, 1)
     page.fill("#edit-prompt textarea", "blue")
     page.click("#edit")
@@ -353,7 +355,7 @@ def test_everybody_can_use_it(scheme, size, visit, clip, tmp_path):
     for _ in range(80):
         page.keyboard.press("Tab")
         reached |= set(page.evaluate(ANCESTORS))
-    assert {"edit", "preview", "download", "viewer", "source", "history", "edit-prompt", "seed"} <= reached
+    assert {"edit", "preview", "download", "viewer", "source", "history", "region", "edit-prompt", "seed"} <= reached
 
 
 @pytest.mark.slow
