@@ -252,10 +252,10 @@ class Encode(io.ComfyNode):
             inputs=[
                 MODEL.Input("model", tooltip="The model whose MLLM reads the prompt."),
                 *text_inputs("What to show or to change."),
-                io.Int.Input("width", default=832, min=16, max=4096, step=16, tooltip="Of the result in pixels."),
-                io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="Of the result in pixels."),
+                io.Int.Input("width", default=832, min=16, max=4096, step=16, tooltip="Of a new result in pixels."),
+                io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="Of a new result in pixels."),
                 io.Int.Input(
-                    "length", default=81, min=1, max=2001, step=4, tooltip="Frames of the result; 1 is an image."
+                    "length", default=81, min=1, max=2001, step=4, tooltip="Frames of a new result; 1 is an image."
                 ),
                 io.Image.Input(
                     "source", optional=True, tooltip="The frames to edit; without them, something new is made."
@@ -266,8 +266,8 @@ class Encode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompt: str | None = None, **others: Any) -> bool | str:
-        return check_words(prompt)
+    def validate_inputs(cls, prompt: str | None = None, length: int | None = None, **others: Any) -> bool | str:
+        return check_length(length) or check_words(prompt)
 
     @classmethod
     def execute(
@@ -287,7 +287,7 @@ class Encode(io.ComfyNode):
             if source is None:
                 encoded = pipe.encode_prompt(**given, **size, num_frames=length)
             else:
-                encoded = edit.encode_prompt(**given, **size, **frames_input(source))
+                encoded = edit.encode_prompt(**given, **frames_input(source))
         return io.NodeOutput(dict(zip(EMBEDS_OF_BRANCHES, encoded)))
 
 

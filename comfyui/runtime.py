@@ -98,16 +98,17 @@ class Model:
 
     Attributes:
         pipe: the pipeline.
-        loras: files and weights of the LoRAs that calls with this wire use.
+        loras: files, weights and times of change of the LoRAs that calls with this wire use.
         is_kept: whether it stays on the device between calls.
     """
 
     pipe: LoomVideoPipeline
-    loras: tuple[tuple[str, float], ...] = ()
+    loras: tuple[tuple[str, float, int], ...] = ()
     is_kept: bool = True
 
     def with_lora(self, path: str, weight: float) -> "Model":
-        return replace(self, loras=(*self.loras, (path, weight)))
+        # A file that has changed is another LoRA.
+        return replace(self, loras=(*self.loras, (path, weight, Path(path).stat().st_mtime_ns)))
 
 
 def load(model: str, dtype: str | None, levers: Levers, is_kept: bool) -> Model:
@@ -181,13 +182,13 @@ def in_use(model: Model) -> Iterator[tuple[LoomVideoPipeline, LoomVideoEditPipel
 def _use_loras(model: Model) -> None:
     pipe = model.pipe
     if pipe.loras_loaded != model.loras:
+        pipe.loras_loaded = None  # until all of them are
         pipe.unload_lora_weights()
-        pipe.loras_loaded = ()
         names = [f"lora_{index}" for index in range(len(model.loras))]
-        for name, (path, _) in zip(names, model.loras):
+        for name, (path, _, _) in zip(names, model.loras):
             pipe.load_lora_weights(path, adapter_name=name)
         if names:
-            pipe.set_adapters(names, [weight for _, weight in model.loras])
+            pipe.set_adapters(names, [weight for _, weight, _ in model.loras])
         pipe.loras_loaded = model.loras
 
 

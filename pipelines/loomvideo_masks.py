@@ -148,8 +148,11 @@ def feather(masks: torch.Tensor, num_pixels: int) -> torch.Tensor:
     """
     eroded = masks
     total = masks.clone()
-    for _ in range(num_pixels - 1):
-        eroded = -F.max_pool3d(-eroded, (1, 3, 3), stride=1, padding=(0, 1, 1))
+    for remaining in range(num_pixels - 1, 0, -1):
+        before, eroded = eroded, -F.max_pool3d(-eroded, (1, 3, 3), stride=1, padding=(0, 1, 1))
+        if torch.equal(eroded, before):  # What is left has no borders.
+            total += remaining * eroded
+            break
         total += eroded
     return total / max(num_pixels, 1)
 

@@ -284,7 +284,7 @@ def _name_repository(index: Path | bytes, repo_id: str) -> bytes:
     """The index of components with the repository that they are in, which a folder needs not say."""
     content = json.loads(index if isinstance(index, bytes) else index.read_bytes())
     for value in content.values():
-        if isinstance(value, list):
+        if isinstance(value, list) and value[2]["pretrained_model_name_or_path"] is None:
             value[2]["pretrained_model_name_or_path"] = repo_id
     return _to_json(content).encode()
 

@@ -359,8 +359,9 @@ class LoomVideoEditPrepareLatentsStep(LoomVideoPrepareLatentsStep):
     def run(self, steps: LoomVideoSteps, values: Any) -> None:
         super().run(steps, values)
         values.noise = values.latents
+        source_latents = values.source_latents.repeat_interleave(values.num_videos_per_prompt, dim=0)
         values.latents, values.timesteps = steps.begin_with_source(
-            values.noise, values.source_latents, values.timesteps, values.strength
+            values.noise, source_latents, values.timesteps, values.strength
         )
 
 

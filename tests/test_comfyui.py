@@ -121,7 +121,7 @@ def test_schemas(comfy):
     assert (seed.max, seed.control_after_generate) == (2**64 - 1, True)
 
 
-def test_entrypoint():
+def test_entrypoint(comfy):
     import comfyui
 
     extension = asyncio.run(comfyui.comfy_entrypoint())
@@ -160,7 +160,7 @@ def test_edits_of_frames(comfy, model, video, edit):
     torch.testing.assert_close(each, part)
     (one,) = run(comfy, "LoomVideoEditFrames", **inputs | {"images": images[:1]})
     assert one.shape == (1, 64, 64, 3)
-    (embeds,) = run(comfy, "LoomVideoEncode", model=model, source=images[:7], length=7, **SIZE, **WORDS)
+    (embeds,) = run(comfy, "LoomVideoEncode", model=model, source=images[:7], length=9, width=96, height=64, **WORDS)
     (again,) = run(comfy, "LoomVideoEditFrames", **inputs | {"prompt": "other words"}, embeds=embeds)
     torch.testing.assert_close(again, edited, atol=1e-5, rtol=0)
 
@@ -190,6 +190,19 @@ def test_loras(comfy, model):
         results.append(run(comfy, "LoomVideoGenerate", model=wired, **inputs)[0])
     torch.testing.assert_close(results[0], plain, atol=1e-5, rtol=0)
     assert (results[1] - plain).abs().max() > 1e-3
+    torch.testing.assert_close(run(comfy, "LoomVideoGenerate", model=model, **inputs)[0], plain)
+
+
+def test_a_lora_that_fails(comfy, model):
+    """It leaves nothing behind in the model."""
+    inputs = {"length": 1} | SIZE | WORDS | SAMPLING
+    plain = run(comfy, "LoomVideoGenerate", model=model, **inputs)[0]
+    (comfy.root / "models" / "loras" / "broken.safetensors").write_bytes(b"broken")
+    wired = model
+    for name in ("pytorch_lora_weights.safetensors", "broken.safetensors"):
+        (wired,) = run(comfy, "LoomVideoLoadLora", model=wired, lora=name, weight=1.0)
+    with pytest.raises(ValueError, match="broken"):
+        run(comfy, "LoomVideoGenerate", model=wired, **inputs)
     torch.testing.assert_close(run(comfy, "LoomVideoGenerate", model=model, **inputs)[0], plain)
 
 

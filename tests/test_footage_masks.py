@@ -27,7 +27,7 @@ from loomvideo_diffusers import cli
 from loomvideo_diffusers.errors import LoomVideoError
 from loomvideo_diffusers.footage import plan_edit, read_frames, survey
 from loomvideo_diffusers.footage.masks import Box, latent_mask_of, read_mask
-from loomvideo_diffusers.media import read_image, read_video, write_image, write_video
+from loomvideo_diffusers.media import read_comment, read_image, read_video, write_image, write_video
 
 
 @pytest.fixture
@@ -400,3 +400,23 @@ def test_bad_jobs(job, message, source, tmp_path, capsys):
     (tmp_path / "jobs.jsonl").write_text(json.dumps(job))
     assert cli.main(["edit", "--jobs", str(tmp_path / "jobs.jsonl")]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_boxes_are_said_as_they_are_read():
+    for seconds in (12345.678, 1e-5, 0.5, 0.0):
+        assert Box.parse(str(Box(1, 2, 3, 4, seconds))).seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(("mask_invert", "is_inverted"), [(None, True), (True, True), (False, False)])
+def test_jobs_and_the_command(mask_invert, is_inverted, model_folder, source, tmp_path):
+    """What a job leaves out of its mask, the command says, and so does the result."""
+    job = {"input": "source.mp4", "prompt": "blue", "output": "a.mkv", "mask_invert": mask_invert}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps({name: value for name, value in job.items() if value is not None}))
+    options = ["--model", str(model_folder), "--height", "32", "--width", "64", "--steps", "1", "--lossless"]
+    masked = ["--box", "0,0,32,48", "--mask-invert"]
+    assert cli.main(["edit", "--jobs", str(tmp_path / "jobs.jsonl"), *options, *masked]) == 0
+    kept = (frames_of(tmp_path / "a.mkv") == frames_of(source)).all((0, 1, 3))
+    assert (kept[:32].all(), kept[32:].any()) == ((True, False) if is_inverted else (False, True))
+    command = json.loads(read_comment(tmp_path / "a.mkv"))["command"]
+    assert "--box 0,0,32,48" in command
+    assert ("--mask-invert" in command) == is_inverted

@@ -40,6 +40,12 @@ TASKS = {
     "an edit that stays close": {"video": CLIP, "strength": 0.5},
     "an edit in windows": {"video": CLIP, "window_frames": 5, "window_overlap": 0},
     "results of one prompt": {"video": CLIP, "num_videos_per_prompt": 2, "mask": np.tri(64) > 0},
+    "results of a batch that stay close": {
+        "video": CLIP,
+        "prompt": ["blue", "a thing that is red"],
+        "num_videos_per_prompt": 2,
+        "strength": 0.5,
+    },
     "a batch": {"video": CLIP, "prompt": ["blue", "a thing that is red"], "negative_prompt": ["gray", "blurry"]},
     "an edit of a size": {"video": CLIP, "height": 32, "width": 96, "num_frames": 5},
 }

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ..fleet.work import Files
     from ..footage import EditPlan
 
+OF_MASKS = ("mask", "box", "mask_invert")
 # Options that a job file replaces
 RESULTS = ("output", "contact_sheet", "preview", "compare", "mask_out")
 
@@ -160,7 +161,11 @@ def plan_from(arguments: argparse.Namespace, settings: dict[str, Any], job: "Job
     from ..fleet.work import plan_job
 
     plan = plan_job(job, files, **plan_options(arguments, settings))
-    given = options_of(settings) | {"seed": plan.settings.seed} | given_by(job)
+    # What a job leaves out of its mask, the command says.
+    of_job = {name: value for name, value in given_by(job).items() if name not in OF_MASKS or value not in (None, [])}
+    if {"mask", "box"} & of_job.keys():
+        of_job = {"mask": None, "box": None} | of_job
+    given = options_of(settings) | {"seed": plan.settings.seed} | of_job
     return replace(plan, comment=describe("edit", arguments, plan.settings, given))
 
 

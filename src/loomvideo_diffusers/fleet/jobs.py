@@ -135,7 +135,7 @@ class EditJob(Job):
         input: the video or image: a path, or an address that fsspec reads.
         mask: an image or video of what may change.
         box: what may change, as `X,Y,W,H`, or several as `X,Y,W,H@SECONDS`.
-        mask_invert: whether what is outside of the mask or the box may change instead.
+        mask_invert: whether what is outside of the mask or the box may change instead; by default as the command says.
     """
 
     example: ClassVar[str] = '{"input": "a.mp4", "prompt": "make it night", "output": "b.mp4"}'
@@ -144,7 +144,7 @@ class EditJob(Job):
     input: FileLocation
     mask: FileLocation | None = None
     box: list[str] = Field(default_factory=list)
-    mask_invert: bool = False
+    mask_invert: bool | None = None
 
     @property
     def inputs(self) -> list[Location]:
@@ -172,7 +172,9 @@ class EditJob(Job):
         source, output = Path(files.get(self.input, self.input)), files.get(self.output, self.output)
         if self.mask is not None or self.box:
             mask = None if self.mask is None else files.get(self.mask, self.mask)
-            options |= {"mask": mask, "boxes": self.box, "mask_invert": self.mask_invert}
+            options |= {"mask": mask, "boxes": self.box}
+        if self.mask_invert is not None:
+            options["mask_invert"] = self.mask_invert
         # A list may be of several kinds, and what is said of one does not concern the others.
         if not is_sequence(source):
             options.pop("rate", None)

@@ -68,8 +68,13 @@ class Box(NamedTuple):
         return cls(x, y, width, height, None if match[5] is None else float(match[5]))
 
     def __str__(self) -> str:
-        seconds = "" if self.seconds is None else f"@{self.seconds:g}"
-        return f"{self.x},{self.y},{self.width},{self.height}{seconds}"
+        sides = f"{self.x},{self.y},{self.width},{self.height}"
+        return sides if self.seconds is None else f"{sides}@{_plain(self.seconds)}"
+
+
+def _plain(seconds: float) -> str:
+    """A time without an exponent, as `BOX` reads it."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
 BoxLike = Box | Sequence[float] | str
@@ -219,7 +224,9 @@ def _to_box(box: BoxLike) -> Box:
     if isinstance(box, str):
         return Box.parse(box)
     try:
-        return Box.parse(",".join(str(int(side)) for side in box[:4]) + "".join(f"@{float(time)}" for time in box[4:]))
+        return Box.parse(
+            ",".join(str(int(side)) for side in box[:4]) + "".join(f"@{_plain(float(time))}" for time in box[4:])
+        )
     except (TypeError, ValueError, OverflowError, LoomVideoError) as error:
         raise LoomVideoError(f"A box must be x, y, width and height, and maybe seconds, but is {box}.") from error
 
