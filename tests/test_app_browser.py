@@ -301,10 +301,29 @@ def test_a_part_of_a_clip(visit, clip, tmp_path):
     assert np.abs(after - before)[:, 20:76, 69:75].max() < 30
     assert re.search(r"--mask mask\.png --mask-invert", page.input_value("#command textarea"))
 
+    # It is there after the panel was closed, and gone when another clip is shown.
+    page.click("#part button")
+    page.click("#part button")
+    page.wait_for_timeout(500)
+    shown = page.locator("#region canvas").evaluate(PIXELS)
+    assert reddish(shown)[50:70, :60].any()
+
+    # What could not be sent is not left out.
+    page.route("**/upload*", lambda route: route.abort())
+    drag(page, (0.2, 0.1), (0.2, 0.9))
+    page.wait_for_timeout(500)
+    page.click("#edit")
+    expect(page.locator(".toast-body").last).to_contain_text("What you painted has not arrived yet")
+    page.unroute("**/upload*")
+
     page.fill("#region [name=boxes]", "8,8,16,16")
     page.press("#region [name=boxes]", "Enter")
     told(page, '"boxes":["8,8,16,16"],"isPainted":false')
     page.click("#region [name=clear]")
+    told(page, '"boxes":[],"isPainted":false')
+    page.click("#region [name=eraser]")
+    drag(page, (0.2, 0.1), (0.2, 0.9))
+    page.wait_for_timeout(300)
     told(page, '"boxes":[],"isPainted":false')
 
 

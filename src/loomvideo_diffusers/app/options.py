@@ -51,7 +51,7 @@ class Options(BaseModel):
     strength: float | None = Field(None, ge=0, le=1)
     boxes: list[Annotated[str, Field(max_length=100)]] | None = Field(None, max_length=100)
     mask_invert: bool | None = None
-    mask_feather: int | None = Field(None, ge=0, le=1000)
+    mask_feather: int | None = Field(None, ge=0, le=100)
 
 
 OPTIONS = frozenset(Options.model_fields)

@@ -23,6 +23,7 @@ from typing import Any
 import gradio as gr
 
 from ..defaults import read_default_options
+from ..errors import LoomVideoError
 from ..loading import find_model
 from ..media.images import READ_SUFFIXES
 from .endpoints import add_endpoints
@@ -293,7 +294,9 @@ class Page:
 
         for part in (edit["source"], edit["recording"]):
             part.change(self._look, [part], [edit["strip"], edit["region"], edit["part"]], **raw)
-        edit["part"].expand(self._show_region, [edit["source"], edit["recording"]], [edit["region"]], **raw)
+        edit["part"].expand(
+            self._show_region, [edit["source"], edit["recording"], edit["region"]], [edit["region"]], **raw
+        )
         for parts in (edit, compose):
             parts["references"].upload(_number, [parts["references"]], [parts["references"]], **raw)
             parts["references"].select(_name, [parts["prompt"]], [parts["prompt"]], **quiet)
@@ -322,12 +325,20 @@ class Page:
         strip, words = in_one_sentence(self.studio, self.studio.look, visit_of(self.studio, request), path)
         return [gr.Image(value=str(strip), label=words, visible=True), *closed]
 
-    def _show_region(self, source: Any, recording: Any, request: gr.Request) -> dict[str, Any]:
+    def _show_region(self, source: Any, recording: Any, region: Any, request: gr.Request) -> Any:
         path = path_of(source) or path_of(recording)
         if path is None:
             return NO_REGION
+        if isinstance(region, dict) and region.get("clip") == str(path):
+            return gr.skip()  # It is shown, with what was painted.
         shown, width, height = in_one_sentence(self.studio, self.studio.show, visit_of(self.studio, request), path)
-        return {"shown": str(shown), "is_video": shown.suffix == VIDEO_SUFFIX, "width": width, "height": height}
+        return {
+            "shown": str(shown),
+            "clip": str(path),
+            "is_video": shown.suffix == VIDEO_SUFFIX,
+            "width": width,
+            "height": height,
+        }
 
     def _answer(self, how: str, names: list[str]) -> Callable[..., list[Any]]:
         """What a button does that asks for a run, whose last inputs are the settings of these names."""
@@ -350,6 +361,8 @@ class Page:
             return studio.generate(visit, prompt or "", paths_of(references[0] if references else None), **options)
         source, recording, prompt, references, region = inputs
         path, region = path_of(source) or path_of(recording), region if isinstance(region, dict) else {}
+        if region.get("is_pending"):
+            raise LoomVideoError("What you painted has not arrived yet: try again, or paint it again.")
         mask, boxes = path_of(region.get("mask")), region.get("boxes") or None
         if mask is not None or boxes:
             values |= {"boxes": boxes, "mask_invert": region.get("invert")}

@@ -11,6 +11,7 @@ let shown = "";
 let tool = "brush";
 let boxes = [];
 let isPainted = false;
+let turns = 0;
 let start = null;
 
 const seconds = () => (media && media.duration ? media.currentTime : 0);
@@ -45,11 +46,14 @@ function draw() {
   context.drawImage(over, 0, 0);
 }
 
+// What is painted is sent as a picture. Until it has arrived, the value says so; what came after it counts, and not it.
 async function tell() {
-  const value = {...props.value, boxes: [], mask: null, invert: invert.checked};
+  const turn = ++turns;
   const several = boxes.length > 1;
-  value.boxes = boxes.map((box) => box.slice(0, 4).join(",") + (several ? `@${+box[4].toFixed(3)}` : ""));
-  text.value = value.boxes.join(" ");
+  const said = boxes.map((box) => box.slice(0, 4).join(",") + (several ? `@${+box[4].toFixed(3)}` : ""));
+  const value = {...props.value, boxes: said, mask: null, invert: invert.checked, is_pending: isPainted};
+  text.value = said.join(" ");
+  props.value = value;
   if (isPainted) {
     const white = document.createElement("canvas");
     [white.width, white.height] = [painted.width, painted.height];
@@ -61,11 +65,17 @@ async function tell() {
     layer.globalCompositeOperation = "destination-over";
     layer.fillStyle = "black";
     layer.fillRect(0, 0, white.width, white.height);
-    const blob = await new Promise((done) => white.toBlob(done, "image/png"));
-    value.mask = await upload(new File([blob], "mask.png", {type: "image/png"}));
+    let mask = null;
+    try {
+      const blob = await new Promise((done) => white.toBlob(done, "image/png"));
+      mask = await upload(new File([blob], "mask.png", {type: "image/png"}));
+    } catch {
+      return;
+    }
+    if (turn !== turns || !mask) return;
+    props.value = {...value, mask, is_pending: false};
   }
-  props.value = value;
-  element.dataset.told = JSON.stringify({boxes: value.boxes, isPainted: Boolean(value.mask), invert: value.invert});
+  element.dataset.told = JSON.stringify({boxes: said, isPainted, invert: value.invert});
 }
 
 function clear() {
@@ -85,6 +95,7 @@ function load() {
   element.querySelector(".none").hidden = Boolean(value.shown);
   if ((value.shown || "") === shown) return;
   shown = value.shown || "";
+  turns += 1;
   if (media && media.pause) media.pause();
   media = null;
   clear();
@@ -146,7 +157,7 @@ function setBox(from, to) {
 }
 
 canvas.addEventListener("pointerdown", (event) => {
-  if (!media) return;
+  if (!media || (tool === "eraser" && !isPainted)) return;
   if (media.pause) media.pause();
   canvas.setPointerCapture(event.pointerId);
   start = place(event);

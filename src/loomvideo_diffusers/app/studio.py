@@ -125,6 +125,8 @@ class Studio:
         self._check_owner(visit, [path])
         source = self.limits.read_source(path)
         scale = min(1.0, SHOWN_HEIGHT / source.height)
+        for older in visit.folder.glob("shown-*"):
+            older.unlink(missing_ok=True)
         shown = visit.folder / f"shown-{secrets.token_hex(4)}{VIDEO_SUFFIX if isinstance(source, Footage) else '.jpg'}"
         if isinstance(source, Footage):
             even = replace(source, pixel_format=PIXEL_FORMATS[False, False], num_bits=8, pixel_aspect=None)
@@ -200,6 +202,8 @@ class Studio:
             model=shlex.join([model, *loras]),
             **settings,
         )
+        if plan.mask is not None and plan.mask.is_empty:
+            raise LoomVideoError("Nothing may change: paint, or drag a box, where something is to.")
         options: dict[str, Any] = {"input": _argument(source.name), "prompt": prompt}
         options |= {"mask": None if mask is None else _argument(mask.name), "box": settings.get("boxes")}
         options["mask_invert"] = settings.get("mask_invert")
