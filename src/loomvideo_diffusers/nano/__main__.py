@@ -51,7 +51,7 @@ def main() -> None:
         {
             "Autoencoder": (autoencoder.with_suffix(".csv"), "psnr"),
             "MLLM, on sentences": (language.with_suffix(".csv"), "understood"),
-            "Transformer and MLLM": (trained.with_suffix(".csv"), "loss"),
+            "Transformer and MLLM": (trained.with_suffix(".csv"), "error"),
             "Decoder, on denoised clips": (decoder.with_suffix(".csv"), "psnr"),
         },
         model / "samples" / "curves.png",

@@ -27,7 +27,7 @@ matplotlib.use("agg")
 
 
 # What is logged, in words
-LABELS = {"psnr": "PSNR (dB)", "understood": "sentences understood", "loss": "loss"}
+LABELS = {"psnr": "PSNR (dB)", "understood": "sentences understood", "error": "mean squared error"}
 
 
 def plot_curves(logs: dict[str, tuple[Path, str]], path: Path) -> None:
@@ -42,7 +42,7 @@ def plot_curves(logs: dict[str, tuple[Path, str]], path: Path) -> None:
     for place, (title, (log, name)) in enumerate(logs.items(), start=1):
         axis = figure.add_subplot(1, len(logs), place)
         steps, values = _read(log, name)
-        if name == "loss":
+        if name == "error":
             axis.set_yscale("log")
         axis.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.5)
         axis.plot(steps, _smooth(values), color="tab:blue")

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
+from transformers import get_wsd_schedule
 
 from ..media import write_whole
 
@@ -44,6 +44,7 @@ def fit(
     learning_rate: float,
     result: Path,
     ema_decay: float | None = None,
+    decay_share: float = 1.0,
 ) -> None:
     """
     Trains what of a model needs gradients.
@@ -52,16 +53,18 @@ def fit(
         model: the model, on `DEVICE`.
         batches: by the number of the step, from 0, what it learns from.
         compute: makes of a batch and the number of its step, from 1, the loss and what else is logged.
-        learning_rate: the highest, from which it falls to 0 in a cosine.
+        learning_rate: the highest.
         result: names the checkpoint, `.pt`, to go on from and to delete at the end, and the log, `.csv`.
         ema_decay: of a moving average of the weights, which takes their place at the end.
+        decay_share: in how many of the steps, at the end, the learning rate falls to 0 in a cosine.
     """
     result.parent.mkdir(parents=True, exist_ok=True)
     checkpoint, log = result.with_suffix(".pt"), result.with_suffix(".csv")
     steps = len(batches)  # type: ignore[arg-type]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices, optimizers = _make_optimizers(model, learning_rate)
-    schedulers = [get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps) for optimizer in optimizers]
+    decay_steps = round(decay_share * max(0, steps - WARMUP_STEPS))
+    schedulers = [get_wsd_schedule(optimizer, WARMUP_STEPS, decay_steps, steps) for optimizer in optimizers]
     ema = None if ema_decay is None else EMAModel(parameters, decay=ema_decay, foreach=True)
     first_step = 0
     if checkpoint.exists():
