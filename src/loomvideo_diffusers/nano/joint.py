@@ -99,7 +99,7 @@ WEIGHTS = {
     "thing and background to video": 10,
     "shape and color to video": 14,
 }
-# How many times as often as videos the same tasks come as pictures: at first, and from halfway on
+# How many times as often as videos the same tasks come as pictures: at first, and at the end
 PICTURES = (12.0, 0.5)
 
 Shape = tuple[int, int, int, int]
@@ -254,7 +254,7 @@ def _weight(task: str, is_picture: bool, step: int) -> float:
     if not is_picture:
         return WEIGHTS[task]
     first, last = PICTURES
-    return WEIGHTS[task] * first * (last / first) ** min(1.0, 2 * step / STEPS)
+    return WEIGHTS[task] * first * (last / first) ** (step / STEPS)
 
 
 def _drop(example: Example, rng: np.random.Generator) -> str:
