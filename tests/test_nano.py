@@ -624,11 +624,11 @@ def test_what_an_edit_changes_counts_more():
     source = torch.randn(2, 24, 5, 12, 12)
     latents = source.clone()
     latents[0, :, :, :3] += 1
-    weights = joint.weigh(latents, source)
+    weights = joint.token_weights(latents, source)
     assert weights.shape == (2, 1, 5, 12, 12)
     assert weights.mean().item() == pytest.approx(1)
     assert torch.allclose(weights[0, :, :, :3], 4 * weights[1, :, :, :3])
-    assert torch.equal(joint.weigh(latents, None), torch.ones_like(weights))
+    assert torch.equal(joint.token_weights(latents, None), torch.ones_like(weights))
 
 
 def test_pictures_come_first(untrained, latents, monkeypatch):

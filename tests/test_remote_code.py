@@ -219,7 +219,7 @@ def test_what_goes_to_the_hub_stands_alone(file):
         assert module in (siblings if level else allowed)
 
 
-@pytest.mark.parametrize("entry", ["pipeline_loomvideo.py", "pipeline_loomvideo_edit.py"])
+@pytest.mark.parametrize("entry", ["pipeline_loomvideo.py", "pipeline_loomvideo_edit.py", "modular_loomvideo.py"])
 def test_an_entry_names_all_that_it_needs(entry):
     """The Hub's loader copies what the entry file imports, and not what that imports."""
 
@@ -228,6 +228,10 @@ def test_an_entry_names_all_that_it_needs(entry):
 
     named = siblings(entry)
     assert named == named.union(*(siblings(f"{module}.py") for module in named))
+
+
+@pytest.mark.parametrize("entry", ["pipeline_loomvideo.py", "pipeline_loomvideo_edit.py"])
+def test_a_pipeline_names_the_files_of_the_transformer(entry):
     of_transformer = re.findall(r"from \.transformer\.(\w+) import", (ROOT / "pipelines" / entry).read_text())
     models = ROOT / "src" / "loomvideo_diffusers" / "models"
     assert of_transformer == sorted(file.stem for file in models.glob("transformer_loomvideo_*.py"))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .tasks import Example
-from .world import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SIZES, draw_mask
+from .world import BACKGROUNDS, COLORS, DIRECTIONS, SHAPES, SIZES, draw_mask, frame_times
 
 
 # What can be said of a token; for things, nothing comes first.
@@ -48,8 +48,8 @@ def encode_contents(example: Example) -> torch.Tensor:
     background = f"{'inverted ' if scene.is_inverted else ''}{scene.background}"
     grid = (scene.height // TOKEN_SIDE, scene.width // TOKEN_SIDE)
     # The first frame, and the middle of each four that follow
-    frames = np.arange(0, num_frames, TOKEN_FRAMES) - np.append(0, np.full((num_frames - 1) // TOKEN_FRAMES, 1.5))
-    times = frames / (num_frames - 1) if num_frames > 1 else [0.5]
+    frames = np.maximum(np.arange(0, num_frames, TOKEN_FRAMES) - 1.5, 0)
+    times = frames / (num_frames - 1) if num_frames > 1 else frame_times(1)
     numbers = np.zeros((len(times), *grid, len(OPTIONS)), np.int64)
     numbers[..., -1] = OPTIONS["background"].index(background)
     largest = np.full(numbers.shape[:3], SMALLEST_SHARE)

@@ -304,7 +304,7 @@ class Learner(TransformerWithTextEncoder):
         return velocity, self.reader(hidden_states, contents)
 
 
-def weigh(latents: torch.Tensor, source_latents: torch.Tensor | None) -> torch.Tensor:
+def token_weights(latents: torch.Tensor, source_latents: torch.Tensor | None) -> torch.Tensor:
     """What the errors of latents `[B, C, T, h, w]` count, `[B, 1, T, h, w]`, 1 on average."""
     if source_latents is None:
         return torch.ones_like(latents[:, :1])
@@ -348,7 +348,7 @@ def train(untrained: Path, latents: Path, output_dir: Path) -> Path:
         noisy = add_noise(latents, noise, timesteps)
         velocity, confusion = model(hidden_states=noisy, timestep=1000 * timesteps, **batch)
         squares = (velocity.float() - velocity_target(latents, noise)).square()
-        errors = (squares * weigh(latents, batch["source_hidden_states"])).flatten(1).mean(dim=1)
+        errors = (squares * token_weights(latents, batch["source_hidden_states"])).flatten(1).mean(dim=1)
         loss = (errors / (errors.detach() + ERROR_FLOOR)).mean() + confusion
         return loss, {"error": squares.mean().item(), "confusion": confusion.item()}
 
