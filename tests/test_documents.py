@@ -201,6 +201,7 @@ def run_command(command: str) -> None:
     if arguments[0] == "train":
         outputs += ["my-lora/pytorch_lora_weights.safetensors"]
     if arguments[0] == "app":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which what runs in the background has not
         threading.Timer(3, signal.raise_signal, [signal.SIGINT]).start()  # as a person ends it
     if arguments[0] in ("generate", "edit", "calibrate"):
         arguments += ["--height", "64", "--width", "64", "--steps", "1"]
